@@ -1,0 +1,87 @@
+"""The versions we run on, and the checkpoints that MMEngine writes."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from typing import Any, Callable
+
+import mmengine
+import numpy as np
+import torch
+from mmengine.config import utils as config_utils
+from mmengine.logging import HistoryBuffer
+from mmengine.utils import digit_version, get_installed_path
+
+
+def check_versions() -> None:
+    """Raise if Python, PyTorch or MMEngine is older than we run on.
+
+    Raises:
+        ImportError: If one is too old.
+    """
+    found = {
+        'Python': ('.'.join(map(str, sys.version_info[:3])), '3.8'),
+        'PyTorch': (torch.__version__, '2.0'),
+        'mmengine': (mmengine.__version__, '0.10'),
+    }
+    for name, (version, least) in found.items():
+        if digit_version(version) < digit_version(least):
+            raise ImportError(
+                f'mmselfdistill needs {name} >= {least}, but {version} is installed'
+            )
+
+
+def allow_mmengine_checkpoints() -> None:
+    """Let PyTorch >= 2.6 load the types that MMEngine writes into checkpoints.
+
+    ``torch.load`` refuses what it does not know. The types allowed here hold
+    numbers and arrays only. The file also names ``getattr``, for the methods of
+    ``HistoryBuffer``: that name is given a function that looks up nothing else.
+    """
+    if digit_version(torch.__version__) < digit_version('2.6'):
+        return
+    multiarray = getattr(np, '_core', np.core).multiarray
+    scalars = (np.float64, np.float32, np.int64, np.int32, np.bool_)
+    dtypes = {type(np.dtype(scalar)) for scalar in scalars}
+    torch.serialization.add_safe_globals(
+        [
+            HistoryBuffer,
+            np.ndarray,
+            np.dtype,
+            *dtypes,
+            # numpy 2 renamed the module; files of either are met
+            *_both_names(multiarray._reconstruct, '_reconstruct'),
+            *_both_names(multiarray.scalar, 'scalar'),
+            (_statistic_of_history_buffer, 'builtins.getattr'),
+        ]
+    )
+
+
+def _both_names(function: Callable[..., Any], name: str) -> list[Any]:
+    modules = ('numpy.core.multiarray', 'numpy._core.multiarray')
+    return [(function, f'{module}.{name}') for module in modules]
+
+
+def _statistic_of_history_buffer(owner: Any, name: str) -> Any:
+    if owner is HistoryBuffer and name in ('min', 'max', 'mean', 'current'):
+        return getattr(HistoryBuffer, name)
+    raise AttributeError(
+        f'A checkpoint asks for {name!r} of {owner!r}: only the statistics of '
+        "MMEngine's HistoryBuffer are allowed"
+    )
+
+
+def name_our_configs() -> None:
+    """Make ``mmselfdistill::...`` a config, and ``mmseg::...`` with OneDL's too.
+
+    MMEngine finds a package's configs by the name of its distribution.
+    """
+    packages = config_utils.MODULE2PACKAGE
+    packages['mmselfdistill'] = 'mmselfdistill'
+    if importlib.util.find_spec('mmseg') is None:
+        return
+    try:
+        get_installed_path('mmsegmentation')
+    except Exception:
+        packages['mmseg'] = 'onedl-mmsegmentation'

@@ -1,0 +1,7 @@
+"""The hooks: when things happen in a Runner, and what is saved."""
+
+from .ema_teacher_hook import EMATeacherHook
+from .generation_hook import GenerationHook
+from .self_distill_hook import SelfDistillHook
+
+__all__ = ['EMATeacherHook', 'GenerationHook', 'SelfDistillHook']

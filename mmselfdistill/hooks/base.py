@@ -1,0 +1,159 @@
+"""What the three hooks share: building, progress, saving and resuming."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+from mmengine.runner.checkpoint import weights_to_cpu
+from torch import nn
+
+from mmselfdistill.distiller import Distiller
+from mmselfdistill.errors import check_number
+from mmselfdistill.schedules import build_schedule
+from mmselfdistill.sites import find_family
+from mmselfdistill.teacher import make_teacher
+from mmselfdistill.terms import (
+    ScheduleConfig,
+    TermConfigs,
+    differences,
+    resolve_terms,
+)
+
+STATE_KEY = 'mmselfdistill'
+STATE_VERSION = 1
+
+
+class DistillHook(Hook):
+    """Builds the distiller before training, and keeps its state in checkpoints.
+
+    A subclass says where the teacher comes from and when it changes.
+
+    Args:
+        terms (dict, optional): Terms by name; they merge over the defaults of
+            the model's family key by key. Defaults to None.
+        loss_weight (float): Multiplies all terms; at 0 the teacher is not run.
+            Defaults to 1.0.
+        schedule (dict | str, optional): Weight over time of the terms without
+            one of their own. Defaults to None: the hook's own default.
+
+    Raises:
+        ValueError: If a value is wrong.
+    """
+
+    default_schedule: ScheduleConfig = None
+
+    def __init__(
+        self,
+        terms: TermConfigs | None = None,
+        loss_weight: float = 1.0,
+        schedule: ScheduleConfig = None,
+    ) -> None:
+        self.terms = terms
+        self.loss_weight = check_number('loss_weight', loss_weight, 0.0)
+        self.schedule = self.default_schedule if schedule is None else schedule
+        build_schedule(self.schedule, 'schedule')
+        self.generation = 0
+        self.updates = 0
+        self.distiller: Distiller | None = None
+        self._teacher: nn.Module | None = None
+        self._resumed: dict[str, Any] | None = None
+
+    def before_train(self, runner: Runner) -> None:
+        """Build teacher and terms: weights are loaded, no step is made yet."""
+        student = bare_model(runner)
+        family = find_family(student)
+        terms = resolve_terms(family, self.terms, self.schedule)
+        self.distiller = Distiller(family, terms, self.loss_weight)
+        self._teacher = make_teacher(student)
+        if self._resumed is None:
+            self.init_teacher(runner)
+        else:
+            self._restore(self._resumed)
+        self._resumed = None
+        self.distiller.attach()
+
+    def init_teacher(self, runner: Runner) -> None:
+        """Give the teacher its first weights; called unless a run is resumed."""
+        raise NotImplementedError
+
+    def progress(self, runner: Runner) -> float:
+        """Return the position in [0, 1] on which schedules depend."""
+        return runner.iter / runner.max_iters
+
+    def before_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None
+    ) -> None:
+        """Tell the distiller where the run is."""
+        assert self.distiller is not None
+        self.distiller.progress = self.progress(runner)
+
+    def after_train(self, runner: Runner) -> None:
+        """Leave the student as it was."""
+        if self.distiller is not None:
+            self.distiller.detach()
+
+    def before_save_checkpoint(
+        self, runner: Runner, checkpoint: dict[str, Any]
+    ) -> None:
+        """Add our state under one key; the student's own keys stay as they are."""
+        if self.distiller is None:
+            return
+        teacher = self.distiller.teacher
+        checkpoint[STATE_KEY] = dict(
+            version=STATE_VERSION,
+            hook=type(self).__name__,
+            teacher=None if teacher is None else weights_to_cpu(teacher.state_dict()),
+            generation=self.generation,
+            updates=self.updates,
+            terms={term.name: term.config for term in self.distiller.terms},
+        )
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Keep our state of a resumed checkpoint until the teacher is built."""
+        if not runner._resume:
+            return
+        if STATE_KEY not in checkpoint:
+            raise ValueError(
+                'resume: the checkpoint holds no state of mmselfdistill, it was '
+                'written without this hook. To begin self-distillation from its '
+                'weights, use load_from without resume'
+            )
+        self._resumed = checkpoint[STATE_KEY]
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        assert self.distiller is not None and self._teacher is not None
+        ours = dict(version=STATE_VERSION, hook=type(self).__name__)
+        wrong = [
+            f'{key}: {state.get(key)!r} in the checkpoint, {value!r} now'
+            for key, value in ours.items()
+            if state.get(key) != value
+        ]
+        terms = {term.name: term.config for term in self.distiller.terms}
+        wrong += differences(terms, state.get('terms', {}))
+        if wrong:
+            raise ValueError(
+                'resume: the run in the checkpoint was another one:\n  '
+                + '\n  '.join(wrong)
+            )
+        self.generation, self.updates = state['generation'], state['updates']
+        if state['teacher'] is not None:
+            self._teacher.load_state_dict(state['teacher'], strict=True)
+            self.distiller.teacher = self._teacher
+
+
+def bare_model(runner: Runner) -> nn.Module:
+    """Return the model without its wrapper.
+
+    Raises:
+        ValueError: If its parameters are sharded.
+    """
+    model = runner.model
+    if 'FullySharded' in type(model).__name__:
+        raise ValueError(
+            'self_distill: FSDP shards the parameters that a teacher has to copy, '
+            'which is not supported; use DDP (launcher pytorch or slurm)'
+        )
+    return model.module if is_model_wrapper(model) else model

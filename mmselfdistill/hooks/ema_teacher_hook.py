@@ -1,0 +1,80 @@
+"""A running average of the student as its teacher."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import Any
+
+from mmengine.optim import OptimWrapperDict
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+
+from mmselfdistill.errors import check_number
+from mmselfdistill.teacher import average_into, copy_into
+from mmselfdistill.terms import ScheduleConfig, TermConfigs
+
+from .base import DistillHook, bare_model
+
+
+@HOOKS.register_module()
+class EMATeacherHook(DistillHook):
+    r"""Distils from a running average of the student (arXiv 1703.01780).
+
+    After each optimizer step, the :math:`t`-th of the run,
+
+    .. math::
+        \theta_T \leftarrow m_t \, \theta_T + (1 - m_t) \, \theta_S, \quad
+        m_t = \min\left(m, \frac{1 + t}{10 + t}\right),
+
+    buffers included, so that the first weights are soon forgotten. Under
+    gradient accumulation this is once for each real step.
+
+    Args:
+        momentum (float): The share :math:`m` that the teacher keeps. Defaults
+            to 0.999.
+        terms (dict, optional): See :class:`DistillHook`. Defaults to None.
+        loss_weight (float): Multiplies all terms. Defaults to 1.0.
+        schedule (dict | str, optional): Weight over the run. Defaults to None:
+            0 for the first 15 %, while the teacher is too young to teach, then
+            a ramp to 1 over the next 15 %.
+
+    Raises:
+        ValueError: If a value is wrong.
+    """
+
+    default_schedule = MappingProxyType(dict(type='constant', begin=0.15, warmup=0.15))
+
+    def __init__(
+        self,
+        momentum: float = 0.999,
+        terms: TermConfigs | None = None,
+        loss_weight: float = 1.0,
+        schedule: ScheduleConfig = None,
+    ) -> None:
+        super().__init__(terms, loss_weight, schedule)
+        self.momentum = check_number('momentum', momentum, 0.0, 1.0)
+
+    def init_teacher(self, runner: Runner) -> None:
+        """Start from the student."""
+        assert self.distiller is not None and self._teacher is not None
+        copy_into(self._teacher, bare_model(runner))
+        self.distiller.teacher = self._teacher
+
+    def after_train_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: Any = None,
+        outputs: Any = None,
+    ) -> None:
+        """Average, if the optimizer made a step in this iteration."""
+        assert self._teacher is not None
+        wrapper = runner.optim_wrapper
+        wrappers = (
+            wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]
+        )
+        if any(each.should_update() for each in wrappers):
+            young = (1 + self.updates) / (10 + self.updates)
+            momentum = min(self.momentum, young)
+            average_into(self._teacher, bare_model(runner), momentum)
+            self.updates += 1

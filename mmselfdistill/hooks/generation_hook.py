@@ -1,0 +1,160 @@
+"""Generation after generation, each taught by the one before."""
+
+from __future__ import annotations
+
+import numbers
+from typing import Any
+
+from mmengine.registry import HOOKS
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
+
+from mmselfdistill.errors import check_choice
+from mmselfdistill.teacher import copy_into
+from mmselfdistill.terms import ScheduleConfig, TermConfigs
+
+from .base import DistillHook, bare_model
+from .restart import Beginning, reinitialize
+
+
+@HOOKS.register_module()
+class GenerationHook(DistillHook):
+    """Copies the student into a frozen teacher at each boundary of generations.
+
+    The first generation trains alone. Give either ``interval`` or
+    ``generations``:
+
+    - ``interval``: the run has the length and the learning rate that the config
+      gives it, and is cut into generations.
+    - ``generations``: the run becomes that many times the config's length, and
+      the schedules of learning rate and momentum begin anew in each.
+
+    ============  ========================  =================  ================
+    at a          weights                   optimizer state    schedules
+    boundary
+    ============  ========================  =================  ================
+    continue      stay                      stays              go on; begin anew
+                                                               by generations
+    reinit        fresh (seed +             emptied            begin anew
+                  generation)
+    ============  ========================  =================  ================
+
+    Re-initialised generations are those of Born-Again Networks (arXiv
+    1805.04770).
+
+    Args:
+        interval (int, optional): Length of a generation, in epochs or
+            iterations. Defaults to None.
+        generations (int, optional): Number of generations. Defaults to None.
+        by_epoch (bool): Whether ``interval`` counts epochs. Defaults to True.
+        student (str): 'continue' or 'reinit'. Defaults to 'continue'.
+        terms (dict, optional): See :class:`DistillHook`. Defaults to None.
+        loss_weight (float): Multiplies all terms. Defaults to 1.0.
+        schedule (dict | str, optional): Weight over a generation. Defaults to
+            None: a cosine from 1 to 0.01.
+
+    Raises:
+        ValueError: If a value is wrong.
+    """
+
+    # boundaries come before the learning rate is logged
+    priority = 'HIGHEST'
+    default_schedule = 'cosine'
+
+    def __init__(
+        self,
+        interval: int | None = None,
+        generations: int | None = None,
+        by_epoch: bool = True,
+        student: str = 'continue',
+        terms: TermConfigs | None = None,
+        loss_weight: float = 1.0,
+        schedule: ScheduleConfig = None,
+    ) -> None:
+        super().__init__(terms, loss_weight, schedule)
+        if (interval is None) == (generations is None):
+            raise ValueError(
+                'GenerationHook: expected either interval or generations, but got '
+                f'interval={interval!r} and generations={generations!r}'
+            )
+        for name, value in (('interval', interval), ('generations', generations)):
+            whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+            if value is not None and not (whole and value >= 1):
+                raise ValueError(f'{name}: expected an integer >= 1, but got {value!r}')
+        self.interval = interval
+        self.generations = generations
+        self.by_epoch = by_epoch
+        self.student = check_choice('student', student, ('continue', 'reinit'))
+        self._beginning: Beginning | None = None
+
+    def before_run(self, runner: Runner) -> None:
+        """Lengthen the run, and remember how its schedules begin."""
+        loop = runner._train_loop
+        if not isinstance(loop, BaseLoop):
+            return
+        epochs = isinstance(loop, EpochBasedTrainLoop)
+        if self.generations is not None and self._beginning is None:
+            self.by_epoch = epochs
+            self.interval = loop.max_epochs if epochs else loop.max_iters
+            loop._max_epochs *= self.generations if epochs else 1
+            loop._max_iters *= self.generations
+        elif self.by_epoch and not epochs:
+            raise ValueError(
+                f'GenerationHook: by_epoch=True, but {type(loop).__name__} counts '
+                'iterations; set by_epoch=False and interval in iterations, or give '
+                'generations'
+            )
+        if self.student == 'reinit':
+            _check_can_reinitialize(runner)
+        self._beginning = Beginning(runner)
+
+    def init_teacher(self, runner: Runner) -> None:
+        """Leave the first generation without a teacher."""
+
+    def progress(self, runner: Runner) -> float:
+        """Return the position in the generation."""
+        length = self._iterations(runner)
+        return (runner.iter - self.generation * length) / length
+
+    def before_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None
+    ) -> None:
+        """Begin the next generation where it is due."""
+        generation = runner.iter // self._iterations(runner)
+        if generation != self.generation:
+            self._begin(runner, generation)
+        super().before_train_iter(runner, batch_idx, data_batch)
+
+    def _iterations(self, runner: Runner) -> int:
+        assert self.interval is not None
+        if self.by_epoch:
+            return self.interval * len(runner.train_loop.dataloader)
+        return self.interval
+
+    def _begin(self, runner: Runner, generation: int) -> None:
+        assert self.distiller is not None and self._teacher is not None
+        assert self._beginning is not None
+        copy_into(self._teacher, bare_model(runner))
+        self.distiller.teacher = self._teacher
+        self.generation = generation
+        if self.student == 'reinit':
+            reinitialize(runner, generation)
+        if self.student == 'reinit' or self.generations is not None:
+            self._beginning.restore(runner)
+        runner.logger.info(
+            f'Generation {generation + 1} begins (student: {self.student}): the '
+            f'teacher has the weights of iteration {runner.iter}.'
+        )
+
+
+def _check_can_reinitialize(runner: Runner) -> None:
+    if not runner.cfg.get('model'):
+        raise ValueError(
+            "GenerationHook: student='reinit' builds a fresh model from "
+            'runner.cfg.model, which is empty; make the runner by Runner.from_cfg'
+        )
+    if runner.cfg.get('load_from') and not runner._resume:
+        raise ValueError(
+            "GenerationHook: student='reinit' starts each generation from the model's "
+            f'own init_cfg, so load_from={runner.cfg.load_from!r} would hold for the '
+            "first only; use init_cfg=dict(type='Pretrained', ...), or 'continue'"
+        )

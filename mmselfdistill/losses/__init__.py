@@ -1,0 +1,28 @@
+"""Losses between one tensor of the student and the same one of the teacher.
+
+Each is a pure function and a thin module in MMEngine's ``MODELS``. Called as
+``loss(student, teacher, **context)``, it returns an unweighted float32 scalar
+that is 0 when the two are equal, and ignores context that it has no use for.
+"""
+
+from .box_distill import BoxDistillLoss, box_distill_loss
+from .feature_mse import FeatureMSELoss, feature_mse_loss
+from .info_nce import InfoNCELoss, info_nce_loss
+from .mask_distill import MaskDistillLoss, mask_distill_loss
+from .pkd import PKDLoss, pkd_loss
+from .soft_target import SoftTargetLoss, soft_target_loss
+
+__all__ = [
+    'BoxDistillLoss',
+    'FeatureMSELoss',
+    'InfoNCELoss',
+    'MaskDistillLoss',
+    'PKDLoss',
+    'SoftTargetLoss',
+    'box_distill_loss',
+    'feature_mse_loss',
+    'info_nce_loss',
+    'mask_distill_loss',
+    'pkd_loss',
+    'soft_target_loss',
+]

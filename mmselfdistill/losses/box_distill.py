@@ -1,0 +1,132 @@
+"""Boxes: the teacher's boxes as targets, weighted by how sure it is of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from mmselfdistill.errors import check_choice, check_number
+
+from .common import categorical_kl, in_full_precision, weighted_mean
+
+
+@in_full_precision
+def box_distill_loss(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    box_kind: str = 'deltas',
+    temperature: float = 10.0,
+    confidence: Tensor | None = None,
+) -> Tensor:
+    r"""Difference of the student's boxes from the teacher's.
+
+    With :math:`w_i` the teacher's confidence of box :math:`i`, the result is
+    :math:`\sum_i w_i d_i / \max(\sum_i w_i, 1)`, where :math:`d_i` is
+
+    - for 'bins', the mean over the four sides of
+      :math:`T^2 \mathrm{KL}(p \| q)` of the distributions over distance
+      (LD, arXiv 2102.12252);
+    - for 'deltas', the mean over the four numbers of :math:`|s - t|`;
+    - for 'distances', :math:`1 - \mathrm{GIoU}` of the two boxes
+      (arXiv 1902.09630).
+
+    Args:
+        student (Tensor): 'bins': (N, 4 * (reg_max + 1)) logits, side by side;
+            'deltas': (N, 4) encoded offsets; 'distances': (N, 4) left, top,
+            right, bottom from one point, in any unit of length.
+        teacher (Tensor): Same shape and kind. Gets no gradient.
+        box_kind (str): 'bins', 'deltas' or 'distances'. Defaults to 'deltas'.
+        temperature (float): :math:`T` of the bins, above 0; other kinds do not
+            use it. Defaults to 10.0.
+        confidence (Tensor, optional): (N), not negative. Defaults to None: all
+            boxes count as 1.
+
+    Returns:
+        Tensor: A scalar in float32; 0 where the boxes are equal, or where there
+        is none.
+
+    Raises:
+        ValueError: If shapes do not fit, or the kind is unknown.
+    """
+    check_choice('box_kind', box_kind, ('bins', 'deltas', 'distances'))
+    _check_columns(student, box_kind)
+    if box_kind == 'bins':
+        sides = (len(student), 4, student.shape[1] // 4)
+        student, teacher = student.reshape(sides), teacher.reshape(sides)
+        difference = categorical_kl(student, teacher, temperature, dim=-1).mean(-1)
+    elif box_kind == 'deltas':
+        difference = (student - teacher).abs().mean(-1)
+    else:
+        difference = _giou_loss(student, teacher)
+    return weighted_mean('confidence', difference, confidence)
+
+
+def _check_columns(boxes: Tensor, box_kind: str) -> None:
+    columns = boxes.shape[1] if boxes.ndim == 2 else 0
+    if box_kind == 'bins':
+        fits, wanted = columns >= 8 and columns % 4 == 0, '(N, 4 * (reg_max + 1))'
+    else:
+        fits, wanted = columns == 4, '(N, 4)'
+    if not fits:
+        raise ValueError(
+            f'box_kind {box_kind!r}: expected boxes of shape {wanted}, but got '
+            f'{tuple(boxes.shape)}'
+        )
+
+
+def _giou_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    inner = _area(torch.minimum(student, teacher))
+    outer = _area(torch.maximum(student, teacher))
+    union = _area(student) + _area(teacher) - inner
+    tiny = torch.finfo(student.dtype).eps
+    # 1 - IoU + gap: this form is 0 for equal boxes, empty ones included
+    missed = (union - inner) / union.clamp(min=tiny)
+    gap = (outer - union) / outer.clamp(min=tiny)
+    return missed + gap
+
+
+def _area(distances: Tensor) -> Tensor:
+    left, top, right, bottom = distances.unbind(-1)
+    return (left + right).clamp(min=0) * (top + bottom).clamp(min=0)
+
+
+@MODELS.register_module()
+class BoxDistillLoss(nn.Module):
+    """Difference of boxes, by how a head encodes them: see :func:`box_distill_loss`.
+
+    Args:
+        temperature (float): Softens the distributions of 'bins'; other kinds do
+            not use it. Defaults to 10.0.
+
+    Raises:
+        ValueError: If the temperature is not above 0.
+    """
+
+    def __init__(self, temperature: float = 10.0) -> None:
+        super().__init__()
+        self.temperature = check_number('temperature', temperature, 0, above_low=True)
+
+    def forward(
+        self,
+        student: Tensor,
+        teacher: Tensor,
+        box_kind: str = 'deltas',
+        confidence: Tensor | None = None,
+        **_: Any,
+    ) -> Tensor:
+        """Return the loss of one pair; other context is not used."""
+        return box_distill_loss(
+            student,
+            teacher,
+            box_kind=box_kind,
+            temperature=self.temperature,
+            confidence=confidence,
+        )
+
+    def extra_repr(self) -> str:
+        """Show the settings in a printed model."""
+        return f'temperature={self.temperature:g}'

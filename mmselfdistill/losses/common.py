@@ -1,0 +1,174 @@
+"""What several losses share: their precision, their averages, their divergences."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, Callable, TypeVar, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+LossFunction = TypeVar('LossFunction', bound=Callable[..., Tensor])
+
+# on a variance or a squared norm: bounds the gradient of a channel that is dead
+EPS = 1e-6
+
+
+def in_full_precision(loss: LossFunction) -> LossFunction:
+    """Run a loss in float32 with autocast off, on a detached teacher.
+
+    Half precision is raised to float32; float64 stays, for gradient checks.
+
+    Args:
+        loss (Callable): A function of student, teacher, and keywords.
+
+    Returns:
+        Callable: The same function. It raises ValueError when the two tensors
+        differ in shape, where broadcasting would hide a mistake.
+    """
+
+    @functools.wraps(loss)
+    def wrapper(student: Tensor, teacher: Tensor, **context: Any) -> Tensor:
+        if student.shape != teacher.shape:
+            raise ValueError(
+                f'{loss.__name__}: student and teacher must have one shape, but got '
+                f'{tuple(student.shape)} and {tuple(teacher.shape)}'
+            )
+        with torch.autocast(student.device.type, enabled=False):
+            return loss(_raised(student), _raised(teacher.detach()), **context)
+
+    return cast(LossFunction, wrapper)
+
+
+def _raised(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def mean(values: Tensor) -> Tensor:
+    """Average over all elements; of none it is 0, still tied to the graph."""
+    return values.sum() / max(values.numel(), 1)
+
+
+def weighted_mean(name: str, values: Tensor, weights: Tensor | None) -> Tensor:
+    r"""Average of values under weights: :math:`\sum w v / \max(\sum w, 1)`.
+
+    Args:
+        name (str): What the weights are called, for the message.
+        values (Tensor): Any shape.
+        weights (Tensor, optional): Same shape, boolean or not negative. None
+            is a plain mean.
+
+    Returns:
+        Tensor: A scalar.
+
+    Raises:
+        ValueError: If the shapes differ.
+    """
+    if weights is None:
+        return mean(values)
+    weights = checked_weights(name, values, weights)
+    return (values * weights).sum() / weights.sum().clamp(min=1.0)
+
+
+def checked_weights(name: str, values: Tensor, weights: Tensor) -> Tensor:
+    """Return weights in the type of the values they belong to, without gradient."""
+    if weights.shape != values.shape:
+        raise ValueError(
+            f'{name}: expected shape {tuple(values.shape)}, but got '
+            f'{tuple(weights.shape)}'
+        )
+    return weights.detach().to(values.dtype)
+
+
+def categorical_kl(
+    student: Tensor, teacher: Tensor, temperature: float, dim: int
+) -> Tensor:
+    r"""Softened divergence of two softmax distributions.
+
+    :math:`T^2 \sum_c p_c (\log p_c - \log q_c)` with :math:`p, q` the softmax
+    of the teacher's and the student's logits divided by :math:`T`.
+
+    Args:
+        student (Tensor): Logits.
+        teacher (Tensor): Logits, same shape.
+        temperature (float): :math:`T`.
+        dim (int): The dimension of the classes, which is summed.
+
+    Returns:
+        Tensor: The divergences, without ``dim``; exactly 0 at equal logits.
+    """
+    log_q = _softened(student, temperature).log_softmax(dim)
+    log_p = _softened(teacher, temperature).log_softmax(dim)
+    return temperature**2 * (log_p.exp() * (log_p - log_q)).sum(dim)
+
+
+def bernoulli_kl(
+    student: Tensor, teacher: Tensor, temperature: float, beta: float = 0.0
+) -> Tensor:
+    r"""Softened divergence of two sigmoid probabilities, element by element.
+
+    :math:`T^2 |p - q|^\beta (p \log (p / q) + (1 - p) \log ((1 - p) / (1 - q)))`
+    with :math:`p, q` the sigmoid of the teacher's and the student's logits
+    divided by :math:`T`. Can be differentiated once.
+
+    Args:
+        student (Tensor): Logits.
+        teacher (Tensor): Logits, same shape.
+        temperature (float): :math:`T`.
+        beta (float): :math:`\beta`, at least 0. Defaults to 0.0.
+
+    Returns:
+        Tensor: The divergences, same shape; exactly 0 at equal logits.
+    """
+    apply = cast(Callable[..., Tensor], _BernoulliKL.apply)
+    return apply(student, teacher, temperature, beta)
+
+
+class _BernoulliKL(torch.autograd.Function):
+    """Keeps one tensor for the backward pass, where autograd would keep 13.
+
+    A dense head has tens of millions of these elements.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, student: Tensor, teacher: Tensor, temperature: float, beta: float
+    ) -> Tensor:
+        # mirrored to a teacher below 0, the terms are small and do not cancel
+        sign = 1 - 2 * (teacher > 0).to(teacher.dtype)
+        s = _softened(student, temperature) * sign
+        t = _softened(teacher, temperature) * sign
+        p, q = t.sigmoid(), s.sigmoid()
+        divergence = p * (t - s) + F.logsigmoid(-t) - F.logsigmoid(-s)
+        slope = gap = q - p
+        if beta > 0:
+            # the factor's slope is infinite at 0 when beta < 1, the product's is 0
+            relative = torch.where(gap == 0, gap, divergence / gap)
+            focal = gap.abs().pow(beta)
+            slope = focal * (gap + beta * q * (1 - q) * relative)
+            divergence = focal * divergence
+        ctx.save_for_backward(slope * sign * temperature)
+        return divergence * temperature**2
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        (slope,) = ctx.saved_tensors
+        return gradient * slope, None, None, None
+
+
+def _softened(logits: Tensor, temperature: float) -> Tensor:
+    # heads mark classes that are padding with -inf, and 0 * inf would be NaN
+    return (logits / temperature).clamp(min=torch.finfo(logits.dtype).min)
+
+
+def standardized(x: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """Shift and scale to mean 0 and variance 1 over some dimensions.
+
+    A constant slice becomes 0.
+    """
+    centered = x - x.mean(dims, keepdim=True)
+    variance = centered.square().mean(dims, keepdim=True)
+    return centered * (variance + EPS).rsqrt()

@@ -1,0 +1,201 @@
+"""Record the calls by which a model computes its loss, and repeat them with a teacher.
+
+A *seam* is the dotted path of a method or module of the model, such as
+``extract_feat``, ``roi_head._bbox_forward`` or ``decode_head.0.forward``. This
+module knows no model family: it is told the seams.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Callable, Iterator, Sequence
+
+import torch
+from mmengine.utils import apply_to
+from torch import Tensor, nn
+
+
+@dataclass
+class Call:
+    """One call of a seam.
+
+    Args:
+        path (str): The seam's dotted path.
+        depth (int): The number of recorded calls it was made within.
+        args (tuple): Positional arguments. Containers are copied as they were
+            at the call, tensors and other objects are the very same.
+        kwargs (dict): Keyword arguments, likewise.
+        rng (list[Tensor]): The generators' states in which it began.
+        output (Any): What it returned, likewise. Defaults to None.
+    """
+
+    path: str
+    depth: int
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    rng: list[Tensor] = field(repr=False)
+    output: Any = None
+
+
+def resolve(model: nn.Module, path: str) -> tuple[nn.Module, str]:
+    """Return the module that owns a seam, and the attribute's name on it.
+
+    Raises:
+        AttributeError: If the model has no such module or attribute.
+    """
+    prefix, _, name = path.rpartition('.')
+    owner = model.get_submodule(prefix)
+    getattr(owner, name)
+    return owner, name
+
+
+@contextmanager
+def record(model: nn.Module, seams: Sequence[str]) -> Iterator[list[Call]]:
+    """Record every call of the seams, in the order in which they begin.
+
+    The methods are replaced on these objects alone, and put back at the end:
+    between two recordings the model can be copied, pickled and compiled.
+
+    Args:
+        model (nn.Module): The model.
+        seams (Sequence[str]): Dotted paths of the seams.
+
+    Yields:
+        list[Call]: The calls; it grows while the model runs.
+    """
+    calls: list[Call] = []
+    # the number of seams being called at this moment, shared by all wrappers
+    depth = [0]
+    owners = [resolve(model, path) for path in seams]
+    originals = [owner.__dict__.get(name) for owner, name in owners]
+    try:
+        for path, (owner, name) in zip(seams, owners):
+            wrapper = _recording(path, getattr(owner, name), calls, depth)
+            owner.__dict__[name] = wrapper
+        yield calls
+    finally:
+        for (owner, name), original in zip(owners, originals):
+            if original is None:
+                del owner.__dict__[name]
+            else:
+                owner.__dict__[name] = original
+
+
+def _recording(
+    path: str, method: Callable[..., Any], calls: list[Call], depth: list[int]
+) -> Callable[..., Any]:
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        rng = _rng_states() if depth[0] == 0 else []
+        call = Call(path, depth[0], _snapshot(args), _snapshot(kwargs), rng)
+        calls.append(call)
+        depth[0] += 1
+        try:
+            output = method(*args, **kwargs)
+        finally:
+            depth[0] -= 1
+        call.output = _snapshot(output)
+        return output
+
+    return wrapper
+
+
+def replay(
+    teacher: nn.Module,
+    calls: Sequence[Call],
+    seams: Sequence[str],
+    observed: Sequence[str] = (),
+) -> list[Call]:
+    """Let the teacher make the student's calls.
+
+    Each outermost call is repeated in order, without gradient and from the
+    random state in which the student's began. A tensor argument that came out
+    of an earlier recorded call is replaced by the teacher's version of it;
+    everything else is the student's own: RoIs, queries, noise, samples. The
+    generators are left as they were found.
+
+    Args:
+        teacher (nn.Module): A copy of the recorded model.
+        calls (Sequence[Call]): What :func:`record` recorded.
+        seams (Sequence[str]): The seams that were recorded.
+        observed (Sequence[str]): Seams of which only the arguments matter: the
+            teacher does not make these calls, its version of them holds its
+            arguments and no output. Defaults to ().
+
+    Returns:
+        list[Call]: The teacher's version of each call: same length and order.
+
+    Raises:
+        RuntimeError: If the teacher's calls differ from the student's.
+    """
+    teachers: dict[int, Tensor] = {}
+    made: list[Call] = []
+    repeated = [path for path in seams if path not in observed]
+    with torch.no_grad(), _forked_rng(), record(teacher, repeated) as own:
+        for call in calls:
+            if call.depth > 0:
+                continue
+            args = _substitute(call.args, teachers)
+            kwargs = _substitute(call.kwargs, teachers)
+            if call.path in observed:
+                made.append(Call(call.path, 0, args, kwargs, []))
+                continue
+            _set_rng_states(call.rng)
+            owner, name = resolve(teacher, call.path)
+            output = getattr(owner, name)(*args, **kwargs)
+            pairs = zip(tensors_in(call.output), tensors_in(output))
+            teachers.update((id(ours), theirs) for ours, theirs in pairs)
+            made.extend(own)
+            own.clear()
+    _check_same(calls, made)
+    return made
+
+
+def tensors_in(data: Any) -> list[Tensor]:
+    """List the tensors in nested dicts, lists and tuples, in order."""
+    found: list[Tensor] = []
+    apply_to(data, lambda x: isinstance(x, Tensor), found.append)
+    return found
+
+
+def _snapshot(data: Any) -> Any:
+    # a RoI head adds keys to the dict that its seam returned
+    return apply_to(data, lambda x: False, lambda x: x)
+
+
+def _substitute(data: Any, teachers: dict[int, Tensor]) -> Any:
+    return apply_to(data, lambda x: id(x) in teachers, lambda x: teachers[id(x)])
+
+
+def _check_same(calls: Sequence[Call], made: Sequence[Call]) -> None:
+    ours = [(call.path, call.depth) for call in calls]
+    theirs = [(call.path, call.depth) for call in made]
+    if ours != theirs:
+        raise RuntimeError(
+            "The teacher did not repeat the student's calls: the student made "
+            f'{ours}, the teacher {theirs}. A seam must not be called from '
+            'another one in some iterations only.'
+        )
+
+
+def _rng_states() -> list[Tensor]:
+    # both are kept on the host: reading them does not wait for the device
+    states = [torch.get_rng_state()]
+    if torch.cuda.is_available():
+        states.append(torch.cuda.get_rng_state())
+    return states
+
+
+def _set_rng_states(states: Sequence[Tensor]) -> None:
+    torch.set_rng_state(states[0])
+    if len(states) > 1:
+        torch.cuda.set_rng_state(states[1])
+
+
+@contextmanager
+def _forked_rng() -> Iterator[None]:
+    states = _rng_states()
+    try:
+        yield
+    finally:
+        _set_rng_states(states)

@@ -1,0 +1,154 @@
+"""What a model family has to say: its seams, its sites, its default terms."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Callable, List, Sequence
+
+from torch import Tensor, nn
+
+from mmselfdistill.replay import Call, tensors_in
+
+
+@dataclass
+class Pair:
+    """One tensor as the student and as the teacher made it.
+
+    Args:
+        name (str): What it is, for messages: ``'logits, level 0'``.
+        student (Tensor): (N, C) or (N, C, H, W), with gradient.
+        teacher (Tensor): Same shape, without.
+        context (dict): What a loss may need to know about it, by keyword: how
+            logits become probabilities, which positions count.
+    """
+
+    name: str
+    student: Tensor
+    teacher: Tensor
+    context: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Replayed:
+    """One iteration, as sites read it.
+
+    Args:
+        calls (list[tuple[Call, Call]]): Each recorded call of the student with
+            the teacher's version of it.
+        data_samples (Sequence): The batch's annotations, as the model got them.
+    """
+
+    calls: list[tuple[Call, Call]]
+    data_samples: Sequence[Any]
+
+    def of(self, path: str) -> list[tuple[Call, Call]]:
+        """Return the calls of one seam, in order."""
+        return [pair for pair in self.calls if pair[0].path == path]
+
+
+Reader = Callable[[Replayed], List[Pair]]
+
+
+class Family:
+    """Models that are recorded and read in the same way.
+
+    Any model with an ``extract_feat`` is one of this kind, and offers the site
+    ``features``. A subclass adds the seams and readers of its heads; it never
+    imports a framework to recognise a model, but looks at the model's parts.
+
+    Args:
+        model (nn.Module): The student.
+    """
+
+    name = 'any model with extract_feat'
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    @classmethod
+    def matches(cls, model: nn.Module) -> bool:
+        """Say whether a model is of this family."""
+        return hasattr(model, 'extract_feat')
+
+    def seams(self) -> list[str]:
+        """Return the paths of the calls that the teacher repeats."""
+        names = ('pre_transformer', 'forward_encoder', 'forward_decoder')
+        steps = [name for name in names if hasattr(self.model, name)]
+        return ['extract_feat', *steps, *head_seams(self.model)]
+
+    def observed(self) -> list[str]:
+        """Return the paths of calls of which only the arguments are read."""
+        return []
+
+    def readers(self) -> dict[str, Reader]:
+        """Return the sites: how each is read from the calls of an iteration."""
+        return {'features': read_features}
+
+    def default_terms(self) -> dict[str, dict[str, Any]]:
+        """Return the terms that suit this model, as a user would write them."""
+        return {'features': dict(type='PKDLoss', weight=0.5)}
+
+
+class Unknown(Family):
+    """A model of which only modules can be named, by their path.
+
+    The teacher repeats the calls of the model's direct parts.
+    """
+
+    name = 'unknown model'
+
+    def seams(self) -> list[str]:
+        """Return the ``forward`` of each direct part."""
+        return [f'{name}.forward' for name, _ in self.model.named_children()]
+
+    def readers(self) -> dict[str, Reader]:
+        """Return no site: nothing is known of the parts."""
+        return {}
+
+    def default_terms(self) -> dict[str, dict[str, Any]]:
+        """Return no term."""
+        return {}
+
+
+_HEADS = (
+    'bbox_head',
+    'mask_head',
+    'panoptic_head',
+    'decode_head',
+    'segm_head',
+    'query_head',
+)
+
+
+def head_seams(model: nn.Module) -> list[str]:
+    """Return the ``forward`` of each head that the model has itself."""
+    return [f'{path}.forward' for name in _HEADS for path in stages(model, name)]
+
+
+def stages(model: nn.Module, name: str) -> list[str]:
+    """Return the paths of a head, or of each head in a list of heads."""
+    head = getattr(model, name, None)
+    if isinstance(head, nn.ModuleList):
+        return [f'{name}.{i}' for i in range(len(head))]
+    return [name] if isinstance(head, nn.Module) else []
+
+
+def read_features(replayed: Replayed) -> list[Pair]:
+    """Read every (N, C, H, W) that ``extract_feat`` returned."""
+    return read_outputs('extract_feat', 'features', replayed)
+
+
+def read_outputs(path: str, name: str, replayed: Replayed) -> list[Pair]:
+    """Read the (N, C) and (N, C, H, W) tensors that a seam returned.
+
+    Sequences (N, L, C), as transformers have them, are read as (N * L, C).
+    """
+    pairs: list[Pair] = []
+    for ours, theirs in replayed.of(path):
+        both = zip(tensors_in(ours.output), tensors_in(theirs.output))
+        for student, teacher in both:
+            if student.dim() == 3:
+                student, teacher = student.flatten(0, 1), teacher.flatten(0, 1)
+            if student.dim() in (2, 4) and student.is_floating_point():
+                pairs.append(Pair(f'{name}[{len(pairs)}]', student, teacher))
+    return pairs

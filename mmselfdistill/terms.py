@@ -1,0 +1,209 @@
+"""Terms of the objective: from what a user wrote to losses that can be called."""
+
+from __future__ import annotations
+
+import inspect
+import numbers
+from dataclasses import dataclass
+from typing import Any, Mapping, Optional, Union
+
+from mmengine.registry import MODELS
+from torch import nn
+
+import mmselfdistill.losses
+from mmselfdistill.errors import check_number, nearest
+from mmselfdistill.schedules import Schedule, build_schedule
+from mmselfdistill.sites import FAMILIES, Family, Reader, Unknown, module_reader
+
+ScheduleConfig = Union[Mapping[str, Any], str, None]
+TermConfigs = Mapping[str, Optional[Mapping[str, Any]]]
+
+# what a term has besides its loss's own arguments
+_TERM_KEYS = ('type', 'site', 'weight', 'schedule')
+
+
+@dataclass
+class Term:
+    """One summand of the objective: a loss between both sides of a site.
+
+    Args:
+        name (str): Its name; it is logged as ``loss_sd_<name>``.
+        site (str): Where student and teacher are compared.
+        loss (nn.Module): Called as ``loss(student, teacher, **context)``.
+        weight (float): Its weight at factor 1 of the schedule.
+        schedule (Schedule): The factor over time.
+        read (Reader): Reads the site's pairs of tensors.
+        config (dict): All of it as plain values: what a checkpoint holds.
+    """
+
+    name: str
+    site: str
+    loss: nn.Module
+    weight: float
+    schedule: Schedule
+    read: Reader
+    config: dict[str, Any]
+
+
+def resolve_terms(
+    family: Family, configs: TermConfigs | None, schedule: ScheduleConfig
+) -> list[Term]:
+    """Merge a user's terms over the family's defaults, check and build them.
+
+    Args:
+        family (Family): The student's family.
+        configs (Mapping | None): The user's ``terms``.
+        schedule (Mapping | str | None): For terms without one of their own.
+
+    Returns:
+        list[Term]: The terms; at least one.
+
+    Raises:
+        ValueError: If a name, an argument or a value is wrong, no term is left,
+            or no family covers the model.
+    """
+    merged = merge_terms(family.default_terms(), configs or {})
+    if not merged:
+        if isinstance(family, Unknown):
+            raise ValueError(_uncovered(family))
+        raise ValueError(
+            'terms: no term is left after merging with the defaults '
+            f'({", ".join(sorted(family.default_terms()))}); keep one, or set '
+            'loss_weight=0 to train without distillation'
+        )
+    return [_build_term(name, cfg, family, schedule) for name, cfg in merged.items()]
+
+
+def merge_terms(
+    defaults: Mapping[str, Mapping[str, Any]], configs: TermConfigs
+) -> dict[str, dict[str, Any]]:
+    """Merge terms key by key, as config inheritance does.
+
+    None removes a term, and ``_delete_=True`` (of one term, or of all) starts
+    clean. A term that is given another loss keeps only its site: weights and
+    arguments of one loss mean nothing to another.
+
+    Raises:
+        ValueError: If a term is not a dict, or has no type.
+    """
+    configs = dict(configs)
+    start_clean = configs.pop('_delete_', False)
+    merged = {} if start_clean else {name: dict(cfg) for name, cfg in defaults.items()}
+    for name, cfg in configs.items():
+        if cfg is None:
+            if name not in defaults:
+                choices = nearest(name, defaults)
+                raise ValueError(f'terms.{name}: there is no such term; {choices}')
+            merged.pop(name, None)
+            continue
+        if not isinstance(cfg, Mapping):
+            raise ValueError(
+                f'terms.{name}: expected a dict, or None to remove it, but got {cfg!r}'
+            )
+        cfg = dict(cfg)
+        base = {} if cfg.pop('_delete_', False) else merged.get(name, {})
+        if cfg.get('type', base.get('type')) != base.get('type'):
+            base = {key: base[key] for key in ('site',) if key in base}
+        merged[name] = {**base, **cfg}
+    return merged
+
+
+def _build_term(
+    name: str, cfg: dict[str, Any], family: Family, schedule: ScheduleConfig
+) -> Term:
+    where = f'terms.{name}'
+    # an int and a float of the same value are one setting
+    weight = check_number(f'{where}.weight', cfg.get('weight', 1.0), 0.0)
+    site = cfg.get('site', name)
+    time = cfg.get('schedule', schedule)
+    loss = _build_loss(where, cfg)
+    plain = {**cfg, 'site': site, 'weight': weight, 'schedule': time}
+    return Term(
+        name=name,
+        site=site,
+        loss=loss,
+        weight=weight,
+        schedule=build_schedule(time, f'{where}.schedule'),
+        read=_find_reader(where, site, family),
+        config=_plain(plain),
+    )
+
+
+def _build_loss(where: str, cfg: dict[str, Any]) -> nn.Module:
+    kind = cfg.get('type')
+    ours = mmselfdistill.losses.__all__
+    choices = [name for name in ours if name.endswith('Loss')]
+    if not isinstance(kind, str):
+        raise ValueError(
+            f'{where}.type: expected a loss, got {kind!r}; valid: {choices}'
+        )
+    cls = MODELS.get(kind)
+    if cls is None:
+        raise ValueError(
+            f'{where}.type: unknown loss {kind!r}; {nearest(kind, choices)}'
+        )
+    arguments = {key: value for key, value in cfg.items() if key not in _TERM_KEYS}
+    parameters = inspect.signature(cls).parameters
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    for key in arguments:
+        if key not in parameters and not takes_any:
+            valid = nearest(key, [*parameters, *_TERM_KEYS])
+            raise ValueError(f'{where}: {kind} has no argument {key!r}; {valid}')
+    try:
+        return MODELS.build(dict(type=kind, **arguments))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f'{where}: {error}') from error
+
+
+def _find_reader(where: str, site: Any, family: Family) -> Reader:
+    readers = family.readers()
+    if site in readers:
+        return readers[site]
+    paths = [path for path, _ in family.model.named_modules() if path]
+    if site in paths:
+        return module_reader(site)
+    if isinstance(family, Unknown) and '.' not in str(site):
+        raise ValueError(f'{where}.site: unknown site {site!r}. {_uncovered(family)}')
+    # the names of a large model's modules would fill the screen
+    valid = nearest(str(site), [*readers, *(p for p in paths if p.count('.') < 2)])
+    raise ValueError(
+        f'{where}.site: unknown site {site!r} of a {family.name} '
+        f'({type(family.model).__name__}); {valid}'
+    )
+
+
+def _uncovered(family: Family) -> str:
+    children = ', '.join(repr(name) for name, _ in family.model.named_children())
+    kinds = ', '.join(kind.name for kind in FAMILIES)
+    return (
+        f'self_distill: no model family covers {type(family.model).__name__}. Looked '
+        f'for: {kinds}; the model has the parts {children}. Name modules by their '
+        "path, such as terms=dict(mine=dict(type='PKDLoss', site='backbone.layer3')), "
+        'or put a subclass of mmselfdistill.sites.Family into '
+        'mmselfdistill.sites.FAMILIES'
+    )
+
+
+def _plain(value: Any) -> Any:
+    """Turn configs into dicts, lists, numbers and strings: safe in a checkpoint."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    if isinstance(value, (numbers.Number, str)) or value is None:
+        return value
+    return repr(value)
+
+
+def differences(given: Mapping[str, Any], saved: Mapping[str, Any]) -> list[str]:
+    """Say how the terms of this run differ from those in a checkpoint."""
+    found = []
+    for name in sorted({*given, *saved}):
+        ours, theirs = given.get(name, {}), saved.get(name, {})
+        for key in sorted({*ours, *theirs}):
+            if ours.get(key) != theirs.get(key):
+                found.append(
+                    f'terms.{name}.{key}: {theirs.get(key)!r} in the checkpoint, '
+                    f'{ours.get(key)!r} now'
+                )
+    return found

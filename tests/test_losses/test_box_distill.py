@@ -1,0 +1,170 @@
+import numpy as np
+import pytest
+import torch
+from scipy.special import rel_entr, softmax
+
+from mmselfdistill.losses import box_distill_loss
+
+KINDS = {'bins': 4 * 8, 'deltas': 4, 'distances': 4}
+every_kind = pytest.mark.parametrize('kind', KINDS)
+
+
+def pair(count, kind):
+    boxes = np.random.default_rng(0).gamma(2.0, 3.0, (2, count, KINDS[kind]))
+    return boxes if kind == 'distances' else boxes - 6.0
+
+
+def giou(a, b):
+    """Generalised IoU of two corner boxes, written without shared terms."""
+    width = max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
+    height = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+    area_a, area_b = ((x[2] - x[0]) * (x[3] - x[1]) for x in (a, b))
+    union = area_a + area_b - width * height
+    hull = (max(a[2], b[2]) - min(a[0], b[0])) * (max(a[3], b[3]) - min(a[1], b[1]))
+    return width * height / union - (hull - union) / hull
+
+
+def difference(student, teacher, kind, temperature):
+    """Distance of one box from another."""
+    if kind == 'deltas':
+        return sum(abs(s - t) for s, t in zip(student, teacher)) / 4
+    if kind == 'distances':
+        point = np.array([31.0, -17.0] * 2)
+        signs = np.array([-1, -1, 1, 1])
+        return 1 - giou(point + signs * student, point + signs * teacher)
+    total = 0.0
+    for side in range(4):
+        bins = slice(side * 8, side * 8 + 8)
+        p, q = (
+            softmax(teacher[bins] / temperature),
+            softmax(student[bins] / temperature),
+        )
+        total += temperature**2 * rel_entr(p, q).sum()
+    return total / 4
+
+
+@every_kind
+@pytest.mark.parametrize('count', [1, 2, 17])
+@pytest.mark.parametrize('temperature', [1.0, 10.0])
+@pytest.mark.parametrize('weighted', ['no', 'high', 'low'])
+def test_is_the_weighted_mean_of_each_boxs_difference(
+    kind, count, temperature, weighted
+):
+    student, teacher = pair(count, kind)
+    scale = {'no': None, 'high': 1.0, 'low': 0.01}[weighted]
+    confidence = None
+    weights = np.ones(count)
+    if scale is not None:
+        weights = np.linspace(0.1, 1.0, count) * scale
+        confidence = torch.from_numpy(weights).requires_grad_()
+    loss = box_distill_loss(
+        torch.from_numpy(student),
+        torch.from_numpy(teacher),
+        box_kind=kind,
+        temperature=temperature,
+        confidence=confidence,
+    )
+    each = [difference(s, t, kind, temperature) for s, t in zip(student, teacher)]
+    expected = np.sum(weights * each) / max(weights.sum(), 1.0)
+    assert loss.item() == pytest.approx(expected, rel=1e-9)
+    assert not loss.requires_grad, 'confidence is the teacher, it gets no gradient'
+
+
+@every_kind
+def test_boxes_the_teacher_does_not_believe_in_do_not_count(kind):
+    student, teacher = (torch.from_numpy(x) for x in pair(9, kind))
+    student.requires_grad_()
+    sure = torch.tensor([1.0, 0, 1, 1, 0, 0, 1, 0, 1], dtype=torch.float64)
+    loss = box_distill_loss(student, teacher, box_kind=kind, confidence=sure)
+    kept = sure.bool()
+    torch.testing.assert_close(
+        loss, box_distill_loss(student[kept], teacher[kept], box_kind=kind)
+    )
+    loss.backward()
+    assert (student.grad[~kept] == 0).all()
+    nothing = box_distill_loss(
+        student, teacher, box_kind=kind, confidence=torch.zeros(9)
+    )
+    assert nothing.item() == 0.0
+
+
+@every_kind
+def test_value_does_not_depend_on_the_number_of_boxes(kind):
+    student, teacher = (torch.from_numpy(x) for x in pair(9, kind))
+    confidence = torch.rand(9) + 0.2
+    torch.testing.assert_close(
+        box_distill_loss(
+            student.repeat(4, 1),
+            teacher.repeat(4, 1),
+            box_kind=kind,
+            confidence=confidence.repeat(4),
+        ),
+        box_distill_loss(student, teacher, box_kind=kind, confidence=confidence),
+    )
+
+
+def test_giou_does_not_depend_on_the_unit():
+    student, teacher = (torch.from_numpy(x) for x in pair(9, 'distances'))
+    torch.testing.assert_close(
+        box_distill_loss(student * 128, teacher * 128, box_kind='distances'),
+        box_distill_loss(student, teacher, box_kind='distances'),
+    )
+
+
+def test_giou_of_boxes_that_do_not_meet():
+    # around one point: [1, 3] x [-1, 1] and [-3, -1] x [-1, 1]
+    student = torch.tensor([[-1.0, 1.0, 3.0, 1.0]])
+    teacher = torch.tensor([[3.0, 1.0, -1.0, 1.0]])
+    loss = box_distill_loss(student, teacher, box_kind='distances')
+    assert loss.item() == pytest.approx(1 - giou((1, -1, 3, 1), (-3, -1, -1, 1)))
+
+
+def test_giou_of_empty_boxes():
+    empty = torch.zeros(2, 4, requires_grad=True)
+    loss = box_distill_loss(empty, torch.zeros(2, 4), box_kind='distances')
+    assert loss.item() == 0.0
+    full = torch.ones(2, 4)
+    loss = loss + box_distill_loss(empty, full, box_kind='distances')
+    assert loss.item() == pytest.approx(1.0)
+    loss.backward()
+    assert empty.grad.isfinite().all()
+
+
+def test_temperature_keeps_the_size_of_the_gradient():
+    student, teacher = (torch.from_numpy(x) for x in pair(9, 'bins'))
+    student, teacher = (student / 10).requires_grad_(), teacher / 10
+    norms = [
+        torch.autograd.grad(
+            box_distill_loss(student, teacher, box_kind='bins', temperature=t), student
+        )[0].norm()
+        for t in (1.0, 4.0, 10.0, 100.0)
+    ]
+    assert max(norms) < 2 * min(norms)
+
+
+@pytest.mark.parametrize(
+    ('shape', 'context', 'message'),
+    [
+        ((3, 4), {'box_kind': 'delta'}, "box_kind: unknown 'delta'; did .*'deltas'"),
+        (
+            (3, 8),
+            {'box_kind': 'deltas'},
+            r"'deltas': expected .* \(N, 4\), .* \(3, 8\)",
+        ),
+        (
+            (3, 4),
+            {'box_kind': 'bins'},
+            r"'bins': expected .*\(N, 4 \* \(reg_max \+ 1\)\)",
+        ),
+        ((3, 18), {'box_kind': 'bins'}, r"'bins': expected .* but got \(3, 18\)"),
+        ((1, 4, 2, 2), {'box_kind': 'distances'}, r'\(N, 4\), but got \(1, 4, 2, 2\)'),
+        (
+            (3, 4),
+            {'confidence': torch.ones(3, 1)},
+            r'confidence: expected shape \(3,\)',
+        ),
+    ],
+)
+def test_bad_context_is_named(shape, context, message):
+    with pytest.raises(ValueError, match=message):
+        box_distill_loss(torch.ones(shape), torch.ones(shape), **context)
