@@ -9,6 +9,7 @@ from typing import Any, Callable
 import mmengine
 import numpy as np
 import torch
+from mmengine.config import Config
 from mmengine.config import utils as config_utils
 from mmengine.logging import HistoryBuffer
 from mmengine.utils import digit_version, get_installed_path
@@ -78,7 +79,17 @@ def name_our_configs() -> None:
     MMEngine finds a package's configs by the name of its distribution.
     """
     packages = config_utils.MODULE2PACKAGE
-    packages['mmselfdistill'] = 'mmselfdistill'
+    # looked up as a module of that name: an editable install's distribution is not
+    # where the package is
+    packages['mmselfdistill'] = 'mmselfdistill.version'
+    stock = Config._get_cfg_path
+
+    def without_our_scope(cfg_path: str, filename: str) -> tuple[str, str | None]:
+        path, scope = stock(cfg_path, filename)
+        # our configs name the frameworks' classes: MMEngine would look for them here
+        return path, None if scope == 'mmselfdistill' else scope
+
+    Config._get_cfg_path = staticmethod(without_our_scope)
     if importlib.util.find_spec('mmseg') is None:
         return
     try:

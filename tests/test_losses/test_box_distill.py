@@ -112,11 +112,16 @@ def test_giou_does_not_depend_on_the_unit():
 
 
 def test_giou_of_boxes_that_do_not_meet():
-    # around one point: [1, 3] x [-1, 1] and [-3, -1] x [-1, 1]
+    # around one point: [1, 3] x [-1, 1] and [-3, -1] x [-2, 1]; of one height,
+    # a negative overlap would go unnoticed
     student = torch.tensor([[-1.0, 1.0, 3.0, 1.0]])
-    teacher = torch.tensor([[3.0, 1.0, -1.0, 1.0]])
-    loss = box_distill_loss(student, teacher, box_kind='distances')
-    assert loss.item() == pytest.approx(1 - giou((1, -1, 3, 1), (-3, -1, -1, 1)))
+    teacher = torch.tensor([[3.0, 2.0, -1.0, 1.0]])
+    expected = 1 - giou((1, -1, 3, 1), (-3, -2, -1, 1))
+    for axes in ([0, 1, 2, 3], [1, 0, 3, 2]):
+        loss = box_distill_loss(
+            student[:, axes], teacher[:, axes], box_kind='distances'
+        )
+        assert loss.item() == pytest.approx(expected)
 
 
 def test_giou_of_empty_boxes():

@@ -109,6 +109,8 @@ def test_computes_in_float32_under_autocast(name, args, context, shape, dtype):
         loss = module(student, teacher, **context)
     assert loss.dtype == torch.float32
     assert torch.equal(loss, module(student.float(), teacher.float(), **context))
+    exact = module(student.double(), teacher.double(), **context)
+    torch.testing.assert_close(loss.double(), exact, rtol=1e-4, atol=1e-6)
 
 
 @every_case

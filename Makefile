@@ -1,0 +1,38 @@
+# What to install and run: STACK is openmmlab or onedl, TASK is det or seg,
+# TORCH a version of PyTorch or a whole requirement.
+STACK ?= openmmlab
+TASK ?= det
+TORCH ?= 2.13.0
+PYTEST_ARGS ?=
+# The first Python that runs; install.py looks for a supported one from there.
+PYTHON ?= $(shell for p in python3 python3.11 python3.10 python3.12 python; do \
+	$$p -c '' >/dev/null 2>&1 && echo $$p && break; done)
+
+venv_openmmlab := .venv
+venv_onedl := .venv-onedl
+venv := $(or $(venv_$(STACK)),$(error STACK=$(STACK): choose openmmlab or onedl))
+python := $(venv)/bin/python
+
+.PHONY: help install demo test lint
+
+help:
+	@echo 'make demo [TASK=det|seg] [STACK=openmmlab|onedl]  install, then train, compare, draw'
+	@echo 'make test                                         install, then lint and test'
+	@echo 'make lint                                         install, then ruff and mypy'
+	@echo 'make install [TORCH=2.13.0]                       only install'
+
+install:
+	@test -n '$(PYTHON)' || { echo 'No Python was found: please install python3.11' \
+		'with python3.11-venv and python3.11-dev.'; exit 1; }
+	@$(PYTHON) tools/install.py --stack '$(STACK)' --torch '$(TORCH)'
+
+demo: install
+	$(python) tools/demo.py --task '$(TASK)'
+
+lint: install
+	$(python) -m ruff check .
+	$(python) -m ruff format --check .
+	$(python) -m mypy
+
+test: lint
+	$(python) -m pytest $(PYTEST_ARGS)

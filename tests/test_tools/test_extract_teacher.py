@@ -1,0 +1,56 @@
+"""Taking the teacher out of a checkpoint, without a Runner.
+
+`test_train.py` does it with a checkpoint that a run has written.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mmengine.logging import MessageHub
+
+TOOLS = Path(__file__).parents[2] / 'tools'
+sys.path.append(str(TOOLS))
+import extract_teacher  # noqa: E402
+
+
+def checkpoint(teacher: Any) -> dict[str, Any]:
+    # MMEngine's checkpoints hold histories, which PyTorch refuses by default.
+    hub = MessageHub('extract-teacher')
+    hub.update_scalar('train/loss', 1.0)
+    state = dict(version=1, hook='GenerationHook', teacher=teacher, generation=0)
+    return dict(
+        meta=dict(epoch=3),
+        state_dict=dict(weight=torch.zeros(2)),
+        message_hub=hub.state_dict(),
+        mmselfdistill=state,
+    )
+
+
+def test_writes_teacher_and_meta_only(tmp_path: Path) -> None:
+    path = tmp_path / 'run.pth'
+    torch.save(checkpoint(dict(weight=torch.tensor([1.0, 2.0]))), path)
+    found = extract_teacher.read_teacher(path)
+    assert found.keys() == {'meta', 'state_dict'}
+    assert found['meta'] == dict(epoch=3)
+    assert found['state_dict'].keys() == {'weight'}
+    assert torch.equal(found['state_dict']['weight'], torch.tensor([1.0, 2.0]))
+
+
+def test_says_what_is_wrong(tmp_path: Path) -> None:
+    path = tmp_path / 'run.pth'
+    with pytest.raises(SystemExit, match=r'run\.pth.*does not exist'):
+        extract_teacher.read_teacher(path)
+    path.write_bytes(b'not a checkpoint')
+    with pytest.raises(SystemExit, match='no checkpoint that can be read'):
+        extract_teacher.read_teacher(path)
+    torch.save(dict(state_dict={}), path)
+    with pytest.raises(SystemExit, match='without self-distillation'):
+        extract_teacher.read_teacher(path)
+    torch.save(checkpoint(None), path)
+    with pytest.raises(SystemExit, match=r'no teacher.*first generation'):
+        extract_teacher.read_teacher(path)

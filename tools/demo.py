@@ -1,0 +1,146 @@
+"""Train a small model on digits with and without self-distillation, and compare.
+
+Both arms have the same total length, data, seed and settings: two generations of
+self-distillation, and one plain run with its learning-rate schedule stretched to
+that length. The table and the pictures say what was measured, gain or not.
+
+    python tools/demo.py --task det
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from demo_arms import (  # type: ignore[import-not-found]
+    Arm,
+    Curve,
+    load_cfg,
+    run_arm,
+)
+from rich.console import Console
+from rich.table import Table
+
+TOOLS = Path(__file__).resolve().parent
+sys.path.insert(0, str(TOOLS / 'dataset_converters'))
+
+
+class Task(NamedTuple):
+    """What is compared: two configs of one model, and the metric."""
+
+    plain: str
+    generations: str
+    metric: str  # its key in the log
+    name: str
+    noise: float  # between seeds of the plain run, in units of the metric
+
+
+TASKS = {
+    'det': Task(
+        plain='retinanet_r18_fpn_60e_digits',
+        generations='retinanet_r18_fpn_generation-2x30e_digits',
+        metric='coco/bbox_mAP',
+        name='box AP',
+        noise=1.0,
+    ),
+    'seg': Task(
+        plain='deeplabv3plus_r18-d8_1xb16-2k_digits-64x64',
+        generations='deeplabv3plus_r18-d8_1xb16-generation-2x1k_digits-64x64',
+        metric='mIoU',
+        name='mIoU',
+        noise=1.0,
+    ),
+}
+SCENES = dict(train=400, val=400, size=64, seed=0)
+
+
+def write_data(root: Path) -> None:
+    """Draw the digits set unless it is there."""
+    from digits import write_digits  # type: ignore[import-not-found]
+
+    drawn = write_digits(root, **SCENES)
+    state = 'written to' if drawn else 'already in'
+    print(f'Digits: {SCENES["train"]} training scenes {state} {root}', flush=True)
+
+
+def make_arms(task: Task, args: argparse.Namespace) -> list[Arm]:
+    """Return both arms, the self-distilled one first."""
+    folder = args.work_dir / args.task
+    configs = TOOLS.parent / 'configs' / 'digits'
+    arms = []
+    for title, name in (
+        ('two generations', task.generations),
+        ('plain', task.plain),
+    ):
+        cfg = load_cfg(configs / f'{name}.py', args.data, args.seed)
+        arms.append(Arm(title, cfg, folder / title.replace(' ', '_'), task.metric))
+    return arms
+
+
+def show_table(console: Console, task: Task, curves: list[Curve]) -> None:
+    """Print the metric and the cost of each generation and of the plain run."""
+    distilled, plain = curves
+    middle = distilled.length // 2
+    table = Table(title=f'Digits, {task.name} on the validation scenes')
+    columns = ('', 'teacher', distilled.unit, task.name, 's/iter.')
+    for i, column in enumerate(columns):
+        table.add_column(column, justify='left' if i < 2 else 'right')
+    rows = (
+        ('generation 1', 'none', distilled, 0, middle),
+        ('generation 2', 'generation 1', distilled, middle, distilled.length),
+        ('plain, same length', 'none', plain, 0, plain.length),
+    )
+    for title, teacher, curve, begin, end in rows:
+        seconds = f'{curve.seconds(begin, end):.3f}'
+        score = f'{curve.score_at(end):.1f}'
+        table.add_row(title, teacher, f'{begin + 1}-{end}', score, seconds)
+    console.print(table)
+    console.print(verdict(task, distilled, plain))
+
+
+def verdict(task: Task, distilled: Curve, plain: Curve) -> str:
+    """Return in words what the table says, gain or not."""
+    last, middle = distilled.length, distilled.length // 2
+    gain = distilled.score_at(last) - plain.score_at(last)
+    cost = distilled.seconds(middle, last) / distilled.seconds(0, middle)
+    if abs(gain) <= task.noise:
+        result = f'No gain and no loss: {gain:+.1f} {task.name}'
+    else:
+        result = f'{"A gain" if gain > 0 else "A loss"} of {gain:+.1f} {task.name}'
+    return (
+        f'Seconds per iteration are medians. {result} against the plain run of the '
+        'same total length (one seed; seeds '
+        f'of the plain run differ by about {task.noise:.1f}).\n'
+        f'An iteration with the teacher took {cost:.2f} times one without.'
+    )
+
+
+def main() -> None:
+    """Run the demo."""
+    parser = argparse.ArgumentParser(description=(__doc__ or '').split('\n')[0])
+    parser.add_argument('--task', choices=sorted(TASKS), default='det')
+    parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/demo'))
+    parser.add_argument('--data', type=Path, default=Path('data/digits'))
+    parser.add_argument('--seed', type=int, default=0)
+    args = parser.parse_args()
+    started, task, console = time.time(), TASKS[args.task], Console()
+    write_data(args.data)
+    arms = make_arms(task, args)
+    for number, arm in enumerate(arms, 1):
+        print(f'Run {number} of {len(arms)}: {arm.title}, {arm.length}', flush=True)
+        run_arm(arm)
+    curves = [Curve.read(arm) for arm in arms]
+
+    from demo_pictures import draw_all  # type: ignore[import-not-found]
+
+    pictures = draw_all(args.work_dir / args.task, arms, curves, task.name)
+    show_table(console, task, curves)
+    print('Pictures:', *pictures, sep='\n  ')
+    print(f'{time.time() - started:.0f} s in all')
+
+
+if __name__ == '__main__':
+    main()

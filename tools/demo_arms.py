@@ -1,0 +1,178 @@
+"""One arm of the demo: train it once, show how far it is, read what it logged."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import shutil
+import statistics
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+import mmselfdistill
+
+DONE = 'done.json'
+FINGERPRINT = 'fingerprint.txt'
+
+
+@dataclass
+class Arm:
+    """One training run of the comparison."""
+
+    title: str
+    cfg: Config
+    folder: Path
+    metric: str
+
+    @property
+    def by_epoch(self) -> bool:
+        """Whether the run is measured in epochs."""
+        return 'max_epochs' in self.cfg.train_cfg
+
+    @property
+    def length(self) -> str:
+        """Total length in words."""
+        hook = self.cfg.default_hooks.get('self_distill', {})
+        times = hook.get('generations', 1)
+        unit = 'epochs' if self.by_epoch else 'iterations'
+        own = self.cfg.train_cfg.get(f'max_{unit if self.by_epoch else "iters"}')
+        return f'{times} x {own} {unit}' if times > 1 else f'{own} {unit}'
+
+    def fingerprint(self) -> str:
+        """Return a hash of all that the result depends on."""
+        data = Path(self.cfg.train_dataloader.dataset.data_root, 'digits.json')
+        text = self.cfg.pretty_text + data.read_text() + mmselfdistill.__version__
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+class Progress(Hook):
+    """Prints where a run is and how long the rest takes, on one line."""
+
+    priority = 'LOWEST'
+
+    def __init__(self, metric: str) -> None:
+        self.metric = metric
+        self.out = sys.stdout
+        self.score = ''
+        self.shown = 0.0
+
+    def before_train(self, runner: Runner) -> None:
+        """Remember where this process began: a resumed run begins later."""
+        self.began, self.first = time.time(), runner.iter
+
+    def after_train_iter(self, runner: Runner, *_: Any, **__: Any) -> None:
+        """Print at most every second, or every tenth where lines are kept."""
+        done, total = runner.iter + 1, runner.max_iters
+        terminal = self.out.isatty()
+        if time.time() - self.shown < (1 if terminal else 10) and done < total:
+            return
+        self.shown = time.time()
+        left = (self.shown - self.began) / (done - self.first) * (total - done)
+        text = (
+            f'  iteration {done} of {total}{self.score}, '
+            f'{left // 60:.0f}:{left % 60:02.0f} left  '
+        )
+        newline = not terminal or done == total
+        start = '\r' if terminal else ''
+        print(f'{start}{text}', end='\n' if newline else '', file=self.out, flush=True)
+
+    def after_val_epoch(self, runner: Runner, metrics: Any = None) -> None:
+        """Keep the score for the next line."""
+        score = (metrics or {}).get(self.metric)
+        if score is not None:
+            name = self.metric.rpartition('/')[2].replace('bbox_mAP', 'AP')
+            self.score = f', {name} {percent(self.metric, score):.1f}'
+
+
+def percent(metric: str, value: float) -> float:
+    """Return a score of 0 to 100; COCO's are logged as 0 to 1."""
+    return 100 * value if metric.startswith('coco/') else value
+
+
+def load_cfg(path: Path, data: Path, seed: int) -> Config:
+    """Return a config of the digits with its data where they are."""
+    cfg = Config.fromfile(path)
+    root = f'{data}/'
+    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        cfg[name].dataset.data_root = root
+    for name in ('val_evaluator', 'test_evaluator'):
+        if 'ann_file' in cfg[name]:
+            cfg[name].ann_file = f'{root}annotations/instances_val2017.json'
+    cfg.randomness = dict(seed=seed)
+    return cfg
+
+
+def run_arm(arm: Arm) -> None:
+    """Train an arm, go on with it, or leave it alone if it is finished."""
+    fingerprint = arm.folder / FINGERPRINT
+    wanted = arm.fingerprint()
+    if not fingerprint.is_file() or fingerprint.read_text() != wanted:
+        shutil.rmtree(arm.folder, ignore_errors=True)
+        arm.folder.mkdir(parents=True)
+        fingerprint.write_text(wanted)
+    if (arm.folder / DONE).is_file():
+        print('  finished before, nothing has changed since', flush=True)
+        return
+    cfg = Config(arm.cfg.to_dict())
+    cfg.work_dir, cfg.resume = str(arm.folder), True
+    # visualizers are found by name: a shared one would log into the first run's folder
+    cfg.visualizer.name = arm.title
+    progress = Progress(arm.metric)
+    # the frameworks' own words go to a file, ours to the screen
+    with (arm.folder / 'output.log').open('a') as log, contextlib.redirect_stdout(log):
+        runner = Runner.from_cfg(cfg)
+        quiet(runner.logger)
+        runner.register_hook(progress)
+        runner.train()
+    (arm.folder / DONE).write_text(json.dumps(dict(iterations=runner.iter)))
+
+
+def quiet(logger: logging.Logger) -> None:
+    """Keep a logger's file, and silence what it prints."""
+    for handler in logger.handlers:
+        if not isinstance(handler, logging.FileHandler):
+            handler.setLevel(logging.ERROR)
+
+
+@dataclass
+class Curve:
+    """What a run logged, by epoch or by iteration (`unit`)."""
+
+    unit: str
+    length: int
+    train: list[dict[str, float]]
+    scores: dict[int, float]
+
+    @classmethod
+    def read(cls, arm: Arm) -> Curve:
+        """Read a run's logs; those of a resumed run replace what they repeat."""
+        train: dict[int, dict[str, float]] = {}
+        scores: dict[int, float] = {}
+        for path in sorted(arm.folder.glob('*/vis_data/scalars.json')):
+            for entry in map(json.loads, path.read_text().splitlines()):
+                if arm.metric in entry:
+                    scores[entry['step']] = percent(arm.metric, entry[arm.metric])
+                elif 'loss' in entry:
+                    entry['at'] = entry['epoch' if arm.by_epoch else 'step']
+                    train[entry['step']] = entry
+        unit = 'epochs' if arm.by_epoch else 'iterations'
+        return cls(unit, max(scores), [train[k] for k in sorted(train)], scores)
+
+    def score_at(self, position: int) -> float:
+        """Return the score at an epoch or iteration."""
+        return self.scores[position]
+
+    def seconds(self, begin: int, end: int) -> float:
+        """Return the median of seconds per iteration after `begin` up to `end`."""
+        return statistics.median(
+            entry['time'] for entry in self.train if begin < entry['at'] <= end
+        )

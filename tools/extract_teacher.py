@@ -1,0 +1,70 @@
+"""Write the teacher inside a checkpoint as a checkpoint of the stock framework.
+
+    python tools/extract_teacher.py work_dirs/run/epoch_24.pth teacher.pth
+
+The framework's own tools, and `--self-distill`, take the result like any checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+
+# Importing it lets PyTorch read the types that MMEngine saves, and no others.
+import mmselfdistill  # noqa: F401
+
+
+def read_teacher(path: Path) -> dict[str, Any]:
+    """Return the teacher inside a checkpoint as a checkpoint of its own.
+
+    Args:
+        path: A checkpoint that was saved while self-distilling.
+
+    Returns:
+        `dict(meta=..., state_dict=...)` with the keys of the stock model, which a
+        stock framework loads strictly.
+
+    Raises:
+        SystemExit: The file is missing or no checkpoint, was saved without
+            self-distillation, or has no teacher yet.
+    """
+    if not path.is_file():
+        raise SystemExit(f'CHECKPOINT: {str(path)!r} does not exist.')
+    try:
+        checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+    except Exception as error:
+        raise SystemExit(
+            f'CHECKPOINT: {str(path)!r} is no checkpoint that can be read: {error}'
+        ) from error
+    state = checkpoint.get('mmselfdistill') if isinstance(checkpoint, dict) else None
+    if state is None:
+        raise SystemExit(
+            f'CHECKPOINT: {str(path)!r} was saved without self-distillation: it has '
+            "no key 'mmselfdistill'."
+        )
+    if state['teacher'] is None:
+        raise SystemExit(
+            f'CHECKPOINT: {str(path)!r} has no teacher: it is from the first '
+            f'generation of {state["hook"]}, which trains without one. Its own '
+            'state_dict is what teaches the next generation, and is stock already.'
+        )
+    return dict(meta=checkpoint.get('meta', {}), state_dict=state['teacher'])
+
+
+def main() -> None:
+    """Run the tool."""
+    parser = argparse.ArgumentParser(description=(__doc__ or '').split('\n')[0])
+    parser.add_argument('checkpoint', type=Path, metavar='CHECKPOINT')
+    parser.add_argument('out', type=Path, metavar='OUT', help='the file to write')
+    args = parser.parse_args()
+    teacher = read_teacher(args.checkpoint)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(teacher, args.out)
+    print(f'{args.out}: {len(teacher["state_dict"])} tensors of the teacher')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,108 @@
+"""Evaluate a detector or a segmentor on the test set of its config.
+
+Any checkpoint will do, self-distilled or not: what is evaluated is its student. To
+evaluate the teacher inside, take it out with `tools/extract_teacher.py` first.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from launching import (  # type: ignore[import-not-found]
+    add_common_arguments,
+    build_runner,
+    load_config,
+    parse_args,
+)
+from mmengine.config import Config
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of this tool's command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or '').split('\n')[0])
+    add_common_arguments(parser)
+    parser.add_argument('checkpoint', help='path or URL of the checkpoint')
+    parser.add_argument(
+        '--out',
+        help='where predictions are written: a .pkl file for a detector, '
+        'a folder of label maps for a segmentor',
+    )
+    parser.add_argument('--show', action='store_true', help='show the predictions')
+    parser.add_argument('--show-dir', help='folder in which predictions are painted')
+    parser.add_argument(
+        '--wait-time',
+        type=float,
+        default=2,
+        help='seconds for which --show shows an image. Defaults to 2',
+    )
+    parser.add_argument(
+        '--tta', action='store_true', help='average over augmented copies of an image'
+    )
+    return parser
+
+
+def paint_predictions(cfg: Config, args: argparse.Namespace) -> None:
+    """Let the config's visualization hook show or paint predictions, in place."""
+    hook = cfg.get('default_hooks', {}).get('visualization')
+    if hook is None:
+        raise SystemExit(
+            '--show, --show-dir: need default_hooks.visualization in the config.'
+        )
+    hook.draw = True
+    if args.show:
+        hook.show = True
+        hook.wait_time = args.wait_time
+    if args.show_dir is not None:
+        # MMDetection's hook has a folder of its own, MMSegmentation's visualizer does.
+        if cfg.get('default_scope') == 'mmdet':
+            hook.test_out_dir = args.show_dir
+        else:
+            cfg.visualizer.save_dir = args.show_dir
+
+
+def use_tta(cfg: Config) -> None:
+    """Wrap the model for test-time augmentation, in place."""
+    for name in ('tta_model', 'tta_pipeline'):
+        if name not in cfg:
+            raise SystemExit(f'--tta: needs {name} in the config.')
+    dataset = cfg.test_dataloader.dataset
+    while 'dataset' in dataset:
+        dataset = dataset.dataset
+    dataset.pipeline = cfg.tta_pipeline
+    cfg.model = dict(**cfg.tta_model, module=cfg.model)
+
+
+def write_predictions(cfg: Config, out: str) -> None:
+    """Let the evaluation write its predictions, in place."""
+    evaluators = cfg.test_evaluator
+    evaluators = evaluators if isinstance(evaluators, list) else [evaluators]
+    if cfg.get('default_scope') == 'mmdet':
+        if not out.endswith(('.pkl', '.pickle')):
+            raise SystemExit(f'--out: expected a .pkl file, but got {out!r}.')
+        cfg.test_evaluator = [
+            *evaluators,
+            dict(type='mmdet.DumpDetResults', out_file_path=out),
+        ]
+    else:
+        for evaluator in evaluators:
+            evaluator.update(output_dir=out, keep_results=True)
+
+
+def main() -> None:
+    """Run the tool."""
+    args = parse_args(build_parser())
+    cfg = load_config(args)
+    if args.cfg_options is not None:
+        cfg.merge_from_dict(args.cfg_options)
+    cfg.load_from = args.checkpoint
+    if args.show or args.show_dir is not None:
+        paint_predictions(cfg, args)
+    if args.tta:
+        use_tta(cfg)
+    if args.out is not None:
+        write_predictions(cfg, args.out)
+    build_runner(cfg).test()
+
+
+if __name__ == '__main__':
+    main()
