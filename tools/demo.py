@@ -111,10 +111,9 @@ def verdict(task: Task, distilled: Curve, plain: Curve) -> str:
     else:
         result = f'{"A gain" if gain > 0 else "A loss"} of {gain:+.1f} {task.name}'
     return (
-        f'Seconds per iteration are medians. {result} against the plain run of the '
-        'same total length (one seed; seeds '
+        f'{result} against the plain run of the same total length (one seed; seeds '
         f'of the plain run differ by about {task.noise:.1f}).\n'
-        f'An iteration with the teacher took {cost:.2f} times one without.'
+        f'An iteration with the teacher took {cost:.2f} times one without (medians).'
     )
 
 
