@@ -14,7 +14,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 LEFT_OUT = ('.*', 'build', 'dist', '*.egg-info', 'work_dirs', 'data', '__pycache__')
-CONFIG = 'digits/retinanet_r18_fpn_30e_digits.py'
+CONFIG = 'digits/retinanet_r18_fpn_50e_digits.py'
 ZOO_NAME = 'retinanet/retinanet_r50_fpn_ema-1x_coco.py'
 
 RESOLVE = """

@@ -40,8 +40,8 @@ class Task(NamedTuple):
 
 TASKS = {
     'det': Task(
-        plain='retinanet_r18_fpn_60e_digits',
-        generations='retinanet_r18_fpn_generation-2x30e_digits',
+        plain='retinanet_r18_fpn_100e_digits',
+        generations='retinanet_r18_fpn_generation-2x50e_digits',
         metric='coco/bbox_mAP',
         name='box AP',
         noise=1.0,
@@ -54,7 +54,7 @@ TASKS = {
         noise=1.0,
     ),
 }
-SCENES = dict(train=400, val=400, size=64, seed=0)
+SCENES = dict(train=240, val=400, size=64, seed=0)
 
 
 def write_data(root: Path) -> None:

@@ -1,6 +1,6 @@
-# The same total length as two generations of 30 epochs, in one cosine.
-_base_ = './retinanet_r18_fpn_30e_digits.py'
-max_epochs = 60
+# The same total length as two generations of 50 epochs, in one cosine.
+_base_ = './retinanet_r18_fpn_50e_digits.py'
+max_epochs = 100
 train_cfg = dict(max_epochs=max_epochs)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.05, by_epoch=False, begin=0, end=50),

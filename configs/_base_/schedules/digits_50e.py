@@ -1,7 +1,7 @@
 # Random initial weights and a batch of 16: AdamW, a short ramp, one cosine.
-max_epochs = 30
+max_epochs = 50
 train_cfg = dict(
-    type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=max_epochs // 3
+    type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=max_epochs // 5
 )
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')

@@ -1,4 +1,4 @@
-_base_ = './retinanet_r18_fpn_30e_digits.py'
+_base_ = './retinanet_r18_fpn_50e_digits.py'
 default_hooks = dict(
     self_distill=dict(type='mmselfdistill.GenerationHook', generations=2)
 )

@@ -1,4 +1,4 @@
-_base_ = './retinanet_r18_fpn_30e_digits.py'
+_base_ = './retinanet_r18_fpn_50e_digits.py'
 model = dict(
     type='GFL',
     bbox_head=dict(
@@ -14,7 +14,7 @@ model = dict(
             ratios=[1.0],
             octave_base_scale=6,
             scales_per_octave=1,
-            strides=[4, 8, 16, 32],
+            strides=[4, 8, 16],
         ),
         loss_cls=dict(
             type='QualityFocalLoss', use_sigmoid=True, beta=2.0, loss_weight=1.0

@@ -1,8 +1,8 @@
 _base_ = [
-    'mmdet::_base_/models/faster-rcnn_r50_fpn.py',
+    'mmdet::_base_/models/mask-rcnn_r50_fpn.py',
     '../_base_/datasets/digits_detection.py',
     'mmdet::_base_/default_runtime.py',
-    '../_base_/schedules/digits_30e.py',
+    '../_base_/schedules/digits_50e.py',
 ]
 model = dict(
     backbone=dict(
@@ -24,6 +24,12 @@ model = dict(
             out_channels=32, featmap_strides=[4, 8, 16], finest_scale=16
         ),
         bbox_head=dict(in_channels=32, fc_out_channels=128, num_classes=10),
+        mask_roi_extractor=dict(
+            out_channels=32, featmap_strides=[4, 8, 16], finest_scale=16
+        ),
+        mask_head=dict(
+            num_convs=2, in_channels=32, conv_out_channels=32, num_classes=10
+        ),
     ),
     train_cfg=dict(
         rpn=dict(sampler=dict(num=64)),
@@ -33,6 +39,17 @@ model = dict(
     test_cfg=dict(rpn=dict(nms_pre=256, max_per_img=64)),
 )
 optim_wrapper = dict(optimizer=dict(lr=0.004))
+
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+    dict(type='RandomResize', scale=(64, 64), ratio_range=(0.8, 1.25)),
+    dict(type='RandomCrop', crop_size=(64, 64)),
+    dict(type='PackDetInputs'),
+]
+train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
+val_evaluator = dict(metric=['bbox', 'segm'])
+test_evaluator = val_evaluator
 default_hooks = dict(
     logger=dict(interval=25), checkpoint=dict(interval=10, max_keep_ckpts=2)
 )
