@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -166,16 +166,6 @@ def short_run(path: Path, work_dir: Path, steps: int) -> Config:
     return cfg
 
 
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    # Several threads on busy cores wait for each other longer than they compute.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.mark.usefixtures('one_thread')
 @each_config
 def test_builds_and_steps(path: Path, tmp_path: Path) -> None:
     runner = Runner.from_cfg(short_run(path, tmp_path, steps=2))

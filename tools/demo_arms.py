@@ -39,13 +39,17 @@ class Arm:
         return 'max_epochs' in self.cfg.train_cfg
 
     @property
+    def unit(self) -> str:
+        """What the run is measured in, in words."""
+        return 'epochs' if self.by_epoch else 'iterations'
+
+    @property
     def length(self) -> str:
         """Total length in words."""
         hook = self.cfg.default_hooks.get('self_distill', {})
         times = hook.get('generations', 1)
-        unit = 'epochs' if self.by_epoch else 'iterations'
-        own = self.cfg.train_cfg.get(f'max_{unit if self.by_epoch else "iters"}')
-        return f'{times} x {own} {unit}' if times > 1 else f'{own} {unit}'
+        own = self.cfg.train_cfg['max_epochs' if self.by_epoch else 'max_iters']
+        return f'{times} x {own} {self.unit}' if times > 1 else f'{own} {self.unit}'
 
     def fingerprint(self) -> str:
         """Return a hash of all that the result depends on."""
@@ -164,8 +168,7 @@ class Curve:
                 elif 'loss' in entry:
                     entry['at'] = entry['epoch' if arm.by_epoch else 'step']
                     train[entry['step']] = entry
-        unit = 'epochs' if arm.by_epoch else 'iterations'
-        return cls(unit, max(scores), [train[k] for k in sorted(train)], scores)
+        return cls(arm.unit, max(scores), [train[k] for k in sorted(train)], scores)
 
     def score_at(self, position: int) -> float:
         """Return the score at an epoch or iteration."""

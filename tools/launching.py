@@ -118,11 +118,10 @@ def _zoo(package: str) -> Path:
     if package == 'mmselfdistill':
         # In a checkout as in the wheel, tools/ and configs/ are neighbours.
         return Path(__file__).resolve().parent.parent / 'configs'
-    known = sorted({*MODULE2PACKAGE, 'mmselfdistill'})
     if package not in MODULE2PACKAGE:
         raise SystemExit(
             f'config: no package {package!r} with configs is known. '
-            f'Known: {", ".join(known)}.'
+            f'Known: {", ".join(sorted(MODULE2PACKAGE))}.'
         )
     distribution = MODULE2PACKAGE[package]
     if not is_installed(distribution):

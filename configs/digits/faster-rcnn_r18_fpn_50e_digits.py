@@ -1,7 +1,6 @@
 _base_ = [
     'mmdet::_base_/models/faster-rcnn_r50_fpn.py',
     '../_base_/datasets/digits_detection.py',
-    'mmdet::_base_/default_runtime.py',
     '../_base_/schedules/digits_50e.py',
 ]
 model = dict(
@@ -33,6 +32,3 @@ model = dict(
     test_cfg=dict(rpn=dict(nms_pre=256, max_per_img=64)),
 )
 optim_wrapper = dict(optimizer=dict(lr=0.004))
-default_hooks = dict(
-    logger=dict(interval=25), checkpoint=dict(interval=10, max_keep_ckpts=2)
-)

@@ -1,44 +1,27 @@
-_base_ = [
-    'mmdet::_base_/models/mask-rcnn_r50_fpn.py',
-    '../_base_/datasets/digits_detection.py',
-    'mmdet::_base_/default_runtime.py',
-    '../_base_/schedules/digits_50e.py',
-]
+_base_ = './faster-rcnn_r18_fpn_50e_digits.py'
 model = dict(
-    backbone=dict(
-        depth=18, base_channels=16, frozen_stages=-1, norm_eval=False, init_cfg=None
-    ),
-    neck=dict(
-        in_channels=[16, 32, 64, 128],
-        out_channels=32,
-        num_outs=4,
-        norm_cfg=dict(type='BN'),
-    ),
-    rpn_head=dict(
-        in_channels=32,
-        feat_channels=32,
-        anchor_generator=dict(scales=[4], ratios=[1.0, 1.7], strides=[4, 8, 16, 32]),
-    ),
+    type='MaskRCNN',
+    data_preprocessor=dict(pad_mask=True),
     roi_head=dict(
-        bbox_roi_extractor=dict(
-            out_channels=32, featmap_strides=[4, 8, 16], finest_scale=16
-        ),
-        bbox_head=dict(in_channels=32, fc_out_channels=128, num_classes=10),
         mask_roi_extractor=dict(
-            out_channels=32, featmap_strides=[4, 8, 16], finest_scale=16
+            type='SingleRoIExtractor',
+            roi_layer=dict(type='RoIAlign', output_size=14, sampling_ratio=0),
+            out_channels=32,
+            featmap_strides=[4, 8, 16],
+            finest_scale=16,
         ),
         mask_head=dict(
-            num_convs=2, in_channels=32, conv_out_channels=32, num_classes=10
+            type='FCNMaskHead',
+            num_convs=2,
+            in_channels=32,
+            conv_out_channels=32,
+            num_classes=10,
+            loss_mask=dict(type='CrossEntropyLoss', use_mask=True, loss_weight=1.0),
         ),
     ),
-    train_cfg=dict(
-        rpn=dict(sampler=dict(num=64)),
-        rpn_proposal=dict(nms_pre=256, max_per_img=64),
-        rcnn=dict(sampler=dict(num=32)),
-    ),
-    test_cfg=dict(rpn=dict(nms_pre=256, max_per_img=64)),
+    train_cfg=dict(rcnn=dict(assigner=dict(match_low_quality=True), mask_size=28)),
+    test_cfg=dict(rcnn=dict(mask_thr_binary=0.5)),
 )
-optim_wrapper = dict(optimizer=dict(lr=0.004))
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),
@@ -50,6 +33,3 @@ train_pipeline = [
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 val_evaluator = dict(metric=['bbox', 'segm'])
 test_evaluator = val_evaluator
-default_hooks = dict(
-    logger=dict(interval=25), checkpoint=dict(interval=10, max_keep_ckpts=2)
-)

@@ -1,7 +1,6 @@
 _base_ = [
     'mmdet::_base_/models/retinanet_r50_fpn.py',
     '../_base_/datasets/digits_detection.py',
-    'mmdet::_base_/default_runtime.py',
     '../_base_/schedules/digits_50e.py',
 ]
 model = dict(
@@ -32,7 +31,4 @@ model = dict(
         ),
         loss_bbox=dict(loss_weight=2.0),
     ),
-)
-default_hooks = dict(
-    logger=dict(interval=25), checkpoint=dict(interval=10, max_keep_ckpts=2)
 )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import Any
 
-from mmengine.optim import OptimWrapperDict
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
@@ -14,6 +13,7 @@ from mmselfdistill.teacher import average_into, copy_into
 from mmselfdistill.terms import ScheduleConfig, TermConfigs
 
 from .base import DistillHook, bare_model
+from .restart import optim_wrappers
 
 
 @HOOKS.register_module()
@@ -69,11 +69,7 @@ class EMATeacherHook(DistillHook):
     ) -> None:
         """Average, if the optimizer made a step in this iteration."""
         assert self._teacher is not None
-        wrapper = runner.optim_wrapper
-        wrappers = (
-            wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]
-        )
-        if any(each.should_update() for each in wrappers):
+        if any(each.should_update() for each in optim_wrappers(runner)):
             young = (1 + self.updates) / (10 + self.updates)
             momentum = min(self.momentum, young)
             average_into(self._teacher, bare_model(runner), momentum)

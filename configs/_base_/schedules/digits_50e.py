@@ -1,4 +1,5 @@
 # Random initial weights and a batch of 16: AdamW, a short ramp, one cosine.
+_base_ = 'mmdet::_base_/default_runtime.py'
 max_epochs = 50
 train_cfg = dict(
     type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=max_epochs // 5
@@ -22,3 +23,6 @@ param_scheduler = [
         end=max_epochs,
     ),
 ]
+default_hooks = dict(
+    logger=dict(interval=25), checkpoint=dict(interval=10, max_keep_ckpts=2)
+)
