@@ -83,6 +83,8 @@ def name_our_configs() -> None:
     # where the package is
     packages['mmselfdistill'] = 'mmselfdistill.version'
     stock = Config._get_cfg_path
+    if stock.__module__ == __name__:
+        return
 
     def without_our_scope(cfg_path: str, filename: str) -> tuple[str, str | None]:
         path, scope = stock(cfg_path, filename)

@@ -103,13 +103,16 @@ class DistillHook(Hook):
             return
         teacher = self.distiller.teacher
         checkpoint[STATE_KEY] = dict(
-            version=STATE_VERSION,
-            hook=type(self).__name__,
+            **self.identity(),
             teacher=None if teacher is None else weights_to_cpu(teacher.state_dict()),
             generation=self.generation,
             updates=self.updates,
             terms={term.name: term.config for term in self.distiller.terms},
         )
+
+    def identity(self) -> dict[str, Any]:
+        """Return what must be the same when a run is resumed, besides the terms."""
+        return dict(version=STATE_VERSION, hook=type(self).__name__)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Keep our state of a resumed checkpoint until the teacher is built."""
@@ -125,10 +128,9 @@ class DistillHook(Hook):
 
     def _restore(self, state: dict[str, Any]) -> None:
         assert self.distiller is not None and self._teacher is not None
-        ours = dict(version=STATE_VERSION, hook=type(self).__name__)
         wrong = [
             f'{key}: {state.get(key)!r} in the checkpoint, {value!r} now'
-            for key, value in ours.items()
+            for key, value in self.identity().items()
             if state.get(key) != value
         ]
         terms = {term.name: term.config for term in self.distiller.terms}

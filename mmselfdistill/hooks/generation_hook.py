@@ -5,6 +5,7 @@ from __future__ import annotations
 import numbers
 from typing import Any
 
+from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 
@@ -12,7 +13,7 @@ from mmselfdistill.errors import check_choice
 from mmselfdistill.teacher import copy_into
 from mmselfdistill.terms import ScheduleConfig, TermConfigs
 
-from .base import DistillHook, bare_model
+from .base import STATE_KEY, DistillHook, bare_model
 from .restart import Beginning, reinitialize
 
 
@@ -80,7 +81,7 @@ class GenerationHook(DistillHook):
             whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
             if value is not None and not (whole and value >= 1):
                 raise ValueError(f'{name}: expected an integer >= 1, but got {value!r}')
-        self.interval = interval
+        self.interval = None if interval is None else int(interval)
         self.generations = generations
         self.by_epoch = by_epoch
         self.student = check_choice('student', student, ('continue', 'reinit'))
@@ -106,6 +107,44 @@ class GenerationHook(DistillHook):
         if self.student == 'reinit':
             _check_can_reinitialize(runner)
         self._beginning = Beginning(runner)
+        self._warn(runner, loop.max_epochs if self.by_epoch else loop.max_iters)
+
+    def _warn(self, runner: Runner, length: int) -> None:
+        assert self.interval is not None
+        unit = 'epochs' if self.by_epoch else 'iterations'
+        if self.interval >= length and self.generations is None:
+            runner.logger.warning(
+                f'GenerationHook: interval={self.interval} leaves no second generation '
+                f'in a run of {length} {unit}: nothing will be distilled.'
+            )
+        switches = {type(h).__name__ for h in runner.hooks if _is_switch(h)}
+        if switches and (self.generations or 1) > 1:
+            runner.logger.warning(
+                f'GenerationHook: {", ".join(sorted(switches))} counts {unit} of the '
+                f'whole run ({length}): it acts once, not once in each generation.'
+            )
+
+    def identity(self) -> dict[str, Any]:
+        """Add what decides where the boundaries are, and what happens there."""
+        return dict(
+            **super().identity(),
+            interval=self.interval,
+            by_epoch=self.by_epoch,
+            student=self.student,
+        )
+
+    def before_save_checkpoint(
+        self, runner: Runner, checkpoint: dict[str, Any]
+    ) -> None:
+        """Add how the schedules begin: a resumed run has only seen them later."""
+        super().before_save_checkpoint(runner, checkpoint)
+        if STATE_KEY in checkpoint and self._beginning is not None:
+            checkpoint[STATE_KEY]['beginning'] = self._beginning.state
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        super()._restore(state)
+        assert self._beginning is not None
+        self._beginning.state = state['beginning']
 
     def init_teacher(self, runner: Runner) -> None:
         """Leave the first generation without a teacher."""
@@ -144,6 +183,11 @@ class GenerationHook(DistillHook):
             f'Generation {generation + 1} begins (student: {self.student}): the '
             f'teacher has the weights of iteration {runner.iter}.'
         )
+
+
+def _is_switch(hook: Hook) -> bool:
+    # RTMDet's and YOLOX's change of pipeline: mmdet may be absent
+    return type(hook).__name__ in ('PipelineSwitchHook', 'YOLOXModeSwitchHook')
 
 
 def _check_can_reinitialize(runner: Runner) -> None:

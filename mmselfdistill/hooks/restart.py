@@ -24,24 +24,31 @@ class Beginning:
 
     Args:
         runner (Runner): With optimizer and schedulers built, and no step made.
+
+    Attributes:
+        state (dict): Plain numbers and lists: what a checkpoint holds.
     """
 
     def __init__(self, runner: Runner) -> None:
-        self.groups = [
-            [copy.deepcopy(_settings(group)) for group in wrapper.param_groups]
-            for wrapper in optim_wrappers(runner)
-        ]
-        self.schedulers = [
-            copy.deepcopy(scheduler.state_dict()) for scheduler in _schedulers(runner)
-        ]
+        self.state: dict[str, Any] = dict(
+            groups=[
+                [copy.deepcopy(_settings(group)) for group in wrapper.param_groups]
+                for wrapper in optim_wrappers(runner)
+            ],
+            schedulers=[
+                copy.deepcopy(scheduler.state_dict())
+                for scheduler in _schedulers(runner)
+            ],
+        )
 
     def restore(self, runner: Runner) -> None:
         """Put every scheduled value and scheduler back to its beginning."""
-        for wrapper, groups in zip(optim_wrappers(runner), self.groups):
+        state = copy.deepcopy(self.state)
+        for wrapper, groups in zip(optim_wrappers(runner), state['groups']):
             for group, settings in zip(wrapper.param_groups, groups):
-                group.update(copy.deepcopy(settings))
-        for scheduler, state in zip(_schedulers(runner), self.schedulers):
-            scheduler.load_state_dict(copy.deepcopy(state))
+                group.update(settings)
+        for scheduler, each in zip(_schedulers(runner), state['schedulers']):
+            scheduler.load_state_dict(each)
 
 
 def reinitialize(runner: Runner, generation: int) -> None:

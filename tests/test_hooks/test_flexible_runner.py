@@ -1,0 +1,74 @@
+"""Generations under MMEngine's FlexibleRunner, which resumes before hooks begin."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmdet.testing import demo_mm_inputs
+from mmengine.config import Config
+from mmengine.runner import FlexibleRunner
+
+ROOT = Path(__file__).parents[2]
+BASE = 0.01  # learning rate
+
+
+def dataset() -> Any:
+    batch = demo_mm_inputs(image_shapes=(3, 64, 64), num_items=[2, 2], num_classes=10)
+    pairs = zip(batch['inputs'], batch['data_samples'])
+    return [dict(inputs=image, data_samples=sample) for image, sample in pairs]
+
+
+def train(work_dir: Path, stop_at: int, resume: bool) -> list[float]:
+    """Train generations of 4 iterations, and return each one's learning rate."""
+    cfg = Config.fromfile(ROOT / 'configs/digits/retinanet_r18_fpn_50e_digits.py')
+    rates: list[float] = []
+    hook = dict(type='mmselfdistill.GenerationHook', generations=2)
+    runner = FlexibleRunner(
+        model=cfg.model,
+        work_dir=str(work_dir),
+        train_dataloader=dict(
+            batch_size=2,
+            dataset=dataset(),
+            sampler=dict(type='InfiniteSampler', shuffle=False),
+            collate_fn=dict(type='pseudo_collate'),
+        ),
+        train_cfg=dict(by_epoch=False, max_iters=4),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=BASE)),
+        param_scheduler=dict(type='PolyLR', end=4, eta_min=0, by_epoch=False),
+        default_hooks=dict(
+            self_distill=hook,
+            checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=1),
+        ),
+        resume=resume,
+        default_scope='mmdet',
+        randomness=dict(seed=0),
+        experiment_name=f'flexible-{stop_at}-{resume}',
+    )
+
+    class Stopped(Exception):
+        pass
+
+    def before_train_iter(runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        if runner.iter == stop_at:
+            raise Stopped
+        rates.append(runner.optim_wrapper.get_lr()['lr'][0])
+
+    # the last hook: it sees the learning rate that the step will have
+    runner.hooks[-1].before_train_iter = before_train_iter
+    try:
+        runner.train()
+    except Stopped:
+        pass
+    return rates
+
+
+def test_resumed_generations_begin_with_the_first_learning_rate(
+    tmp_path: Path,
+) -> None:
+    torch.manual_seed(0)
+    decay = [BASE * (1 - i / 3) for i in range(4)]
+    first = train(tmp_path, stop_at=2, resume=False)
+    rest = train(tmp_path, stop_at=8, resume=True)
+    torch.testing.assert_close(first + rest, decay + decay)
