@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,20 +48,18 @@ def train(work_dir: Path, stop_at: int, resume: bool) -> list[float]:
         experiment_name=f'flexible-{stop_at}-{resume}',
     )
 
-    class Stopped(Exception):
+    class StopError(Exception):
         pass
 
     def before_train_iter(runner: Any, batch_idx: int, data_batch: Any = None) -> None:
         if runner.iter == stop_at:
-            raise Stopped
+            raise StopError
         rates.append(runner.optim_wrapper.get_lr()['lr'][0])
 
     # the last hook: it sees the learning rate that the step will have
     runner.hooks[-1].before_train_iter = before_train_iter
-    try:
+    with suppress(StopError):
         runner.train()
-    except Stopped:
-        pass
     return rates
 
 
