@@ -136,21 +136,23 @@ class _BernoulliKL(torch.autograd.Function):
     def forward(
         ctx: Any, student: Tensor, teacher: Tensor, temperature: float, beta: float
     ) -> Tensor:
-        # mirrored to a teacher below 0, the terms are small and do not cancel
-        sign = 1 - 2 * (teacher > 0).to(teacher.dtype)
-        s = _softened(student, temperature) * sign
-        t = _softened(teacher, temperature) * sign
+        # mirrored to a teacher below 0, the terms are small and do not cancel; in
+        # place, since on a CPU a fresh tensor costs as much as the arithmetic
+        sign = torch.copysign(torch.full_like(teacher, -1.0), teacher).neg_()
+        s = _softened(student, temperature).mul_(sign)
+        t = _softened(teacher, temperature).mul_(sign)
         p, q = t.sigmoid(), s.sigmoid()
-        divergence = p * (t - s) + F.logsigmoid(-t) - F.logsigmoid(-s)
-        slope = gap = q - p
+        tail = F.logsigmoid(-t).sub_(F.logsigmoid(-s))
+        divergence = t.sub_(s).mul_(p).add_(tail)
+        gap = slope = p.neg_().add_(q)
         if beta > 0:
             # the factor's slope is infinite at 0 when beta < 1, the product's is 0
-            relative = torch.where(gap == 0, gap, divergence / gap)
-            focal = gap.abs().pow(beta)
-            slope = focal * (gap + beta * q * (1 - q) * relative)
-            divergence = focal * divergence
-        ctx.save_for_backward(slope * sign * temperature)
-        return divergence * temperature**2
+            relative = divergence.div(gap).nan_to_num_(nan=0.0)
+            focal = gap.abs().pow_(beta)
+            slope = (1 - q).mul_(q).mul_(relative).mul_(beta).add_(gap).mul_(focal)
+            divergence.mul_(focal)
+        ctx.save_for_backward(slope.mul_(sign).mul_(temperature))
+        return divergence.mul_(temperature**2)
 
     @staticmethod
     @once_differentiable
