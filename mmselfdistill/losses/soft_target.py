@@ -89,7 +89,7 @@ def soft_target_loss(
 def _positives(teacher: Tensor, activation: str) -> Tensor:
     if activation == 'softmax':
         return 1 - teacher.softmax(1)[:, -1]
-    return teacher.sigmoid().amax(1)
+    return teacher.amax(1).sigmoid()
 
 
 @MODELS.register_module()

@@ -135,5 +135,5 @@ def foreground(logits: Tensor, activation: str) -> Tensor:
     """
     logits = logits.float()
     if activation == 'sigmoid':
-        return logits.sigmoid().amax(1)
+        return logits.amax(1).sigmoid()
     return 1 - logits.softmax(1)[:, -1]
