@@ -112,10 +112,10 @@ class GenerationHook(DistillHook):
     def _warn(self, runner: Runner, length: int) -> None:
         assert self.interval is not None
         unit = 'epochs' if self.by_epoch else 'iterations'
-        if self.interval >= length and self.generations is None:
+        if self.interval >= length:
             runner.logger.warning(
-                f'GenerationHook: interval={self.interval} leaves no second generation '
-                f'in a run of {length} {unit}: nothing will be distilled.'
+                f'GenerationHook: the first generation, {self.interval} {unit}, fills '
+                f'the run of {length}: nothing will be distilled.'
             )
         switches = {type(h).__name__ for h in runner.hooks if _is_switch(h)}
         if switches and (self.generations or 1) > 1:
@@ -131,7 +131,11 @@ class GenerationHook(DistillHook):
             interval=self.interval,
             by_epoch=self.by_epoch,
             student=self.student,
+            restart=self._restarts(),
         )
+
+    def _restarts(self) -> bool:
+        return self.student == 'reinit' or self.generations is not None
 
     def before_save_checkpoint(
         self, runner: Runner, checkpoint: dict[str, Any]
@@ -177,7 +181,7 @@ class GenerationHook(DistillHook):
         self.generation = generation
         if self.student == 'reinit':
             reinitialize(runner, generation)
-        if self.student == 'reinit' or self.generations is not None:
+        if self._restarts():
             self._beginning.restore(runner)
         runner.logger.info(
             f'Generation {generation + 1} begins (student: {self.student}): the '
