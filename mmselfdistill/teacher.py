@@ -14,6 +14,9 @@ from mmengine.dist import broadcast, get_world_size
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+# they keep statistics in training, and are no norms of PyTorch's
+_STATISTICAL = ('EMAModule', 'SyncBatchNorm')
+
 
 def make_teacher(student: nn.Module) -> nn.Module:
     """Copy a model into a teacher that has no gradient and does not change.
@@ -24,7 +27,9 @@ def make_teacher(student: nn.Module) -> nn.Module:
     Returns:
         nn.Module: The teacher, on the student's device.
     """
-    teacher = copy.deepcopy(student)
+    # mmcv's SyncBatchNorm holds its process group, which cannot be copied
+    groups = [m.group for m in student.modules() if hasattr(m, 'group')]
+    teacher = copy.deepcopy(student, {id(group): group for group in groups})
     teacher.requires_grad_(False)
     teacher.zero_grad(set_to_none=True)
     still(teacher)
@@ -35,14 +40,14 @@ def still(model: nn.Module) -> None:
     """Put a model in training mode, less all that is random or keeps statistics.
 
     Evaluation mode is set for batch and instance norms, for dropout of every
-    kind, and for mmseg's ``EMAModule``, which in training updates its bases.
-    A dropout rate that a module holds as a number is set to 0.
+    kind, for mmcv's own ``SyncBatchNorm``, and for mmseg's ``EMAModule``, which
+    in training updates its bases. A dropout rate that a module holds as a number is set to 0.
     """
     model.train()
     for module in model.modules():
         kind = type(module).__name__
         dropout = 'drop' in kind.lower() and not any(module.children())
-        if isinstance(module, _NormBase) or kind == 'EMAModule' or dropout:
+        if isinstance(module, _NormBase) or kind in _STATISTICAL or dropout:
             module.training = False
         else:
             _zero_dropout_rates(module)

@@ -1,0 +1,224 @@
+"""Dense heads: one row an anchor, counted out by hand."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+CLASSES = 10
+FCOS = dict(
+    _delete_=True,
+    type='FCOSHead',
+    num_classes=CLASSES,
+    in_channels=32,
+    feat_channels=32,
+    stacked_convs=1,
+    strides=[4, 8, 16],
+    regress_ranges=((-1, 16), (16, 32), (32, 1e8)),
+)
+ATSS = dict(
+    _delete_=True,
+    type='ATSSHead',
+    num_classes=CLASSES,
+    in_channels=32,
+    feat_channels=32,
+    stacked_convs=1,
+    norm_cfg=dict(type='GN', num_groups=8),
+    anchor_generator=dict(
+        type='AnchorGenerator',
+        ratios=[1.0],
+        octave_base_scale=4,
+        scales_per_octave=1,
+        strides=[4, 8, 16],
+    ),
+    loss_bbox=dict(type='GIoULoss', loss_weight=2.0),
+    loss_centerness=dict(type='CrossEntropyLoss', use_sigmoid=True),
+)
+YOLOX = dict(
+    _delete_=True,
+    type='YOLOXHead',
+    num_classes=CLASSES,
+    in_channels=32,
+    feat_channels=32,
+    stacked_convs=1,
+    strides=(4, 8, 16),
+)
+SOFTMAX = dict(
+    _delete_=True, type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0
+)
+RETINANET = 'retinanet_r18_fpn_50e_digits'
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    'retinanet': (RETINANET, {}),
+    'retinanet softmax': (RETINANET, dict(bbox_head__loss_cls=SOFTMAX)),
+    'gfl': ('gfl_r18_fpn_50e_digits', {}),
+    'fcos': (RETINANET, dict(type='FCOS', bbox_head=FCOS)),
+    'atss': (
+        RETINANET,
+        dict(
+            type='ATSS',
+            bbox_head=ATSS,
+            train_cfg__assigner=dict(_delete_=True, type='ATSSAssigner', topk=4),
+        ),
+    ),
+    'yolox': (
+        RETINANET,
+        dict(
+            type='SingleStageDetector',
+            bbox_head=YOLOX,
+            train_cfg__assigner=dict(_delete_=True, type='SimOTAAssigner'),
+        ),
+    ),
+}
+# columns of logits and boxes, what boxes are, and what their confidence is made of
+EXPECTED: dict[str, tuple[int, int, str, str | None]] = {
+    'retinanet': (10, 4, 'deltas', None),
+    'retinanet softmax': (11, 4, 'deltas', None),
+    'gfl': (10, 4 * 9, 'bins', None),
+    'fcos': (10, 4, 'distances', 'centernesses'),
+    'atss': (10, 4, 'deltas', 'centernesses'),
+    'yolox': (10, 4, 'deltas', 'objectnesses'),
+}
+
+
+@pytest.fixture(scope='module', params=MODELS)
+def name(request: pytest.FixtureRequest) -> str:
+    result: str = request.param
+    return result
+
+
+@pytest.fixture(scope='module')
+def iteration(
+    name: str, digits: Callable[..., Any], iterate: Callable[..., Any]
+) -> Any:
+    stem, changes = MODELS[name]
+    return iterate(digits(stem, **changes))
+
+
+def outputs_of(model: Any, inputs: Tensor) -> dict[str, list[Tensor]]:
+    """Call the head directly, and name what it returns."""
+    names = dict(
+        FCOSHead=['cls', 'box', 'centernesses'],
+        ATSSHead=['cls', 'box', 'centernesses'],
+        YOLOXHead=['cls', 'box', 'objectnesses'],
+    ).get(type(model.bbox_head).__name__, ['cls', 'box'])
+    with torch.no_grad():
+        outputs = model.bbox_head(model.extract_feat(inputs))
+    return dict(zip(names, outputs))
+
+
+def anchors(levels: list[Tensor], columns: int) -> Iterator[tuple[int, ...]]:
+    """Yield level, image, anchor, y and x of each row, in the order of the rows."""
+    for level, tensor in enumerate(levels):
+        images, channels, height, width = tensor.shape
+        for image in range(images):
+            for y in range(height):
+                for x in range(width):
+                    for anchor in range(channels // columns):
+                        yield level, image, anchor, y, x
+
+
+def check_rows(rows: Tensor, levels: list[Tensor], columns: int) -> None:
+    expected = [
+        levels[level][image, anchor * columns : (anchor + 1) * columns, y, x]
+        for level, image, anchor, y, x in anchors(levels, columns)
+    ]
+    assert torch.equal(rows, torch.stack(expected))
+
+
+def test_logits_are_a_row_an_anchor(name: str, iteration: Any) -> None:
+    columns = EXPECTED[name][0]
+    (pair,) = iteration.read('logits')
+    inputs = iteration.data['inputs']
+    check_rows(pair.student, outputs_of(iteration.model, inputs)['cls'], columns)
+    check_rows(pair.teacher, outputs_of(iteration.teacher, inputs)['cls'], columns)
+    assert pair.student.requires_grad
+    assert not pair.teacher.requires_grad
+    activation = 'softmax' if 'softmax' in name else 'sigmoid'
+    assert pair.context['activation'] == activation
+    # the classes of a head with objectness hold where there is an object
+    if EXPECTED[name][3] != 'objectnesses':
+        assert pair.context['average_over'] == 'positives'
+
+
+def test_boxes_are_in_the_same_rows(name: str, iteration: Any) -> None:
+    _, columns, kind, _ = EXPECTED[name]
+    (pair,) = iteration.read('boxes')
+    inputs = iteration.data['inputs']
+    check_rows(pair.student, outputs_of(iteration.model, inputs)['box'], columns)
+    check_rows(pair.teacher, outputs_of(iteration.teacher, inputs)['box'], columns)
+    assert len(pair.student) == len(iteration.read('logits')[0].student)
+    assert pair.context['box_kind'] == kind
+
+
+def test_confidence_is_the_teachers(name: str, iteration: Any) -> None:
+    columns, _, _, factor = EXPECTED[name]
+    outputs = outputs_of(iteration.teacher, iteration.data['inputs'])
+    (pair,) = iteration.read('boxes')
+    confidence = pair.context['confidence']
+    expected = []
+    for level, image, anchor, y, x in anchors(outputs['cls'], columns):
+        first = anchor * columns
+        logits = outputs['cls'][level][image, first : first + columns, y, x].tolist()
+        if 'softmax' in name:
+            odds = [math.exp(logit) for logit in logits]
+            score = sum(odds[:-1]) / sum(odds)
+        else:
+            score = max(1 / (1 + math.exp(-logit)) for logit in logits)
+        if factor is not None:
+            logit = float(outputs[factor][level][image, 0, y, x])
+            score /= 1 + math.exp(-logit)
+        expected.append(score)
+    torch.testing.assert_close(confidence, torch.tensor(expected))
+    assert not confidence.requires_grad
+
+
+def test_rows_are_in_the_order_of_the_heads_own_anchors(
+    digits: Callable[..., Any], iterate: Callable[..., Any]
+) -> None:
+    """The likeliest row is the anchor that the head itself decodes to a box."""
+    iteration = iterate(digits(RETINANET))
+    head = iteration.teacher.bbox_head
+    inputs = iteration.data['inputs']
+    outputs = outputs_of(iteration.teacher, inputs)
+    sizes = [tuple(level.shape[2:]) for level in outputs['cls']]
+    priors = head.prior_generator.grid_priors(sizes, device='cpu')
+    count = [len(each) for each in priors]
+    (logits,), (boxes,) = iteration.read('logits'), iteration.read('boxes')
+    # a level's rows hold all images, one after the other
+    second_image: list[Tensor] = []
+    second_scores: list[Tensor] = []
+    start = 0
+    for each in count:
+        second_image.append(boxes.teacher[start + each : start + 2 * each])
+        second_scores.append(logits.teacher[start + each : start + 2 * each])
+        start += 2 * each
+    assert start == len(boxes.teacher)
+    scores = torch.cat(second_scores).sigmoid()
+    decoded = head.bbox_coder.decode(
+        torch.cat(priors), torch.cat(second_image), max_shape=(64, 64)
+    )
+    best = int(scores.amax(1).argmax())
+    with torch.no_grad():
+        metas = [sample.metainfo for sample in iteration.data['data_samples']]
+        result = head.predict_by_feat(
+            outputs['cls'], outputs['box'], batch_img_metas=metas, with_nms=False
+        )[1]
+    top = int(result.scores.argmax())
+    assert float(result.scores[top]) == float(scores.max())
+    torch.testing.assert_close(result.bboxes[top], decoded[best])
+
+
+def test_defaults_are_for_every_site(iteration: Any) -> None:
+    terms = iteration.family.default_terms()
+    assert terms.keys() == iteration.family.readers().keys()
+    assert terms.keys() >= {'features', 'logits', 'boxes'}
+    features = iteration.read('features')
+    assert [pair.student.shape[1:] for pair in features] == [
+        (32, 16, 16),
+        (32, 8, 8),
+        (32, 4, 4),
+    ]

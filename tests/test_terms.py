@@ -1,0 +1,350 @@
+"""From what a user writes to terms, and what a wrong setting is answered with."""
+
+from __future__ import annotations
+
+import copy
+import io
+import re
+from pathlib import Path
+from typing import Any, Mapping
+
+import pytest
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from mmselfdistill.losses import BoxDistillLoss, PKDLoss, SoftTargetLoss
+from mmselfdistill.sites import FAMILIES, Family, Unknown, find_family
+from mmselfdistill.terms import Term, differences, merge_terms, resolve_terms
+
+CONFIG = Path(__file__).parents[1] / 'configs/digits/gfl_r18_fpn_50e_digits.py'
+LOSSES = (
+    "'BoxDistillLoss', 'FeatureMSELoss', 'InfoNCELoss', 'MaskDistillLoss', "
+    "'PKDLoss', 'SoftTargetLoss'"
+)
+DEFAULTS: dict[str, dict[str, Any]] = dict(
+    features=dict(type='PKDLoss', weight=0.5),
+    logits=dict(type='SoftTargetLoss', weight=1.0, beta=1.0, site='logits'),
+)
+
+
+@pytest.fixture(scope='module')
+def family() -> Family:
+    """GFL: a dense detector with features, logits and boxes."""
+    return find_family(MODELS.build(Config.fromfile(CONFIG).model))
+
+
+class Plain(nn.Module):
+    """A model that no family covers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+        self.classifier = nn.Linear(2, 2)
+
+
+@pytest.fixture
+def unknown() -> Family:
+    return find_family(Plain())
+
+
+def only(terms: list[Term], name: str) -> Term:
+    (term,) = (term for term in terms if term.name == name)
+    return term
+
+
+MERGES: dict[str, tuple[Mapping[str, Any], dict[str, Any]]] = {
+    'nothing': ({}, DEFAULTS),
+    'one key of one term': (
+        dict(logits=dict(weight=3)),
+        dict(DEFAULTS, logits=dict(DEFAULTS['logits'], weight=3)),
+    ),
+    'the same type is no change': (
+        dict(logits=dict(type='SoftTargetLoss', temperature=2.0)),
+        dict(DEFAULTS, logits=dict(DEFAULTS['logits'], temperature=2.0)),
+    ),
+    'another type keeps only the site': (
+        dict(logits=dict(type='FeatureMSELoss')),
+        dict(DEFAULTS, logits=dict(type='FeatureMSELoss', site='logits')),
+    ),
+    'another type where no site was given': (
+        dict(features=dict(type='InfoNCELoss', temperature=0.2)),
+        dict(DEFAULTS, features=dict(type='InfoNCELoss', temperature=0.2)),
+    ),
+    'none removes': (
+        dict(features=None),
+        dict(logits=DEFAULTS['logits']),
+    ),
+    'delete of one term': (
+        dict(logits=dict(_delete_=True, type='SoftTargetLoss')),
+        dict(DEFAULTS, logits=dict(type='SoftTargetLoss')),
+    ),
+    'delete of all': (
+        dict(_delete_=True, boxes=dict(type='BoxDistillLoss')),
+        dict(boxes=dict(type='BoxDistillLoss')),
+    ),
+    'delete that is off': (dict(_delete_=False), DEFAULTS),
+    'delete of all, and one removed besides': (
+        dict(_delete_=True, features=None),
+        {},
+    ),
+    'a new term': (
+        dict(deep=dict(type='PKDLoss', site='backbone.layer3')),
+        dict(DEFAULTS, deep=dict(type='PKDLoss', site='backbone.layer3')),
+    ),
+}
+
+
+@pytest.mark.parametrize('case', MERGES)
+def test_merge(case: str) -> None:
+    configs, expected = MERGES[case]
+    # as a config file hands it over
+    given = ConfigDict(configs)
+    defaults, before = copy.deepcopy(DEFAULTS), copy.deepcopy(given)
+    assert merge_terms(defaults, given) == expected
+    assert defaults == DEFAULTS
+    assert given == before
+
+
+def test_defaults_are_built_as_the_family_says(family: Family) -> None:
+    terms = resolve_terms(family, None, None)
+    expected = family.default_terms()
+    assert {term.name: term.weight for term in terms} == {
+        name: cfg['weight'] for name, cfg in expected.items()
+    }
+    logits = only(terms, 'logits')
+    assert isinstance(logits.loss, SoftTargetLoss)
+    assert (logits.site, logits.loss.beta) == ('logits', 1.0)
+    assert [logits.schedule(progress) for progress in (0.0, 0.5, 1.0)] == [1.0] * 3
+
+
+def test_a_term_has_its_own_schedule_or_the_hooks(family: Family) -> None:
+    configs = dict(logits=dict(schedule=dict(type='linear', stop=0.5)))
+    terms = resolve_terms(family, configs, 'linear')
+    assert only(terms, 'logits').schedule(1.0) == 0.5
+    assert only(terms, 'features').schedule(1.0) == 0.01
+    # None is a choice of its own, not the absence of one
+    terms = resolve_terms(family, dict(logits=dict(schedule=None)), 'linear')
+    assert only(terms, 'logits').schedule(1.0) == 1.0
+
+
+def test_two_terms_may_share_a_site(family: Family) -> None:
+    again = dict(type='PKDLoss', site='features', weight=2)
+    terms = resolve_terms(family, dict(again=again), None)
+    term = only(terms, 'again')
+    assert isinstance(term.loss, PKDLoss)
+    assert (term.site, term.weight, type(term.weight)) == ('features', 2.0, float)
+    assert only(terms, 'features').weight == 0.5
+
+
+def test_a_loss_of_the_users_own(family: Family) -> None:
+    @MODELS.register_module()
+    class DoubledGap(nn.Module):
+        def __init__(self, **arguments: Any) -> None:
+            super().__init__()
+            self.arguments = arguments
+
+        def forward(self, student: Tensor, teacher: Tensor, **_: Any) -> Tensor:
+            return (student - teacher).abs().mean()
+
+    try:
+        cfg = dict(type='DoubledGap', site='features', anything=3)
+        term = only(resolve_terms(family, dict(mine=cfg), None), 'mine')
+    finally:
+        MODELS.module_dict.pop('DoubledGap')
+    assert isinstance(term.loss, DoubledGap)
+    assert term.loss.arguments == dict(anything=3)
+
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    'removes what is not there': (
+        dict(logit=None),
+        "terms.logit: there is no such term; did you mean 'logits'? "
+        "Valid: 'boxes', 'features', 'logits'",
+    ),
+    'not a dict': (
+        dict(logits=2.0),
+        'terms.logits: expected a dict, or None to remove it, but got 2.0',
+    ),
+    'no type': (
+        dict(mine=dict(site='features')),
+        'terms.mine.type: expected a loss, got None; valid: '
+        f'{[name.strip(chr(39)) for name in LOSSES.split(", ")]}',
+    ),
+    'unknown type': (
+        dict(logits=dict(type='SoftTargetLos')),
+        "terms.logits.type: unknown loss 'SoftTargetLos'; did you mean "
+        f"'SoftTargetLoss'? Valid: {LOSSES}",
+    ),
+    'unknown argument': (
+        dict(logits=dict(temprature=2.0)),
+        "terms.logits: SoftTargetLoss has no argument 'temprature'; did you mean "
+        "'temperature'? Valid: 'beta', 'schedule', 'site', 'temperature', 'type', "
+        "'weight'",
+    ),
+    'misspelt weight': (
+        dict(logits=dict(wieght=2.0)),
+        "terms.logits: SoftTargetLoss has no argument 'wieght'; did you mean 'weight'?",
+    ),
+    'negative weight': (
+        dict(boxes=dict(weight=-0.25)),
+        'terms.boxes.weight: expected a number >= 0, but got -0.25',
+    ),
+    'weight that is no number': (
+        dict(boxes=dict(weight='1')),
+        "terms.boxes.weight: expected a number >= 0, but got '1'",
+    ),
+    'wrong schedule': (
+        dict(logits=dict(schedule='cosin')),
+        "terms.logits.schedule.type: unknown 'cosin'; did you mean 'cosine'?",
+    ),
+    'nothing left': (
+        dict(features=None, logits=None, boxes=None),
+        'terms: no term is left after merging with the defaults (boxes, features, '
+        'logits); keep one, or set loss_weight=0 to train without distillation',
+    ),
+}
+
+
+@pytest.mark.parametrize('case', WRONG)
+def test_wrong_settings_are_named_with_what_is_valid(case: str, family: Family) -> None:
+    configs, message = WRONG[case]
+    with pytest.raises(ValueError, match='^' + re.escape(message)):
+        resolve_terms(family, configs, None)
+
+
+def test_a_wrong_argument_names_the_term_and_the_range(family: Family) -> None:
+    configs = dict(logits=dict(temperature=-1.0))
+    with pytest.raises(ValueError, match=r'terms\.logits: .*temperature.*> 0.*-1\.0'):
+        resolve_terms(family, configs, None)
+
+
+@pytest.mark.parametrize(
+    ('name', 'cfg', 'given'),
+    [
+        ('mine', dict(type='PKDLoss', site='logit'), 'logit'),
+        # a term without a site is at the site of its own name
+        ('logist', dict(type='SoftTargetLoss'), 'logist'),
+    ],
+)
+def test_an_unknown_site_is_answered_with_sites_and_parts(
+    family: Family, name: str, cfg: dict[str, Any], given: str
+) -> None:
+    message = (
+        rf"^terms\.{name}\.site: unknown site '{given}' .*\(GFL\); did you mean "
+        r"'logits'\? Valid: 'backbone', 'backbone.bn1', .*'boxes', 'data_prep"
+    )
+    with pytest.raises(ValueError, match=message):
+        resolve_terms(family, {name: cfg}, None)
+
+
+def test_modules_deep_in_the_model_are_sites_but_not_listed(family: Family) -> None:
+    deep = dict(type='PKDLoss', site='backbone.layer3.0.conv1')
+    assert only(resolve_terms(family, dict(deep=deep), None), 'deep').site == (
+        'backbone.layer3.0.conv1'
+    )
+    wrong = dict(type='PKDLoss', site='backbone.layer33')
+    with pytest.raises(ValueError) as error:
+        resolve_terms(family, dict(deep=wrong), None)
+    assert "did you mean 'backbone.layer3'?" in str(error.value)
+    assert "'bbox_head.gfl_cls'" in str(error.value)
+    assert 'conv1.' not in str(error.value)
+
+
+def test_a_model_that_no_family_covers_says_what_to_do(unknown: Family) -> None:
+    assert isinstance(unknown, Unknown)
+    kinds = ', '.join(kind.name for kind in FAMILIES)
+    expected = (
+        f'self_distill: no model family covers Plain. Looked for: {kinds}; the model '
+        "has the parts 'encoder', 'classifier'. Name modules by their path, such as "
+        "terms=dict(mine=dict(type='PKDLoss', site='backbone.layer3')), or put a "
+        'subclass of mmselfdistill.sites.Family into mmselfdistill.sites.FAMILIES'
+    )
+    with pytest.raises(ValueError, match='^' + re.escape(expected) + '$'):
+        resolve_terms(unknown, None, None)
+    named = dict(logits=dict(type='SoftTargetLoss'))
+    message = "terms.logits.site: unknown site 'logits'. " + expected
+    with pytest.raises(ValueError, match='^' + re.escape(message) + '$'):
+        resolve_terms(unknown, named, None)
+    misspelt = dict(mine=dict(type='PKDLoss', site='encoder.5'))
+    message = (
+        r"^terms\.mine\.site: unknown site 'encoder\.5' .*\(Plain\); did you mean "
+        r"'encoder(\.[01])?'\? Valid: 'classifier', 'encoder', 'encoder\.0', "
+        r"'encoder\.1'$"
+    )
+    with pytest.raises(ValueError, match=message):
+        resolve_terms(unknown, misspelt, None)
+
+
+def test_the_fingerprint_is_plain_and_loads_from_a_checkpoint(family: Family) -> None:
+    configs = ConfigDict(
+        boxes=dict(weight=1, schedule=dict(type='step', milestones=(0.5, 0.75))),
+        deep=dict(type='PKDLoss', site='backbone.layer3'),
+    )
+    terms = resolve_terms(family, configs, 'cosine')
+    saved = {term.name: term.config for term in terms}
+    step = dict(type='step', milestones=[0.5, 0.75])
+    assert saved['boxes'] == dict(
+        type='BoxDistillLoss', site='boxes', weight=1.0, schedule=step
+    )
+    assert saved['deep'] == dict(
+        type='PKDLoss', site='backbone.layer3', weight=1.0, schedule='cosine'
+    )
+    assert saved['logits'] == dict(
+        type='SoftTargetLoss', site='logits', weight=1.0, beta=1.0, schedule='cosine'
+    )
+    assert isinstance(only(terms, 'boxes').loss, BoxDistillLoss)
+    assert type(saved['boxes']['schedule']) is dict
+
+    # strict loading knows no ConfigDict
+    file = io.BytesIO()
+    torch.save(saved, file)
+    file.seek(0)
+    assert torch.load(file, weights_only=True) == saved
+
+
+def test_the_fingerprint_holds_what_is_no_plain_value_as_text(family: Family) -> None:
+    @MODELS.register_module()
+    class WithDevice(nn.Module):
+        def __init__(self, device: torch.device) -> None:
+            super().__init__()
+
+    try:
+        cfg = dict(type='WithDevice', site='features', device=torch.device('cpu'))
+        term = only(resolve_terms(family, dict(mine=cfg), None), 'mine')
+    finally:
+        MODELS.module_dict.pop('WithDevice')
+    assert term.config['device'] == "device(type='cpu')"
+
+
+def test_equal_settings_differ_in_nothing(family: Family) -> None:
+    """However they are written: 1 and 1.0, tuples and lists, given or by default."""
+
+    def fingerprint(configs: dict[str, Any]) -> dict[str, Any]:
+        return {t.name: t.config for t in resolve_terms(family, configs, 'cosine')}
+
+    plain = fingerprint({})
+    same = dict(
+        logits=dict(weight=1, site='logits', schedule='cosine'),
+        boxes=dict(type='BoxDistillLoss'),
+    )
+    assert differences(fingerprint(same), plain) == []
+
+
+def test_differences_are_said_both_ways() -> None:
+    saved = dict(
+        boxes=dict(type='BoxDistillLoss', weight=0.25),
+        logits=dict(type='SoftTargetLoss', weight=1.0, beta=1.0),
+    )
+    given = dict(
+        logits=dict(type='SoftTargetLoss', weight=2.0, temperature=4.0, beta=1.0),
+        masks=dict(type='MaskDistillLoss'),
+    )
+    assert differences(given, saved) == [
+        "terms.boxes.type: 'BoxDistillLoss' in the checkpoint, None now",
+        'terms.boxes.weight: 0.25 in the checkpoint, None now',
+        'terms.logits.temperature: None in the checkpoint, 4.0 now',
+        'terms.logits.weight: 1.0 in the checkpoint, 2.0 now',
+        "terms.masks.type: None in the checkpoint, 'MaskDistillLoss' now",
+    ]
