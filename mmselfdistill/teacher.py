@@ -41,7 +41,8 @@ def still(model: nn.Module) -> None:
 
     Evaluation mode is set for batch and instance norms, for dropout of every
     kind, for mmcv's own ``SyncBatchNorm``, and for mmseg's ``EMAModule``, which
-    in training updates its bases. A dropout rate that a module holds as a number is set to 0.
+    in training updates its bases. A dropout rate that a module holds as a number
+    is set to 0.
     """
     model.train()
     for module in model.modules():
