@@ -62,7 +62,7 @@ def resolve_terms(
         ValueError: If a name, an argument or a value is wrong, no term is left,
             or no family covers the model.
     """
-    merged = merge_terms(family.default_terms(), configs or {})
+    merged = merge_terms(family.default_terms(), {} if configs is None else configs)
     if not merged:
         if isinstance(family, Unknown):
             raise ValueError(_uncovered(family))
@@ -84,8 +84,13 @@ def merge_terms(
     arguments of one loss mean nothing to another.
 
     Raises:
-        ValueError: If a term is not a dict, or has no type.
+        ValueError: If the terms, or one of them, are no dict.
     """
+    if not isinstance(configs, Mapping):
+        raise ValueError(
+            'terms: expected a dict such as dict(logits=dict(weight=0.5)), but got '
+            f'{configs!r}'
+        )
     configs = dict(configs)
     start_clean = configs.pop('_delete_', False)
     merged = {} if start_clean else {name: dict(cfg) for name, cfg in defaults.items()}
@@ -143,16 +148,26 @@ def _build_loss(where: str, cfg: dict[str, Any]) -> nn.Module:
             f'{where}.type: unknown loss {kind!r}; {nearest(kind, choices)}'
         )
     arguments = {key: value for key, value in cfg.items() if key not in _TERM_KEYS}
-    parameters = inspect.signature(cls).parameters
+    # a module's own signature takes anything, and then refuses it
+    takes_none = cls.__init__ is nn.Module.__init__
+    parameters = {} if takes_none else inspect.signature(cls).parameters
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     for key in arguments:
         if key not in parameters and not takes_any:
             valid = nearest(key, [*parameters, *_TERM_KEYS])
             raise ValueError(f'{where}: {kind} has no argument {key!r}; {valid}')
     try:
-        return MODELS.build(dict(type=kind, **arguments))
+        loss: nn.Module = MODELS.build(dict(type=kind, **arguments))
     except (TypeError, ValueError) as error:
         raise ValueError(f'{where}: {error}') from error
+    context = inspect.signature(loss.forward).parameters.values()
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in context):
+        raise ValueError(
+            f'{where}.type: {kind} is not called as loss(student, teacher, **context): '
+            f'its forward takes no further keywords. Valid: {choices}, or a loss of '
+            'your own that does'
+        )
+    return loss
 
 
 def _find_reader(where: str, site: Any, family: Family) -> Reader:

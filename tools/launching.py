@@ -81,6 +81,7 @@ def build_runner(cfg: Config) -> Any:
         cfg.model_wrapper_cfg = {
             'type': 'MMDistributedDataParallel',
             'find_unused_parameters': cfg.get('find_unused_parameters', False),
+            'broadcast_buffers': False,
             **cfg.get('model_wrapper_cfg', {}),
             'device_ids': None,
         }

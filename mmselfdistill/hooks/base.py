@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import inspect
+from typing import Any, Mapping
 
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
@@ -11,7 +12,7 @@ from mmengine.runner.checkpoint import weights_to_cpu
 from torch import nn
 
 from mmselfdistill.distiller import Distiller
-from mmselfdistill.errors import check_number
+from mmselfdistill.errors import check_number, nearest
 from mmselfdistill.schedules import build_schedule
 from mmselfdistill.sites import find_family
 from mmselfdistill.teacher import make_teacher
@@ -38,6 +39,7 @@ class DistillHook(Hook):
             Defaults to 1.0.
         schedule (dict | str, optional): Weight over time of the terms without
             one of their own. Defaults to None: the hook's own default.
+        **unknown: Nothing; taken to name what was meant in the message.
 
     Raises:
         ValueError: If a value is wrong.
@@ -50,7 +52,9 @@ class DistillHook(Hook):
         terms: TermConfigs | None = None,
         loss_weight: float = 1.0,
         schedule: ScheduleConfig = None,
+        **unknown: Any,
     ) -> None:
+        check_arguments(type(self), unknown)
         self.terms = terms
         self.loss_weight = check_number('loss_weight', loss_weight, 0.0)
         self.schedule = self.default_schedule if schedule is None else schedule
@@ -144,6 +148,20 @@ class DistillHook(Hook):
         if state['teacher'] is not None:
             self._teacher.load_state_dict(state['teacher'], strict=True)
             self.distiller.teacher = self._teacher
+
+
+def check_arguments(hook: type[DistillHook], unknown: Mapping[str, Any]) -> None:
+    """Refuse arguments that a hook does not have, and name those that it has.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    parameters = inspect.signature(hook).parameters.values()
+    valid = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
+    for name in unknown:
+        raise ValueError(
+            f'{hook.__name__} has no argument {name!r}; {nearest(name, valid)}'
+        )
 
 
 def bare_model(runner: Runner) -> nn.Module:

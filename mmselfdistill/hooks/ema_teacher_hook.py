@@ -50,8 +50,9 @@ class EMATeacherHook(DistillHook):
         terms: TermConfigs | None = None,
         loss_weight: float = 1.0,
         schedule: ScheduleConfig = None,
+        **unknown: Any,
     ) -> None:
-        super().__init__(terms, loss_weight, schedule)
+        super().__init__(terms, loss_weight, schedule, **unknown)
         self.momentum = check_number('momentum', momentum, 0.0, 1.0)
 
     def init_teacher(self, runner: Runner) -> None:

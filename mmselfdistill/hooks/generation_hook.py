@@ -70,8 +70,9 @@ class GenerationHook(DistillHook):
         terms: TermConfigs | None = None,
         loss_weight: float = 1.0,
         schedule: ScheduleConfig = None,
+        **unknown: Any,
     ) -> None:
-        super().__init__(terms, loss_weight, schedule)
+        super().__init__(terms, loss_weight, schedule, **unknown)
         if (interval is None) == (generations is None):
             raise ValueError(
                 'GenerationHook: expected either interval or generations, but got '

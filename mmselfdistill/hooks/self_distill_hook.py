@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, Mapping
 
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
@@ -44,8 +44,9 @@ class SelfDistillHook(DistillHook):
         terms: TermConfigs | None = None,
         loss_weight: float = 1.0,
         schedule: ScheduleConfig = None,
+        **unknown: Any,
     ) -> None:
-        super().__init__(terms, loss_weight, schedule)
+        super().__init__(terms, loss_weight, schedule, **unknown)
         if not isinstance(teacher, str) or not teacher:
             raise ValueError(f'teacher: expected a path or URL, but got {teacher!r}')
         self.teacher = teacher
@@ -76,12 +77,21 @@ def load_weights(path: str) -> dict[str, Tensor]:
         checkpoint: Any = _load_checkpoint(path, map_location='cpu')
     except Exception as error:
         raise ValueError(f'teacher: cannot load {path!r}: {error}') from error
-    state = checkpoint.get('state_dict', checkpoint)
-    # written by a script that saved the DDP wrapper
-    state = {re.sub(r'^module\.', '', key): value for key, value in state.items()}
-    if not state or not all(isinstance(value, Tensor) for value in state.values()):
+    is_dict = isinstance(checkpoint, Mapping)
+    state = checkpoint.get('state_dict', checkpoint) if is_dict else checkpoint
+    if not _is_state_dict(state):
         raise ValueError(f'teacher: {path!r} holds no state_dict of a model')
-    return state
+    # written by a script that saved the DDP wrapper
+    return {re.sub(r'^module\.', '', key): value for key, value in state.items()}
+
+
+def _is_state_dict(state: Any) -> bool:
+    return (
+        isinstance(state, Mapping)
+        and len(state) > 0
+        and all(isinstance(key, str) for key in state)
+        and all(isinstance(value, Tensor) for value in state.values())
+    )
 
 
 def mismatches(expected: dict[str, Tensor], given: dict[str, Tensor]) -> list[str]:

@@ -1,0 +1,198 @@
+"""The running average: its formula, when it is updated, and beside what it works."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Iterator
+
+import pytest
+import torch
+from mmengine.optim import OptimWrapper
+from mmengine.registry import OPTIM_WRAPPERS
+from torch import nn
+
+if TYPE_CHECKING:
+    from mmengine.runner import Runner
+    from torch import Tensor
+
+    from tests.test_hooks.conftest import Runs
+
+EMA = dict(type='mmselfdistill.EMATeacherHook', schedule='constant')
+
+
+@OPTIM_WRAPPERS.register_module()
+class CpuAmpOptimWrapper(OptimWrapper):  # type: ignore[misc]
+    """What MMEngine's AmpOptimWrapper does, which asks for a GPU."""
+
+    @contextmanager
+    def optim_context(self, model: nn.Module) -> Iterator[None]:
+        with super().optim_context(model), torch.autocast('cpu', torch.bfloat16):
+            yield
+
+
+class Watch:
+    """Keeps the student before and after, and the teacher after each iteration."""
+
+    def __init__(self, runs: Runs) -> None:
+        self.runs = runs
+        self.start: list[dict[str, Tensor]] = []
+        self.students: list[dict[str, Tensor]] = []
+        self.teachers: list[dict[str, Tensor]] = []
+        self.kept: list[dict[str, Tensor]] = []
+
+    def before(self, runner: Runner) -> None:
+        self.start.append(self.runs.state(runner.model))
+        self.kept.append(self.runs.state(self.runs.hook(runner).distiller.teacher))
+
+    def after(self, runner: Runner) -> None:
+        self.students.append(self.runs.state(runner.model))
+        self.teachers.append(self.runs.state(self.runs.hook(runner).distiller.teacher))
+
+
+def average(
+    start: dict[str, Tensor], students: list[dict[str, Tensor]], momentum: float
+) -> list[dict[str, Tensor]]:
+    """Return the averages after each step, tensor by tensor, in float64."""
+    found, now = [], {key: t.double() for key, t in start.items()}
+    for step, student in enumerate(students):
+        m = min(momentum, (1 + step) / (10 + step))
+        for key, tensor in student.items():
+            if tensor.is_floating_point():
+                now[key] = m * now[key] + (1 - m) * tensor.double()
+            else:
+                now[key] = tensor.double()
+        found.append(dict(now))
+    return found
+
+
+def assert_close(
+    found: list[dict[str, Tensor]], expected: list[dict[str, Tensor]]
+) -> None:
+    assert len(found) == len(expected)
+    for ours, theirs in zip(found, expected):
+        assert ours.keys() == theirs.keys()
+        for key, tensor in ours.items():
+            torch.testing.assert_close(
+                tensor.double(), theirs[key], rtol=1e-5, atol=1e-6, msg=key
+            )
+
+
+@pytest.mark.parametrize(
+    ('name', 'momentum'),
+    [('retinanet', 0.999), ('mask_rcnn', 0.2), ('deeplabv3plus', 0.2)],
+)
+def test_formula(name: str, momentum: float, runs: Runs) -> None:
+    watch = Watch(runs)
+    cfg = runs.config(name, {**EMA, 'momentum': momentum}, iters=5)
+    runner = runs.train(cfg, watch.before, watch.after)
+    # the share of the third step is 3 / 12, which 0.2 caps
+    expected = average(watch.start[0], watch.students, momentum)
+    assert_close(watch.teachers, expected)
+    assert runs.hook(runner).updates == 5
+    # it begins as the student, and between the iterations nothing changes it
+    assert runs.differences(watch.kept[0], watch.start[0]) == []
+    assert runs.differences(watch.kept[1:], watch.teachers[:-1]) == []
+    terms = [key for key in runner.message_hub.log_scalars if 'loss_sd_' in key]
+    for key in terms:
+        values = runner.message_hub.get_scalar(key).data[0]
+        assert (values > 0).all() and len(values) == 5, key
+
+
+def test_momentum_zero_follows_the_student(runs: Runs) -> None:
+    watch = Watch(runs)
+    cfg = runs.config('gfl', {**EMA, 'momentum': 0}, iters=3)
+    runs.train(cfg, watch.before, watch.after)
+    assert runs.differences(watch.teachers, watch.students) == []
+
+
+def test_default_schedule_waits_until_the_teacher_is_grown(runs: Runs) -> None:
+    weights: list[float] = []
+
+    def before(runner: Runner) -> None:
+        weights.append(runs.hook(runner).distiller.weights()['logits'])
+
+    hook = dict(type='mmselfdistill.EMATeacherHook')
+    runner = runs.train(runs.config('gfl', hook, iters=20), before)
+    # nothing below 15 %, all from 30 % on
+    ramp = [0.0] * 3 + [0.0, 1 / 3, 2 / 3] + [1.0] * 14
+    torch.testing.assert_close(weights, ramp)
+    losses = runner.message_hub.get_scalar('train/loss_sd_logits').data[0]
+    assert (losses[:4] == 0).all() and (losses[4:] > 0).all()
+
+
+def test_accumulated_gradients_are_one_step(runs: Runs) -> None:
+    watch = Watch(runs)
+    cfg = runs.config('gfl', {**EMA, 'momentum': 0.2}, iters=7)
+    cfg.optim_wrapper.accumulative_counts = 3
+    runner = runs.train(cfg, watch.before, watch.after)
+    # the last iteration makes a step with what there is
+    steps = [2, 5, 6]
+    assert runs.hook(runner).updates == len(steps)
+    stepped = [watch.students[i] for i in steps]
+    expected = average(watch.start[0], stepped, 0.2)
+    assert_close([watch.teachers[i] for i in steps], expected)
+    for i in range(7):
+        unchanged = runs.differences(watch.kept[i], watch.teachers[i]) == []
+        assert unchanged == (i not in steps)
+
+
+def test_beside_the_stock_average_and_validation(runs: Runs) -> None:
+    watch = Watch(runs)
+    cfg = runs.config('deeplabv3plus', EMA, iters=5, val_interval=2)
+    cfg.custom_hooks = [dict(type='EMAHook', momentum=0.3, update_buffers=True)]
+    runner = runs.train(cfg, watch.before, watch.after)
+    # validation swaps the stock average into the student, and back
+    assert runner.message_hub.get_scalar('val/mIoU').data[0].size == 3
+    assert runs.differences(watch.start[1:], watch.students[:-1]) == []
+    assert runs.differences(watch.kept[1:], watch.teachers[:-1]) == []
+    assert_close(watch.teachers, average(watch.start[0], watch.students, 0.999))
+
+    stock = {key: t.double() for key, t in watch.students[0].items()}
+    for student in watch.students[1:]:
+        for key, tensor in student.items():
+            if tensor.is_floating_point():
+                stock[key] = 0.7 * stock[key] + 0.3 * tensor.double()
+    held = runs.checkpoint(cfg)
+    names = [key for key, t in held['state_dict'].items() if t.is_floating_point()]
+    assert_close(
+        [{key: held['state_dict'][key] for key in names}],
+        [{key: stock[key] for key in names}],
+    )
+    assert runs.differences(held['mmselfdistill']['teacher'], watch.teachers[-1]) == []
+
+
+def first_convolution(model: nn.Module) -> nn.Module:
+    return next(part for part in model.modules() if isinstance(part, nn.Conv2d))
+
+
+@pytest.mark.parametrize('name', ['gfl', 'deeplabv3plus', 'segformer'])
+def test_mixed_precision(name: str, runs: Runs) -> None:
+    def watch_types(runner: Runner) -> None:
+        if runner.iter == 0:
+            teacher = runs.hook(runner).distiller.teacher
+            for model in (runner.model, teacher):
+                first_convolution(model).register_forward_hook(
+                    lambda part, args, output: convolved.append(output.dtype)
+                )
+            runner.model.register_forward_hook(
+                lambda model, args, losses: taught.append(
+                    {k: v.detach() for k, v in losses.items() if 'loss_sd_' in k}
+                )
+            )
+        watch.before(runner)
+
+    results = []
+    for amp in (False, True):
+        convolved: list[torch.dtype] = []
+        taught: list[dict[str, Tensor]] = []
+        watch = Watch(runs)
+        cfg = runs.config(name, {**EMA, 'momentum': 0.2}, iters=3)
+        cfg.optim_wrapper.type = 'CpuAmpOptimWrapper' if amp else 'OptimWrapper'
+        runs.train(cfg, watch_types, watch.after)
+        # student and teacher, three times
+        assert convolved == 6 * [torch.bfloat16 if amp else torch.float32]
+        assert all(loss.dtype == torch.float32 for loss in taught[0].values())
+        assert_close(watch.teachers, average(watch.start[0], watch.students, 0.2))
+        results.append(taught[0])
+    # of equal weights: the student's batch norm is what they measure
+    torch.testing.assert_close(results[1], results[0], rtol=0.25, atol=0)

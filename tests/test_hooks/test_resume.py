@@ -1,0 +1,172 @@
+"""A run that is killed and resumed ends, bit for bit, where it would have ended."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Callable, Sequence
+
+import pytest
+import torch
+from mmengine.config import Config
+
+if TYPE_CHECKING:
+    from mmengine.runner import Runner
+
+    from tests.test_hooks.conftest import Runs
+
+GENERATION = 'mmselfdistill.GenerationHook'
+EMA = dict(type='mmselfdistill.EMATeacherHook', schedule='linear')
+BY_ITERS = dict(type=GENERATION, interval=3, by_epoch=False)
+BY_EPOCHS = dict(type=GENERATION, interval=2)
+TWO = dict(type=GENERATION, generations=2)
+REINIT = dict(student='reinit')
+FIXED = dict(type='mmselfdistill.SelfDistillHook', teacher='TEACHER')
+
+
+def draw_by_iteration(runner: Runner) -> None:
+    """Seed each iteration: MMEngine does not resume the random stream."""
+    torch.manual_seed(runner.iter)
+
+
+def kill_and_resume(runs: Runs, cfg: Config, stop_at: int) -> int:
+    """Train with one interruption, and return the iteration of the resumption."""
+    killed = runs.train(cfg, draw_by_iteration, stop_at=stop_at)
+    assert killed.iter == stop_at
+    first: list[int] = []
+
+    def before(runner: Runner) -> None:
+        first.append(runner.iter)
+        draw_by_iteration(runner)
+
+    runs.train(Config({**cfg, 'resume': True}), before)
+    return first[0]
+
+
+def end(runs: Runs, cfg: Config) -> dict[str, Any]:
+    """Return the last checkpoint, without times, names and the log's history."""
+    held = runs.checkpoint(cfg)
+    meta = held.pop('meta')
+    del held['message_hub']
+    return {**held, 'epoch': meta['epoch'], 'iter': meta['iter']}
+
+
+def compare(
+    runs: Runs, make: Callable[[], Config], resumed_at: Sequence[int], interval: int = 0
+) -> dict[str, Any]:
+    """Compare one run with those that are killed an iteration after a checkpoint.
+
+    Args:
+        runs (Runs): The runs.
+        make (Callable): Returns the config, with a work dir of its own.
+        resumed_at (Sequence[int]): The iterations of the checkpoints.
+        interval (int): Between checkpoints, in the loop's unit. Defaults to 0: only
+            the one at which the run is resumed, and the last.
+
+    Returns:
+        dict: The uninterrupted run's last checkpoint.
+    """
+    straight = make()
+    runs.train(straight, draw_by_iteration)
+    expected = end(runs, straight)
+    for iteration in resumed_at:
+        broken = make()
+        broken.default_hooks.checkpoint.interval = interval or iteration
+        assert kill_and_resume(runs, broken, iteration + 1) == iteration
+        assert runs.differences(expected, end(runs, broken)) == []
+    return expected
+
+
+@pytest.mark.parametrize(
+    ('name', 'hook'),
+    [
+        ('retinanet', None),
+        ('deeplabv3plus', None),
+        ('retinanet', BY_ITERS),
+        ('segformer', BY_ITERS),
+        ('gfl', {**BY_ITERS, **REINIT}),
+        ('deeplabv3plus', EMA),
+        ('mask_rcnn', EMA),
+    ],
+)
+def test_iterations(name: str, hook: dict[str, Any] | None, runs: Runs) -> None:
+    # a generation is 3 iterations: 3 is a boundary, 4 inside the second
+    resumed_at = (3, 4) if hook and hook['type'] == GENERATION else (4,)
+    last = compare(runs, lambda: runs.config(name, hook, iters=7), resumed_at)
+    assert last['iter'] == 7
+    if hook is None:
+        assert 'mmselfdistill' not in last
+    else:
+        ours = last['mmselfdistill']
+        assert ours['generation'] == (0 if hook is EMA else 2)
+        assert ours['updates'] == (7 if hook is EMA else 0)
+        assert ours['teacher'].keys() == last['state_dict'].keys()
+
+
+@pytest.mark.parametrize(
+    ('name', 'hook'),
+    [
+        ('retinanet', BY_EPOCHS),
+        ('faster_rcnn', {**BY_EPOCHS, **REINIT}),
+        ('cascade_mask_rcnn', EMA),
+    ],
+)
+def test_epochs(name: str, hook: dict[str, Any], runs: Runs) -> None:
+    # resumed at the last epoch, which is inside the second generation
+    steps = runs.steps_an_epoch
+    last = compare(runs, lambda: runs.config(name, hook, epochs=4), [3 * steps], 1)
+    assert (last['epoch'], last['iter']) == (4, 4 * steps)
+    assert last['mmselfdistill']['generation'] == (0 if hook is EMA else 1)
+    assert last['mmselfdistill']['updates'] == (4 * steps if hook is EMA else 0)
+
+
+@pytest.mark.parametrize('hook', [TWO, {**TWO, **REINIT}], ids=['continue', 'reinit'])
+def test_lengthened_iterations(hook: dict[str, Any], runs: Runs) -> None:
+    # two generations of 4: resumed before, at and after their boundary
+    last = compare(runs, lambda: runs.config('segformer', hook, iters=4), [3, 4, 5])
+    assert last['iter'] == 8 and last['mmselfdistill']['generation'] == 1
+
+
+@pytest.mark.parametrize('hook', [TWO, {**TWO, **REINIT}], ids=['continue', 'reinit'])
+def test_lengthened_epochs(hook: dict[str, Any], runs: Runs) -> None:
+    steps = runs.steps_an_epoch
+    last = compare(runs, lambda: runs.config('gfl', hook, epochs=2), [3 * steps], 3)
+    assert last['epoch'] == 4 and last['mmselfdistill']['generation'] == 1
+
+
+def test_fixed_teacher_whose_file_is_gone(runs: Runs, tmp_path: Path) -> None:
+    teacher = tmp_path / 'teacher.pth'
+    stock = runs.config('retinanet', iters=1)
+    runs.train(stock)
+    weights = runs.checkpoint(stock)['state_dict']
+    torch.save(weights, teacher)
+    hook = {**FIXED, 'teacher': str(teacher)}
+    straight, broken = (runs.config('retinanet', hook, iters=5) for _ in range(2))
+    runs.train(straight, draw_by_iteration)
+    broken.default_hooks.checkpoint.interval = 2
+    runs.train(broken, draw_by_iteration, stop_at=3)
+    teacher.unlink()
+    runs.train(Config({**broken, 'resume': True}), draw_by_iteration)
+    expected = end(runs, straight)
+    assert runs.differences(expected, end(runs, broken)) == []
+    assert runs.differences(weights, expected['mmselfdistill']['teacher']) == []
+
+
+@pytest.mark.parametrize('hook', [EMA, BY_ITERS], ids=['ema', 'generation'])
+def test_beside_the_stock_ema_hook(hook: dict[str, Any], runs: Runs) -> None:
+    def make() -> Config:
+        cfg = runs.config('deeplabv3plus', hook, iters=7)
+        # it saves the student under a key of its own, and its average as the student
+        cfg.custom_hooks = [dict(type='EMAHook', momentum=0.1, update_buffers=True)]
+        return cfg
+
+    assert compare(runs, make, [4])['ema_state_dict']['steps'] == 7
+
+
+def test_accumulated_gradients(runs: Runs) -> None:
+    def make() -> Config:
+        cfg = runs.config('gfl', EMA, iters=7)
+        cfg.optim_wrapper.accumulative_counts = 2
+        return cfg
+
+    # steps after 2, 4 and 6 iterations, and after the last
+    assert compare(runs, make, [4])['mmselfdistill']['updates'] == 4
