@@ -27,7 +27,8 @@ install:
 	@$(PYTHON) tools/install.py --stack '$(STACK)' --torch '$(TORCH)'
 
 demo: install
-	$(python) tools/demo.py --task '$(TASK)'
+	@# the frameworks warn of the pkg_resources that they import, in every process
+	PYTHONWARNINGS=ignore $(python) tools/demo.py --task '$(TASK)'
 
 lint: install
 	$(python) -m ruff check .

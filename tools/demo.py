@@ -19,7 +19,7 @@ from demo_arms import (  # type: ignore[import-not-found]
     Arm,
     Curve,
     load_cfg,
-    run_arm,
+    run_arms,
 )
 from rich.console import Console
 from rich.table import Table
@@ -122,9 +122,9 @@ def main() -> None:
     started, task, console = time.time(), TASKS[args.task], Console()
     write_data(args.data)
     arms = make_arms(task, args)
-    for number, arm in enumerate(arms, 1):
-        print(f'Run {number} of {len(arms)}: {arm.title}, {arm.length}', flush=True)
-        run_arm(arm)
+    titles = ' and '.join(f'{arm.title} ({arm.length})' for arm in arms)
+    print(f'Side by side: {titles}', flush=True)
+    run_arms(arms)
     curves = [Curve.read(arm) for arm in arms]
 
     from demo_pictures import draw_all  # type: ignore[import-not-found]

@@ -1,4 +1,4 @@
-"""One arm of the demo: train it once, show how far it is, read what it logged."""
+"""The arms of the demo: train each once, show how far it is, read what it logged."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import contextlib
 import hashlib
 import json
 import logging
+import multiprocessing
+import os
 import shutil
 import statistics
 import sys
@@ -14,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
@@ -22,6 +25,7 @@ import mmselfdistill
 
 DONE = 'done.json'
 FINGERPRINT = 'fingerprint.txt'
+LOG = 'output.log'
 
 
 @dataclass
@@ -59,12 +63,13 @@ class Arm:
 
 
 class Progress(Hook):
-    """Prints where a run is and how long the rest takes, on one line."""
+    """Prints every ten seconds where a run is and how long the rest takes."""
 
     priority = 'LOWEST'
 
-    def __init__(self, metric: str) -> None:
-        self.metric = metric
+    def __init__(self, arm: Arm) -> None:
+        self.title = arm.title
+        self.metric = arm.metric
         self.out = sys.stdout
         self.score = ''
         self.shown = 0.0
@@ -74,20 +79,17 @@ class Progress(Hook):
         self.began, self.first = time.time(), runner.iter
 
     def after_train_iter(self, runner: Runner, *_: Any, **__: Any) -> None:
-        """Print at most every second, or every tenth where lines are kept."""
+        """Print a line when it is time for one."""
         done, total = runner.iter + 1, runner.max_iters
-        terminal = self.out.isatty()
-        if time.time() - self.shown < (1 if terminal else 10) and done < total:
+        if time.time() - self.shown < 10 and done < total:
             return
         self.shown = time.time()
         left = (self.shown - self.began) / (done - self.first) * (total - done)
         text = (
-            f'  iteration {done} of {total}{self.score}, '
-            f'{left // 60:.0f}:{left % 60:02.0f} left  '
+            f'  {self.title}: iteration {done} of {total}{self.score}, '
+            f'{left // 60:.0f}:{left % 60:02.0f} left'
         )
-        newline = not terminal or done == total
-        start = '\r' if terminal else ''
-        print(f'{start}{text}', end='\n' if newline else '', file=self.out, flush=True)
+        print(text, file=self.out, flush=True)
 
     def after_val_epoch(self, runner: Runner, metrics: Any = None) -> None:
         """Keep the score for the next line."""
@@ -115,7 +117,27 @@ def load_cfg(path: Path, data: Path, seed: int) -> Config:
     return cfg
 
 
-def run_arm(arm: Arm) -> None:
+def run_arms(arms: list[Arm]) -> None:
+    """Train all arms side by side, on as many cores each: their times compare.
+
+    Arms that were interrupted go on, finished ones are left alone.
+    """
+    spawn = multiprocessing.get_context('spawn')
+    threads = max(1, (os.cpu_count() or 1) // len(arms))
+    processes = {
+        arm.title: spawn.Process(target=run_arm, args=(arm, threads)) for arm in arms
+    }
+    for process in processes.values():
+        process.start()
+    for process in processes.values():
+        process.join()
+    failed = [arm for arm in arms if processes[arm.title].exitcode != 0]
+    if failed:
+        logs = ', '.join(str(arm.folder / LOG) for arm in failed)
+        raise SystemExit(f'A run has failed; see {logs}')
+
+
+def run_arm(arm: Arm, threads: int) -> None:
     """Train an arm, go on with it, or leave it alone if it is finished."""
     fingerprint = arm.folder / FINGERPRINT
     wanted = arm.fingerprint()
@@ -124,15 +146,16 @@ def run_arm(arm: Arm) -> None:
         arm.folder.mkdir(parents=True)
         fingerprint.write_text(wanted)
     if (arm.folder / DONE).is_file():
-        print('  finished before, nothing has changed since', flush=True)
+        print(f'  {arm.title}: finished before, nothing has changed', flush=True)
         return
+    torch.set_num_threads(threads)
+    # MMEngine's own choice for the loaders; this process was spawned, and it would warn
+    multiprocessing.set_start_method('fork', force=True)
     cfg = Config(arm.cfg.to_dict())
     cfg.work_dir, cfg.resume = str(arm.folder), True
-    # visualizers are found by name: a shared one would log into the first run's folder
-    cfg.visualizer.name = arm.title
-    progress = Progress(arm.metric)
+    progress = Progress(arm)
     # the frameworks' own words go to a file, ours to the screen
-    with (arm.folder / 'output.log').open('a') as log, contextlib.redirect_stdout(log):
+    with (arm.folder / LOG).open('a') as log, contextlib.redirect_stdout(log):
         runner = Runner.from_cfg(cfg)
         quiet(runner.logger)
         runner.register_hook(progress)

@@ -9,13 +9,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from demo_arms import Arm  # type: ignore[import-not-found]
+from mmcv.ops import nms
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from mmengine.runner import find_latest_checkpoint
 from torch import Tensor
 
 BATCH = 32
-MIN_SCORE = 0.3  # of detections that are shown and compared
+# of detections that are shown and compared
+MIN_SCORE = 0.4
+MAX_OVERLAP = 0.5  # a digit is shown once, under its likeliest class
 
 
 class Scene(NamedTuple):
@@ -95,7 +98,10 @@ def readable(sample: Any, truth: bool = False) -> Any:
     boxes = getattr(found.bboxes, 'tensor', found.bboxes)
     scores = torch.ones(len(boxes)) if truth else found.scores
     rows = torch.cat([boxes, found.labels[:, None], scores[:, None]], 1)
-    return rows[scores > MIN_SCORE].numpy()
+    if truth:
+        return rows.numpy()
+    _, best = nms(boxes, scores, MAX_OVERLAP, score_threshold=MIN_SCORE)
+    return rows[best].numpy()
 
 
 def most_different(scenes: list[Scene], count: int) -> list[Scene]:

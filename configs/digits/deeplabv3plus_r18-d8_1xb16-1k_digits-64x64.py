@@ -20,3 +20,4 @@ model = dict(
     ),
     auxiliary_head=dict(in_channels=64, channels=16, num_classes=11, norm_cfg=norm_cfg),
 )
+optim_wrapper = dict(optimizer=dict(lr=0.02))

@@ -26,3 +26,4 @@ model = dict(
     train_cfg=dict(assigner=dict(_delete_=True, type='ATSSAssigner', topk=9)),
     test_cfg=dict(nms=dict(iou_threshold=0.6)),
 )
+optim_wrapper = dict(optimizer=dict(lr=0.01))

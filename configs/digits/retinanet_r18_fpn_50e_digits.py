@@ -32,3 +32,4 @@ model = dict(
         loss_bbox=dict(loss_weight=2.0),
     ),
 )
+optim_wrapper = dict(optimizer=dict(lr=0.02))
