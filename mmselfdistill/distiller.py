@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from mmselfdistill.replay import Call, record, replay
+from mmselfdistill.replay import Call, lend, record, replay
 from mmselfdistill.sites import Family, Pair, Replayed
 from mmselfdistill.teacher import cost_of
 from mmselfdistill.terms import Term
@@ -95,7 +95,7 @@ class Distiller:
             return
         # without a teacher only the first iteration is recorded: to show shapes
         if any(self.weights().values()) or not self.shapes:
-            recording = record(self.student, self.seams)
+            recording = record(self.student, self.seams, self.family.state())
             self._calls = self._recording.enter_context(recording)
 
     def _after_forward(
@@ -148,7 +148,11 @@ class Distiller:
 
     def _replay(self, calls: list[Call]) -> list[Call]:
         assert self.teacher is not None
-        return replay(self.teacher, calls, self.seams, self.observed)
+        family = self.family
+        with lend(self.student, self.teacher, family.shared()):
+            return replay(
+                self.teacher, calls, self.seams, self.observed, family.state()
+            )
 
     def _value(self, term: Term, pairs: list[Pair]) -> Tensor:
         if not pairs:
@@ -195,9 +199,14 @@ def describe(distiller: Distiller) -> str:
     console = Console(width=110, file=io.StringIO())
     with console.capture() as capture:
         console.print(table)
+    skipped = [
+        f'Not distilled: {name}: {why}.\n'
+        for name, why in distiller.family.skipped().items()
+    ]
     return (
         f'Self-distillation of {type(distiller.student).__name__} '
         f'({distiller.family.name}):\n{capture.get()}'
+        f'{"".join(skipped)}'
         f'The teacher holds {parameters / 1e6:.2f} M parameters, {size:.1f} MiB, and '
         'no gradients or optimizer state.'
     )

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Callable, Iterator, Sequence
+from types import MappingProxyType
+from typing import Any, Callable, Iterator, Mapping, Sequence
 
 import torch
+from mmengine.structures import BaseDataElement
 from mmengine.utils import apply_to
 from torch import Tensor, nn
 
@@ -27,6 +29,7 @@ class Call:
             at the call, tensors and other objects are the very same.
         kwargs (dict): Keyword arguments, likewise.
         rng (list[Tensor]): The generators' states in which it began.
+        state (dict): What it was told besides its arguments: see :func:`record`.
         output (Any): What it returned, likewise. Defaults to None.
     """
 
@@ -35,6 +38,7 @@ class Call:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     rng: list[Tensor] = field(repr=False)
+    state: dict[str, Any] = field(default_factory=dict, repr=False)
     output: Any = None
 
 
@@ -51,7 +55,11 @@ def resolve(model: nn.Module, path: str) -> tuple[nn.Module, str]:
 
 
 @contextmanager
-def record(model: nn.Module, seams: Sequence[str]) -> Iterator[list[Call]]:
+def record(
+    model: nn.Module,
+    seams: Sequence[str],
+    state: Mapping[str, str] = MappingProxyType({}),
+) -> Iterator[list[Call]]:
     """Record every call of the seams, in the order in which they begin.
 
     The methods are replaced on these objects alone, and put back at the end:
@@ -60,6 +68,9 @@ def record(model: nn.Module, seams: Sequence[str]) -> Iterator[list[Call]]:
     Args:
         model (nn.Module): The model.
         seams (Sequence[str]): Dotted paths of the seams.
+        state (Mapping[str, str]): For seams that read more than their arguments,
+            the attribute of the seam's owner: a dict that other parts of the
+            model fill before the call. Defaults to none.
 
     Yields:
         list[Call]: The calls; it grows while the model runs.
@@ -71,23 +82,33 @@ def record(model: nn.Module, seams: Sequence[str]) -> Iterator[list[Call]]:
     originals = [owner.__dict__.get(name) for owner, name in owners]
     try:
         for path, (owner, name) in zip(seams, owners):
-            wrapper = _recording(path, getattr(owner, name), calls, depth)
+            told = getattr(owner, state[path]) if path in state else {}
+            wrapper = _recording(path, getattr(owner, name), calls, depth, told)
             owner.__dict__[name] = wrapper
         yield calls
     finally:
         for (owner, name), original in zip(owners, originals):
             if original is None:
-                del owner.__dict__[name]
+                # two paths may lead to one module
+                owner.__dict__.pop(name, None)
             else:
                 owner.__dict__[name] = original
 
 
 def _recording(
-    path: str, method: Callable[..., Any], calls: list[Call], depth: list[int]
+    path: str,
+    method: Callable[..., Any],
+    calls: list[Call],
+    depth: list[int],
+    told: dict[str, Any],
 ) -> Callable[..., Any]:
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         rng = _rng_states() if depth[0] == 0 else []
-        call = Call(path, depth[0], _snapshot(args), _snapshot(kwargs), rng)
+        # a module in the dict is the model's own: the teacher has another
+        state = {k: v for k, v in told.items() if not isinstance(v, nn.Module)}
+        call = Call(
+            path, depth[0], _snapshot(args), _snapshot(kwargs), rng, _snapshot(state)
+        )
         calls.append(call)
         depth[0] += 1
         try:
@@ -105,14 +126,16 @@ def replay(
     calls: Sequence[Call],
     seams: Sequence[str],
     observed: Sequence[str] = (),
+    state: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Call]:
     """Let the teacher make the student's calls.
 
     Each outermost call is repeated in order, without gradient and from the
-    random state in which the student's began. A tensor argument that came out
-    of an earlier recorded call is replaced by the teacher's version of it;
-    everything else is the student's own: RoIs, queries, noise, samples. The
-    generators are left as they were found.
+    random state in which the student's began. A tensor argument (or a data
+    element, such as InstanceData) that came out of an earlier recorded call is
+    replaced by the teacher's version of it; everything else is the student's
+    own: RoIs, queries, noise, samples. The generators are left as they were
+    found.
 
     Args:
         teacher (nn.Module): A copy of the recorded model.
@@ -121,6 +144,7 @@ def replay(
         observed (Sequence[str]): Seams of which only the arguments matter: the
             teacher does not make these calls, its version of them holds its
             arguments and no output. Defaults to ().
+        state (Mapping[str, str]): As it was recorded. Defaults to none.
 
     Returns:
         list[Call]: The teacher's version of each call: same length and order.
@@ -128,7 +152,7 @@ def replay(
     Raises:
         RuntimeError: If the teacher's calls differ from the student's.
     """
-    teachers: dict[int, Tensor] = {}
+    teachers: dict[int, Any] = {}
     made: list[Call] = []
     repeated = [path for path in seams if path not in observed]
     with torch.no_grad(), _forked_rng(), record(teacher, repeated) as own:
@@ -142,13 +166,38 @@ def replay(
                 continue
             _set_rng_states(call.rng)
             owner, name = resolve(teacher, call.path)
+            if call.state:
+                told = getattr(owner, state[call.path])
+                told.update(_substitute(call.state, teachers))
             output = getattr(owner, name)(*args, **kwargs)
-            pairs = zip(tensors_in(call.output), tensors_in(output))
+            pairs = zip(_values_in(call.output), _values_in(output))
             teachers.update((id(ours), theirs) for ours, theirs in pairs)
             made.extend(own)
             own.clear()
     _check_same(calls, made)
     return made
+
+
+@contextmanager
+def lend(
+    student: nn.Module, teacher: nn.Module, paths: Sequence[str]
+) -> Iterator[None]:
+    """Let a teacher use the student's parameters of some modules for a while.
+
+    Args:
+        student (nn.Module): The recorded model.
+        teacher (nn.Module): A copy of it.
+        paths (Sequence[str]): Dotted paths of modules that hold parameters.
+    """
+    borrowers = [teacher.get_submodule(path) for path in paths]
+    own = [dict(module._parameters) for module in borrowers]
+    try:
+        for path, module in zip(paths, borrowers):
+            module._parameters.update(student.get_submodule(path)._parameters)
+        yield
+    finally:
+        for module, parameters in zip(borrowers, own):
+            module._parameters.update(parameters)
 
 
 def tensors_in(data: Any) -> list[Tensor]:
@@ -158,12 +207,18 @@ def tensors_in(data: Any) -> list[Tensor]:
     return found
 
 
+def _values_in(data: Any) -> list[Any]:
+    found: list[Any] = []
+    apply_to(data, lambda x: isinstance(x, (Tensor, BaseDataElement)), found.append)
+    return found
+
+
 def _snapshot(data: Any) -> Any:
     # a RoI head adds keys to the dict that its seam returned
     return apply_to(data, lambda x: False, lambda x: x)
 
 
-def _substitute(data: Any, teachers: dict[int, Tensor]) -> Any:
+def _substitute(data: Any, teachers: dict[int, Any]) -> Any:
     return apply_to(data, lambda x: id(x) in teachers, lambda x: teachers[id(x)])
 
 

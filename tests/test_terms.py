@@ -310,6 +310,9 @@ def test_the_fingerprint_holds_what_is_no_plain_value_as_text(family: Family) ->
         def __init__(self, device: torch.device) -> None:
             super().__init__()
 
+        def forward(self, student: Tensor, teacher: Tensor, **_: Any) -> Tensor:
+            return student.sum()
+
     try:
         cfg = dict(type='WithDevice', site='features', device=torch.device('cpu'))
         term = only(resolve_terms(family, dict(mine=cfg), None), 'mine')

@@ -9,12 +9,16 @@ from torch import Tensor, nn
 
 from mmselfdistill.errors import check_number
 
-from .common import bernoulli_kl, in_full_precision, mean
+from .common import bernoulli_kl, in_full_precision, mean, weighted_mean
 
 
 @in_full_precision
 def mask_distill_loss(
-    student: Tensor, teacher: Tensor, *, temperature: float = 1.0
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    temperature: float = 1.0,
+    confidence: Tensor | None = None,
 ) -> Tensor:
     r"""Divergence of the student's instance masks from the teacher's.
 
@@ -31,6 +35,9 @@ def mask_distill_loss(
             each of its labelled class.
         teacher (Tensor): Logits, same shape. Gets no gradient.
         temperature (float): :math:`T`, above 0. Defaults to 1.0.
+        confidence (Tensor, optional): (P), not negative: the weight of each
+            instance; the sum is divided by theirs, at least 1. Defaults to
+            None: a plain mean over instances.
 
     Returns:
         Tensor: A scalar in float32, the mean over pixels and instances; 0 when
@@ -39,7 +46,10 @@ def mask_distill_loss(
     Raises:
         ValueError: If the shapes differ.
     """
-    return mean(bernoulli_kl(student, teacher, temperature))
+    divergence = bernoulli_kl(student, teacher, temperature)
+    if confidence is None:
+        return mean(divergence)
+    return weighted_mean('confidence', divergence.flatten(1).mean(1), confidence)
 
 
 @MODELS.register_module()
@@ -57,9 +67,17 @@ class MaskDistillLoss(nn.Module):
         super().__init__()
         self.temperature = check_number('temperature', temperature, 0, above_low=True)
 
-    def forward(self, student: Tensor, teacher: Tensor, **_: Any) -> Tensor:
-        """Return the loss of one pair; no context is used."""
-        return mask_distill_loss(student, teacher, temperature=self.temperature)
+    def forward(
+        self,
+        student: Tensor,
+        teacher: Tensor,
+        confidence: Tensor | None = None,
+        **_: Any,
+    ) -> Tensor:
+        """Return the loss of one pair; other context is not used."""
+        return mask_distill_loss(
+            student, teacher, temperature=self.temperature, confidence=confidence
+        )
 
     def extra_repr(self) -> str:
         """Show the settings in a printed model."""

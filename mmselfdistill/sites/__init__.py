@@ -11,12 +11,26 @@ from functools import partial
 
 from torch import nn
 
+from .classifier import Classifier
 from .dense import DenseDetector
 from .family import Family, Pair, Reader, Replayed, Unknown, read_outputs
+from .instance_masks import MaskGridDetector
+from .nested import Nested
+from .query import QueryDetector, QuerySegmentor
 from .segmentor import Segmentor
 from .two_stage import TwoStageDetector
 
-FAMILIES: list[type[Family]] = [TwoStageDetector, DenseDetector, Segmentor, Family]
+FAMILIES: list[type[Family]] = [
+    Nested,
+    QueryDetector,
+    QuerySegmentor,
+    TwoStageDetector,
+    DenseDetector,
+    MaskGridDetector,
+    Segmentor,
+    Classifier,
+    Family,
+]
 
 
 def find_family(model: nn.Module) -> Family:
@@ -37,9 +51,14 @@ def module_reader(path: str) -> Reader:
 
 __all__ = [
     'FAMILIES',
+    'Classifier',
     'DenseDetector',
     'Family',
+    'MaskGridDetector',
+    'Nested',
     'Pair',
+    'QueryDetector',
+    'QuerySegmentor',
     'Reader',
     'Replayed',
     'Segmentor',

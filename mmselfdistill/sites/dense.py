@@ -2,138 +2,173 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from .family import Family, Pair, Reader, Replayed
+from .family import Family, Pair, Reader, Replayed, output_names, stages
+from .instance_masks import MaskReader, find_masks
+from .predictions import READ, Predictions, foreground, read_head
 
-_SEAM = 'bbox_head.forward'
+# What heads return that is not compared by itself.
+_THROUGH_MASKS = 'weights of a convolution, unbounded: compared as the masks they make'
+_IN_ANCHORS = 'place and shape of anchors, which are trained by their own rule'
+_SKIPPED = {
+    'param_preds': _THROUGH_MASKS,
+    'kernel_preds': _THROUGH_MASKS,
+    'coeff_preds': _THROUGH_MASKS,
+    'shape_preds': _IN_ANCHORS,
+    'loc_preds': _IN_ANCHORS,
+    'pts_preds_init': 'a first guess: compared as the points it is refined to',
+    'tl_embs': 'embeddings: only their differences within an image mean something',
+    'br_embs': 'embeddings: only their differences within an image mean something',
+    'tl_guiding_shifts': 'trained at the few corners only',
+    'br_guiding_shifts': 'trained at the few corners only',
+    'tl_centripetal_shifts': 'trained at the few corners only',
+    'br_centripetal_shifts': 'trained at the few corners only',
+    'tl_offs': 'parts of a pixel, trained at the few corners only',
+    'br_offs': 'parts of a pixel, trained at the few corners only',
+}
 
 
 class DenseDetector(Family):
-    """A detector whose ``bbox_head`` returns class scores and boxes per level.
+    """A detector whose ``bbox_head`` predicts at each position of a pyramid.
 
     The head's ``loss_by_feat`` names what its ``forward`` returns, in the same
-    order: ``cls_scores``, ``bbox_preds`` and others.
+    order; :mod:`.predictions` has how each kind is read.
 
-    Sites: ``features``, ``logits`` (all anchors of all levels and images as
-    (N, C)), ``boxes`` (likewise (N, 4) or, of a head that predicts
-    distributions, (N, 4 * bins)).
+    ========== ================================================================
+    site       what, and the default loss
+    ========== ================================================================
+    features   neck, one (N, C, H, W) a level: PKD
+    logits     (positions, C) of all anchors, levels and images. Quality-focal
+               KL, over the teacher's positives: background does not count. Of
+               heads that train classes only at objects (YOLO), weighted by the
+               teacher's objectness. Heatmaps of centres or corners likewise
+    boxes      (positions, 4) by the teacher's confidence: KL of distributions,
+               GIoU of distances, corners and points, L1 of encoded offsets
+    quality    objectness (everywhere), or centreness or IoU (where the teacher
+               sees an object): binary KL
+    masks      (instances, H, W) where there is a mask head: binary KL
+    ========== ================================================================
     """
 
     name = 'single-stage detector'
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
-        self.head: Any = model.bbox_head
-        self.outputs = output_names(self.head)
+        self.paths = stages(model, 'bbox_head')
+        # the heads of a cascade are inside one that only passes on
+        inside = stages(model.get_submodule('bbox_head'), 'stages')
+        if inside:
+            self.paths = [f'bbox_head.{path}' for path in inside]
+        self.heads: list[Any] = [model.get_submodule(path) for path in self.paths]
+        self.outputs = output_names(self.heads[-1])
+        self.masks: MaskReader | None = find_masks(model)
 
     @classmethod
     def matches(cls, model: nn.Module) -> bool:
         """Say whether a model has a dense ``bbox_head`` of its own."""
-        head = getattr(model, 'bbox_head', None)
-        return (
-            super().matches(model)
-            and not hasattr(model, 'roi_head')
-            and hasattr(head, 'loss_by_feat')
-            and 'cls_scores' in output_names(head)
-        )
+        head: Any = getattr(model, 'bbox_head', None)
+        last = head.stages[-1] if hasattr(head, 'stages') else head
+        readable = any(name in READ for name in output_names(last))
+        return readable and super().matches(model) and not hasattr(model, 'roi_head')
+
+    def seams(self) -> list[str]:
+        """Return features, head and masks."""
+        features, *heads = super().seams()
+        ours = [f'{path}.forward' for path in self.paths]
+        others = [path for path in heads if not path.startswith('bbox_head.')]
+        # between the box head and the mask head, which is given its positives
+        positives = list(self.masks.state) if self.masks else []
+        return [features, *ours, *positives, *others]
+
+    def state(self) -> dict[str, str]:
+        """Return where the box head keeps its positives for the mask head."""
+        return self.masks.state if self.masks else {}
 
     def readers(self) -> dict[str, Reader]:
         """Return the sites of a dense head."""
         readers = super().readers()
         readers['logits'] = self._read_logits
-        if 'bbox_preds' in self.outputs:
+        if self._has_boxes():
             readers['boxes'] = self._read_boxes
+        if {'objectnesses', 'centernesses', 'iou_preds', 'pred_maps'} & {*self.outputs}:
+            readers['quality'] = self._read_quality
+        if self.masks:
+            readers['masks'] = self.masks.read
         return readers
 
     def default_terms(self) -> dict[str, dict[str, Any]]:
         """Return quality-focal logits, boxes by confidence, light features."""
-        terms = super().default_terms()
-        terms['logits'] = dict(type='SoftTargetLoss', weight=1.0, beta=1.0)
-        if 'bbox_preds' in self.outputs:
-            terms['boxes'] = dict(type='BoxDistillLoss', weight=0.25)
-        return terms
+        ours = dict(
+            logits=dict(type='SoftTargetLoss', weight=1.0, beta=1.0),
+            boxes=dict(type='BoxDistillLoss', weight=0.25),
+            quality=dict(type='SoftTargetLoss', weight=0.25),
+            masks=dict(type='MaskDistillLoss', weight=1.0),
+        )
+        sites = self.readers()
+        known = {name: term for name, term in ours.items() if name in sites}
+        return {**super().default_terms(), **known}
+
+    def skipped(self) -> dict[str, str]:
+        """Return outputs of the head that are not compared."""
+        found = {name: why for name, why in _SKIPPED.items() if name in self.outputs}
+        if hasattr(self.heads[-1], 'num_buckets'):
+            found['bbox_preds'] = 'buckets and offsets in them: only together a box'
+        return found
+
+    def _has_boxes(self) -> bool:
+        buckets = hasattr(self.heads[-1], 'num_buckets')
+        named = {'bbox_preds', 'pts_preds_refine', 'pred_maps', 'wh_preds'}
+        return bool(named & {*self.outputs}) and not buckets
 
     def _read_logits(self, replayed: Replayed) -> list[Pair]:
-        context = dict(activation=self._activation(), average_over='positives')
-        return [
-            Pair(
-                'logits',
-                self._rows(ours['cls_scores']),
-                self._rows(theirs['cls_scores']),
-                context,
-            )
-            for ours, theirs in self._named(replayed)
-        ]
+        pairs = []
+        for ours, theirs in self._predictions(replayed):
+            context: dict[str, Any] = dict(activation=ours.activation)
+            if theirs.objectness is None:
+                context.update(average_over='positives')
+            else:
+                context.update(valid=theirs.objectness.float().sigmoid())
+            pairs.append(Pair('logits', ours.logits, theirs.logits, context))
+        return pairs
 
     def _read_boxes(self, replayed: Replayed) -> list[Pair]:
         pairs = []
-        for ours, theirs in self._named(replayed):
-            student = self._box_rows(ours)
-            context = dict(
-                confidence=self._confidence(theirs),
-                box_kind=self._box_kind(student.shape[1]),
-            )
-            pairs.append(Pair('boxes', student, self._box_rows(theirs), context))
+        for ours, theirs in self._predictions(replayed):
+            if ours.boxes is not None and theirs.boxes is not None:
+                sure = theirs.foreground()
+                context = dict(confidence=sure, box_kind=ours.box_kind)
+                pairs.append(Pair('boxes', ours.boxes, theirs.boxes, context))
         return pairs
 
-    def _named(self, replayed: Replayed) -> list[Any]:
-        return [
-            (dict(zip(self.outputs, s.output)), dict(zip(self.outputs, t.output)))
-            for s, t in replayed.of(_SEAM)
-        ]
+    def _read_quality(self, replayed: Replayed) -> list[Pair]:
+        pairs = []
+        for ours, theirs in self._predictions(replayed):
+            context: dict[str, Any] = dict(activation='sigmoid')
+            if ours.objectness is not None and theirs.objectness is not None:
+                student, teacher = ours.objectness, theirs.objectness
+                context.update(average_over='positives')
+            else:
+                assert ours.quality is not None and theirs.quality is not None
+                student, teacher = ours.quality, theirs.quality
+                context.update(valid=foreground(theirs.logits, theirs.activation))
+            both = (student[:, None], teacher[:, None])
+            pairs.append(Pair('quality', *both, context))
+        return pairs
 
-    def _activation(self) -> str:
-        sigmoid = getattr(self.head, 'use_sigmoid_cls', None)
-        if sigmoid is None:
-            sigmoid = getattr(self.head.loss_cls, 'use_sigmoid', False)
-        return 'sigmoid' if sigmoid else 'softmax'
-
-    def _rows(self, levels: list[Tensor]) -> Tensor:
-        return rows(levels, self.head.cls_out_channels)
-
-    def _box_rows(self, outputs: dict[str, list[Tensor]]) -> Tensor:
-        """Return one row an anchor, in the order of the rows of logits."""
-        anchors = outputs['cls_scores'][0].shape[1] // self.head.cls_out_channels
-        boxes = outputs['bbox_preds']
-        return rows(boxes, boxes[0].shape[1] // anchors)
-
-    def _confidence(self, outputs: dict[str, list[Tensor]]) -> Tensor:
-        scores = foreground(self._rows(outputs['cls_scores']), self._activation())
-        for name in ('objectnesses', 'centernesses'):
-            if name in outputs:
-                scores = scores * rows(outputs[name], 1).float().sigmoid()[:, 0]
-        return scores
-
-    def _box_kind(self, columns: int) -> str:
-        if columns > 4:
-            return 'bins'
-        coder = type(getattr(self.head, 'bbox_coder', None)).__name__
-        return 'distances' if coder == 'DistancePointBBoxCoder' else 'deltas'
-
-
-def output_names(head: Any) -> list[str]:
-    """Return the names of what a head's ``forward`` returns."""
-    return list(inspect.signature(head.loss_by_feat).parameters)
-
-
-def rows(levels: list[Tensor], columns: int) -> Tensor:
-    """Join levels of (N, A * columns, H, W) into one (N * A * H * W, columns)."""
-    flat = [level.permute(0, 2, 3, 1).reshape(-1, columns) for level in levels]
-    return torch.cat(flat)
-
-
-def foreground(logits: Tensor, activation: str) -> Tensor:
-    """Return the probability (N) that a row of (N, C) is any object.
-
-    The largest class of a sigmoid head; one minus the background, the last
-    class, of a softmax head.
-    """
-    logits = logits.float()
-    if activation == 'sigmoid':
-        return logits.amax(1).sigmoid()
-    return 1 - logits.softmax(1)[:, -1]
+    def _predictions(self, replayed: Replayed) -> list[tuple[Predictions, Predictions]]:
+        found = []
+        for path, head in zip(self.paths, self.heads):
+            if not getattr(head, 'with_cls', True):
+                # the first of a cascade of proposals only moves anchors
+                continue
+            names = output_names(head)
+            if 'anchor_list' in names:
+                names = ['features', *names[2:]]
+            for ours, theirs in replayed.of(f'{path}.forward'):
+                student = read_head(head, dict(zip(names, ours.output)))
+                teacher = read_head(head, dict(zip(names, theirs.output)))
+                found.append((student, teacher))
+        return found

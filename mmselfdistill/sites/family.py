@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Callable, List, Sequence
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmselfdistill.replay import Call, tensors_in
@@ -52,15 +56,16 @@ Reader = Callable[[Replayed], List[Pair]]
 class Family:
     """Models that are recorded and read in the same way.
 
-    Any model with an ``extract_feat`` is one of this kind, and offers the site
-    ``features``. A subclass adds the seams and readers of its heads; it never
-    imports a framework to recognise a model, but looks at the model's parts.
+    Any model with an ``extract_feat`` or a ``backbone`` is one of this kind, and
+    offers the site ``features``. A subclass adds the seams and readers of its
+    heads; it never imports a framework to recognise a model, but looks at the
+    model's parts.
 
     Args:
         model (nn.Module): The student.
     """
 
-    name = 'any model with extract_feat'
+    name = 'any model with a backbone'
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -68,25 +73,46 @@ class Family:
     @classmethod
     def matches(cls, model: nn.Module) -> bool:
         """Say whether a model is of this family."""
-        return hasattr(model, 'extract_feat')
+        return feature_seam(model) is not None
 
     def seams(self) -> list[str]:
         """Return the paths of the calls that the teacher repeats."""
-        names = ('pre_transformer', 'forward_encoder', 'forward_decoder')
-        steps = [name for name in names if hasattr(self.model, name)]
-        return ['extract_feat', *steps, *head_seams(self.model)]
+        return [str(feature_seam(self.model)), *head_seams(self.model)]
 
     def observed(self) -> list[str]:
         """Return the paths of calls of which only the arguments are read."""
         return []
 
+    def state(self) -> dict[str, str]:
+        """Return what a seam is told besides its arguments.
+
+        A seam, and the attribute of its owner: a dict that other parts of the
+        model fill. Modules in it stay each model's own.
+        """
+        return {}
+
+    def shared(self) -> list[str]:
+        """Return the paths of modules of which the teacher uses the student's.
+
+        Learned queries: they have no order that two models would agree on.
+        """
+        return []
+
     def readers(self) -> dict[str, Reader]:
         """Return the sites: how each is read from the calls of an iteration."""
-        return {'features': read_features}
+        seam = str(feature_seam(self.model))
+        return {'features': partial(read_outputs, seam, 'features')}
 
     def default_terms(self) -> dict[str, dict[str, Any]]:
         """Return the terms that suit this model, as a user would write them."""
         return {'features': dict(type='PKDLoss', weight=0.5)}
+
+    def skipped(self) -> dict[str, str]:
+        """Return what the model predicts that is not distilled, and why not."""
+        heads = ', '.join(path[: -len('.forward')] for path in head_seams(self.model))
+        if not heads or type(self) is not Family:
+            return {}
+        return {heads: 'it is not known how to read what this head returns'}
 
 
 class Unknown(Family):
@@ -109,7 +135,17 @@ class Unknown(Family):
         """Return no term."""
         return {}
 
+    def skipped(self) -> dict[str, str]:
+        """Return nothing: nothing is known of the parts."""
+        return {}
 
+
+# the call that makes a model's features, the first that there is
+_FEATURES = (
+    ('image_encoder', 'image_encoder.forward'),
+    ('extract_feat', 'extract_feat'),
+    ('backbone', 'backbone.forward'),
+)
 _HEADS = (
     'bbox_head',
     'mask_head',
@@ -117,7 +153,17 @@ _HEADS = (
     'decode_head',
     'segm_head',
     'query_head',
+    'track_head',
+    'semantic_head',
+    'head',
 )
+
+
+def feature_seam(model: nn.Module) -> str | None:
+    """Return the path of the call that makes a model's features."""
+    # hasattr says no to a part that is registered as None
+    paths = [path for name, path in _FEATURES if getattr(model, name, None) is not None]
+    return paths[0] if paths else None
 
 
 def head_seams(model: nn.Module) -> list[str]:
@@ -133,9 +179,23 @@ def stages(model: nn.Module, name: str) -> list[str]:
     return [name] if isinstance(head, nn.Module) else []
 
 
-def read_features(replayed: Replayed) -> list[Pair]:
-    """Read every (N, C, H, W) that ``extract_feat`` returned."""
-    return read_outputs('extract_feat', 'features', replayed)
+def output_names(head: Any) -> list[str]:
+    """Return the names of what a head's ``forward`` returns.
+
+    Its ``loss_by_feat`` takes it in the same order.
+    """
+    method = getattr(head, 'loss_by_feat', None)
+    return list(inspect.signature(method).parameters) if callable(method) else []
+
+
+def labelled(data_samples: Sequence[Any], size: Sequence[int], ignore: int) -> Tensor:
+    """Say which pixels have a label, at a head's resolution: (N, H, W)."""
+    maps = [sample.gt_sem_seg for sample in data_samples]
+    labels = torch.stack([each.get('sem_seg', each.get('data')) for each in maps])
+    nearest = F.interpolate(
+        (labels != ignore).float(), size=tuple(size), mode='nearest'
+    )
+    return nearest[:, 0]
 
 
 def read_outputs(path: str, name: str, replayed: Replayed) -> list[Pair]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Sequence
+from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmselfdistill.replay import tensors_in
 
-from .family import Family, Pair, Reader, Replayed, stages
+from .family import Family, Pair, Reader, Replayed, labelled, stages
+
+# how a head that refines points gets their features: two calls before its own
+_POINT_STEPS = ('_get_fine_grained_point_feats', '_get_coarse_point_feats')
 
 
 class Segmentor(Family):
@@ -18,12 +19,23 @@ class Segmentor(Family):
 
     Auxiliary heads are left alone: they are no part of inference.
 
-    Sites: ``features`` (the stages of the backbone, or of the neck where there
-    is one) and ``logits`` ((N, C, H, W) at the head's own resolution; pixels
-    with the ignored label do not count).
+    ========== ================================================================
+    site       what, and the default loss
+    ========== ================================================================
+    features   stages of the backbone, or of the neck where there is one: PKD
+    logits     (N, C, H, W) of each prediction that the heads train, at its own
+               resolution; (N * points, C) of a head that refines the student's
+               uncertain points. KL, binary where there is one channel; pixels
+               with the ignored label do not count
+    ========== ================================================================
     """
 
     name = 'segmentor'
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self.paths = stages(model, 'decode_head')
+        self.heads: list[Any] = [model.get_submodule(path) for path in self.paths]
 
     @classmethod
     def matches(cls, model: nn.Module) -> bool:
@@ -31,41 +43,63 @@ class Segmentor(Family):
         heads = [model.get_submodule(path) for path in stages(model, 'decode_head')]
         return super().matches(model) and any(hasattr(h, 'cls_seg') for h in heads)
 
+    def seams(self) -> list[str]:
+        """Return features, heads, and what heads of points sample."""
+        steps = [
+            f'{path}.{step}'
+            for path, head in zip(self.paths, self.heads)
+            for step in _POINT_STEPS
+            if hasattr(head, step)
+        ]
+        return [*super().seams(), *steps]
+
     def readers(self) -> dict[str, Reader]:
         """Return the sites of a segmentor."""
+        if self.skipped():
+            return super().readers()
         return {**super().readers(), 'logits': self._read_logits}
 
     def default_terms(self) -> dict[str, dict[str, Any]]:
         """Return soft labels of pixels, and light features."""
-        logits = dict(type='SoftTargetLoss', weight=1.0)
-        return {**super().default_terms(), 'logits': logits}
+        terms = super().default_terms()
+        if not self.skipped():
+            terms['logits'] = dict(type='SoftTargetLoss', weight=1.0)
+        return terms
+
+    def skipped(self) -> dict[str, str]:
+        """Return heads that predict no classes."""
+        return {
+            path: 'it predicts depth, which has no scale to compare it by'
+            for path, head in zip(self.paths, self.heads)
+            if hasattr(head, 'max_depth')
+        }
 
     def _read_logits(self, replayed: Replayed) -> list[Pair]:
         pairs: list[Pair] = []
-        for path in stages(self.model, 'decode_head'):
-            head: Any = self.model.get_submodule(path)
-            for ours, theirs in replayed.of(f'{path}.forward'):
+        for path, head in zip(self.paths, self.heads):
+            # a cascade calls a stage again to feed the next one
+            for ours, theirs in replayed.of(f'{path}.forward')[:1]:
                 both = zip(tensors_in(ours.output), tensors_in(theirs.output))
                 for student, teacher in both:
-                    if student.dim() == 4 and student.shape[1] == head.out_channels:
-                        size = student.shape[2:]
-                        context = dict(
-                            activation='sigmoid'
-                            if head.out_channels == 1
-                            else 'softmax',
-                            valid=labelled(
-                                replayed.data_samples, size, head.ignore_index
-                            ),
-                        )
+                    if student.dim() > 2 and student.shape[1] == head.out_channels:
                         name = f'logits[{len(pairs)}]'
-                        pairs.append(Pair(name, student, teacher, context))
+                        pairs.append(_pair(name, student, teacher, head, replayed))
         return pairs
 
 
-def labelled(data_samples: Sequence[Any], size: Sequence[int], ignore: int) -> Tensor:
-    """Say which pixels have a label, at a head's resolution: (N, H, W)."""
-    labels = torch.stack([sample.gt_sem_seg.data for sample in data_samples])
-    nearest = F.interpolate(
-        (labels != ignore).float(), size=tuple(size), mode='nearest'
-    )
-    return nearest[:, 0]
+def _pair(
+    name: str, student: Tensor, teacher: Tensor, head: Any, replayed: Replayed
+) -> Pair:
+    activation = 'sigmoid' if head.out_channels == 1 else 'softmax'
+    context: dict[str, Any] = dict(activation=activation)
+    if student.dim() == 3:
+        student, teacher = _points(student), _points(teacher)
+    else:
+        size, ignored = student.shape[2:], head.ignore_index
+        context.update(valid=labelled(replayed.data_samples, size, ignored))
+    return Pair(name, student, teacher, context)
+
+
+def _points(logits: Tensor) -> Tensor:
+    """Return (N, C, points) as (N * points, C)."""
+    return logits.transpose(1, 2).flatten(0, 1)

@@ -10,19 +10,36 @@ from torch import Tensor, nn
 
 from mmselfdistill.replay import Call
 
-from .dense import foreground
-from .family import Family, Pair, Reader, Replayed, stages
+from .family import Family, Pair, Reader, Replayed, labelled, stages
+from .predictions import corners_as_distances, foreground
+
+# Parts that are not compared.
+_SKIPPED = {
+    'rpn_head': "its proposals are the same on both sides: the student's",
+    'roi_head.mask_iou_head': "it rates the student's masks",
+    'roi_head.grid_head': 'its RoIs are jittered between the seams',
+    'roi_head.point_head': "its points are of the student's masks",
+    'roi_head.glbctx_head': 'labels of whole images: its features are compared',
+}
 
 
 class TwoStageDetector(Family):
     """A detector with a ``roi_head`` of one stage or of a cascade.
 
-    Both sides see the RoIs that the student sampled.
+    Both sides see the RoIs that the student sampled, or its query boxes.
 
-    Sites: ``features``, ``logits`` (one (RoIs, C + 1) a stage), ``boxes`` (one
-    (RoIs, 4) a stage: of the teacher's likeliest object class, where each class
-    has its own) and ``masks`` (one (positives, H, W) a stage: of the labelled
-    class).
+    ========== ================================================================
+    site       what, and the default loss
+    ========== ================================================================
+    features   neck, one (N, C, H, W) a level: PKD
+    logits     one (RoIs, C + 1) a stage: KL; of sigmoid heads (Sparse R-CNN)
+               over the teacher's positives; of Seesaw's heads object or not,
+               and the classes where the teacher sees an object
+    boxes      one (RoIs, 4) a stage, by the teacher's confidence: L1 of the
+               offsets of its likeliest class, GIoU of boxes that come decoded
+    masks      one (positives, H, W) a stage, of the labelled class: binary KL
+    semantic   (N, C, H, W) of a semantic branch: KL of labelled pixels
+    ========== ================================================================
     """
 
     name = 'two-stage detector'
@@ -40,13 +57,13 @@ class TwoStageDetector(Family):
     def seams(self) -> list[str]:
         """Return the steps of the RoI head, of which none proposes or samples."""
         names = ('_bbox_forward', '_mask_forward', 'semantic_head', 'glbctx_head')
-        paths = ['extract_feat']
+        paths = [super().seams()[0]]
         for name in names:
             part = getattr(self.roi_head, name, None)
             if part is not None:
                 call = '.forward' if isinstance(part, nn.Module) else ''
                 paths.append(f'roi_head.{name}{call}')
-        return paths
+        return [*paths, *(f'{path}.forward' for path in stages(self.model, _SEMANTIC))]
 
     def observed(self) -> list[str]:
         """Return where the labels of the sampled RoIs are seen: the mask loss."""
@@ -59,49 +76,97 @@ class TwoStageDetector(Family):
         """Return the sites of a RoI head."""
         readers = super().readers()
         readers['logits'] = self._read_logits
-        readers['boxes'] = self._read_boxes
+        if self._has_offsets():
+            readers['boxes'] = self._read_boxes
         if self.observed():
             readers['masks'] = self._read_masks
+        if self._semantic_paths():
+            readers['semantic'] = self._read_semantic
         return readers
 
     def default_terms(self) -> dict[str, dict[str, Any]]:
         """Return soft RoI labels, boxes of likely objects, masks, features."""
-        terms = super().default_terms()
-        terms['logits'] = dict(type='SoftTargetLoss', weight=1.0)
-        terms['boxes'] = dict(type='BoxDistillLoss', weight=0.25)
-        if self.observed():
-            terms['masks'] = dict(type='MaskDistillLoss', weight=1.0)
-        return terms
+        ours = dict(
+            logits=dict(type='SoftTargetLoss', weight=1.0),
+            boxes=dict(type='BoxDistillLoss', weight=0.25),
+            masks=dict(type='MaskDistillLoss', weight=1.0),
+            semantic=dict(type='SoftTargetLoss', weight=0.25),
+        )
+        sites = self.readers()
+        known = {name: term for name, term in ours.items() if name in sites}
+        return {**super().default_terms(), **known}
+
+    def skipped(self) -> dict[str, str]:
+        """Return parts that are not compared."""
+        parts = {name for name, _ in self.model.named_modules()}
+        found = {name: why for name, why in _SKIPPED.items() if name in parts}
+        if any(hasattr(head, 'num_buckets') for head in self._heads()):
+            found['boxes'] = 'buckets and offsets in them: only together a box'
+        return found
+
+    def _heads(self) -> list[Any]:
+        heads = self.roi_head.bbox_head
+        return list(heads) if isinstance(heads, nn.ModuleList) else [heads]
+
+    def _has_offsets(self) -> bool:
+        """Say whether boxes are regressed: not by buckets (SABL) or a grid."""
+        heads = self._heads()
+        buckets = any(hasattr(head, 'num_buckets') for head in heads)
+        return not buckets and all(getattr(head, 'with_reg', True) for head in heads)
+
+    def _semantic_paths(self) -> list[str]:
+        inside = stages(self.roi_head, _SEMANTIC)
+        return [*stages(self.model, _SEMANTIC), *(f'roi_head.{p}' for p in inside)]
 
     def _read_logits(self, replayed: Replayed) -> list[Pair]:
-        return [
-            Pair(
-                f'logits[{i}]',
-                ours.output['cls_score'],
-                theirs.output['cls_score'],
-                dict(activation=self._activation(ours)),
-            )
-            for i, (ours, theirs) in enumerate(self._box_calls(replayed))
-        ]
+        pairs: list[Pair] = []
+        for ours, theirs in replayed.of('roi_head._bbox_forward'):
+            head = self._head(ours)
+            student, teacher = _scores(head, ours), _scores(head, theirs)
+            name = f'logits[{len(pairs)}]'
+            if getattr(head.loss_cls, 'custom_activation', False):
+                # Seesaw: classes, then object and background
+                sure = foreground(teacher[:, -2:], 'softmax')
+                both = (student[:, -2:], teacher[:, -2:])
+                pairs.append(Pair('objects', *both, dict(activation='softmax')))
+                student, teacher = student[:, :-2], teacher[:, :-2]
+                context = dict(activation='softmax', valid=sure)
+            else:
+                context = dict(activation=_activation(head))
+                if context['activation'] == 'sigmoid':
+                    context.update(average_over='positives')
+            pairs.append(Pair(name, student, teacher, context))
+        return pairs
 
     def _read_boxes(self, replayed: Replayed) -> list[Pair]:
         pairs: list[Pair] = []
-        for i, (ours, theirs) in enumerate(self._box_calls(replayed)):
-            student, teacher = ours.output['bbox_pred'], theirs.output['bbox_pred']
-            if student is None:
-                continue
-            scores = theirs.output['cls_score']
-            activation = self._activation(ours)
-            best = likeliest_class(scores, student.shape[1] // 4)
-            context = dict(confidence=foreground(scores, activation), box_kind='deltas')
-            pairs.append(
-                Pair(
-                    f'boxes[{i}]',
-                    of_class(student, best),
-                    of_class(teacher, best),
-                    context,
-                )
-            )
+        for ours, theirs in replayed.of('roi_head._bbox_forward'):
+            head = self._head(ours)
+            scores = _scores(head, theirs)
+            custom = getattr(head.loss_cls, 'custom_activation', False)
+            sure = foreground(scores[:, -2:] if custom else scores, _activation(head))
+            context = dict(confidence=sure, box_kind='deltas')
+            if 'decoded_bboxes' in ours.output:
+                context.update(box_kind='distances')
+                student = corners_as_distances(ours.output['decoded_bboxes'])
+                teacher = corners_as_distances(theirs.output['decoded_bboxes'])
+            else:
+                shape = (len(scores), -1, 4)
+                student = ours.output['bbox_pred'].reshape(shape)
+                teacher = theirs.output['bbox_pred'].reshape(shape)
+                best = likeliest_class(scores, student.shape[1])
+                student, teacher = of_class(student, best), of_class(teacher, best)
+            pairs.append(Pair(f'boxes[{len(pairs)}]', student, teacher, context))
+        return pairs
+
+    def _read_semantic(self, replayed: Replayed) -> list[Pair]:
+        pairs = []
+        for path in self._semantic_paths():
+            for ours, theirs in replayed.of(f'{path}.forward'):
+                student, teacher = _pixels(ours), _pixels(theirs)
+                valid = labelled(replayed.data_samples, student.shape[2:], 255)
+                context = dict(activation='softmax', valid=valid)
+                pairs.append(Pair('semantic', student, teacher, context))
         return pairs
 
     def _read_masks(self, replayed: Replayed) -> list[Pair]:
@@ -124,14 +189,33 @@ class TwoStageDetector(Family):
                 )
         return pairs
 
-    def _box_calls(self, replayed: Replayed) -> list[tuple[Call, Call]]:
-        return replayed.of('roi_head._bbox_forward')
+    def _head(self, call: Call) -> Any:
+        heads = self._heads()
+        if len(heads) == 1:
+            return heads[0]
+        return heads[call.kwargs.get('stage', (*call.args, 0)[0])]
 
-    def _activation(self, call: Call) -> str:
-        head = self.roi_head.bbox_head
-        if isinstance(head, nn.ModuleList):
-            head = head[call.kwargs.get('stage', (*call.args, 0)[0])]
-        return 'sigmoid' if head.loss_cls.use_sigmoid else 'softmax'
+
+_SEMANTIC = 'semantic_head'
+
+
+def _activation(head: Any) -> str:
+    return 'sigmoid' if head.loss_cls.use_sigmoid else 'softmax'
+
+
+def _scores(head: Any, call: Call) -> Tensor:
+    """Return class scores (RoIs, C): CrowdDet has several objects in a RoI."""
+    scores: Tensor = call.output['cls_score']
+    if scores.dim() == 3:
+        return scores.flatten(0, 1)
+    return scores.reshape(len(scores) * getattr(head, 'num_instance', 1), -1)
+
+
+def _pixels(call: Call) -> Tensor:
+    """Return the class scores of a semantic head: its first or named output."""
+    output = call.output
+    scores: Tensor = output['seg_preds'] if isinstance(output, dict) else output[0]
+    return scores
 
 
 def likeliest_class(scores: Tensor, boxes: int) -> Tensor:
@@ -142,9 +226,8 @@ def likeliest_class(scores: Tensor, boxes: int) -> Tensor:
 
 
 def of_class(boxes: Tensor, index: Tensor) -> Tensor:
-    """Select one box of each RoI: (RoIs, 4 * classes) to (RoIs, 4)."""
-    every = boxes.reshape(len(boxes), -1, 4)
-    return every[torch.arange(len(boxes), device=boxes.device), index]
+    """Select one box of each RoI: (RoIs, classes, 4) to (RoIs, 4)."""
+    return boxes[torch.arange(len(boxes), device=boxes.device), index]
 
 
 def mask_arguments(head: Any, call: Call) -> tuple[Tensor, list[Any]]:

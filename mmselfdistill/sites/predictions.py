@@ -1,0 +1,179 @@
+"""What a dense head predicts, in one form, whatever the head returns.
+
+One function for each kind of head, chosen by the names of what it returns: the
+table is :data:`READ`, at the end.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Callable, Dict
+
+import torch
+from torch import Tensor
+
+Outputs = Dict[str, Any]
+
+
+@dataclass
+class Predictions:
+    """Predictions at every position of all levels and images.
+
+    Args:
+        logits (Tensor): Of the classes, (N, C).
+        activation (str): 'softmax', background last, or 'sigmoid'.
+        boxes (Tensor, optional): (N, 4), or distributions (N, 4 * bins).
+        box_kind (str): 'deltas', 'distances' or 'bins'. Defaults to 'deltas'.
+        objectness (Tensor, optional): Logit (N) of any object, of heads that
+            train their classes only where there is one.
+        quality (Tensor, optional): Logit (N) of centreness or IoU, which is
+            trained only where there is an object.
+    """
+
+    logits: Tensor
+    activation: str = 'sigmoid'
+    boxes: Tensor | None = None
+    box_kind: str = 'deltas'
+    objectness: Tensor | None = None
+    quality: Tensor | None = None
+
+    def foreground(self) -> Tensor:
+        """Return the probability (N) of an object at each position."""
+        scores = foreground(self.logits, self.activation)
+        for logit in (self.objectness, self.quality):
+            if logit is not None:
+                scores = scores * logit.float().sigmoid()
+        return scores
+
+
+def rows(levels: list[Tensor], columns: int) -> Tensor:
+    """Join levels of (N, A * columns, H, W) into one (N * A * H * W, columns)."""
+    flat = [level.permute(0, 2, 3, 1).reshape(-1, columns) for level in levels]
+    return torch.cat(flat)
+
+
+def foreground(logits: Tensor, activation: str) -> Tensor:
+    """Return the probability (N) that a row of (N, C) is any object.
+
+    The largest class of a sigmoid head; one minus the background, the last
+    class, of a softmax head.
+    """
+    logits = logits.float()
+    if activation == 'sigmoid':
+        return logits.amax(1).sigmoid()
+    return 1 - logits.softmax(1)[:, -1]
+
+
+def as_logits(probabilities: Tensor) -> Tensor:
+    """Return the logits of what a head has already put through a sigmoid."""
+    return torch.logit(probabilities.float(), eps=1e-6)
+
+
+def activation_of(head: Any) -> str:
+    """Say how a head's class scores become probabilities."""
+    sigmoid = getattr(head, 'use_sigmoid_cls', None)
+    if sigmoid is None:
+        sigmoid = getattr(getattr(head, 'loss_cls', None), 'use_sigmoid', True)
+    return 'sigmoid' if sigmoid else 'softmax'
+
+
+def corners_as_distances(boxes: Tensor) -> Tensor:
+    """Return boxes (N, 4) of x1, y1, x2, y2 as distances from the origin."""
+    return torch.cat([-boxes[:, :2], boxes[:, 2:]], 1)
+
+
+def _classes(head: Any, outputs: Outputs) -> Predictions:
+    """Read class scores, and what may come with them at each position."""
+    levels = outputs['cls_scores']
+    classes = getattr(head, 'cls_out_channels', None) or levels[0].shape[1]
+    if levels[0].dim() == 3:
+        # one score a token of a text: (N, H * W, tokens)
+        logits = torch.cat([level.flatten(0, 1) for level in levels])
+    else:
+        logits = rows(levels, classes)
+    found = Predictions(logits, activation_of(head))
+    if 'objectnesses' in outputs:
+        found.objectness = rows(outputs['objectnesses'], 1)[:, 0]
+    for name in ('centernesses', 'iou_preds'):
+        if name in outputs:
+            found.quality = rows(outputs[name], 1)[:, 0]
+    return found
+
+
+def _boxes(head: Any, outputs: Outputs) -> Predictions:
+    """Read boxes: offsets, distances to four sides, or their distributions."""
+    found = _classes(head, outputs)
+    refined = 'bbox_preds_refine' in outputs
+    levels = outputs['bbox_preds_refine' if refined else 'bbox_preds']
+    if not isinstance(levels[0], Tensor):
+        # buckets for each side, and offsets in them, which mean nothing alone
+        return found
+    scores = outputs['cls_scores'][0]
+    # of the first level: SSD has another number of anchors at each
+    anchors = scores.shape[1] // found.logits.shape[1] if scores.dim() == 4 else 1
+    found.boxes = rows(levels, levels[0].shape[1] // anchors)
+    coder = type(getattr(head, 'bbox_coder', None)).__name__
+    # Fovea has the coder, and predicts logarithms
+    in_units = 'IoU' in type(getattr(head, 'loss_bbox', None)).__name__
+    if found.boxes.shape[1] > 4:
+        found.box_kind = 'bins'
+    elif coder == 'DistancePointBBoxCoder' and in_units:
+        found.box_kind = 'distances'
+    return found
+
+
+def _aligned(head: Any, outputs: Outputs) -> Predictions:
+    """Read TOOD, which returns probabilities and the corners of boxes."""
+    found = _boxes(head, outputs)
+    assert found.boxes is not None
+    found.logits = as_logits(found.logits)
+    found.boxes, found.box_kind = corners_as_distances(found.boxes), 'distances'
+    return found
+
+
+def _points(head: Any, outputs: Outputs) -> Predictions:
+    """Read RepPoints: the boxes that its point sets span."""
+    found = _classes(head, outputs)
+    boxes = [head.points2bbox(level) for level in outputs['pts_preds_refine']]
+    found.boxes, found.box_kind = corners_as_distances(rows(boxes, 4)), 'distances'
+    return found
+
+
+def _maps(head: Any, outputs: Outputs) -> Predictions:
+    """Read YOLOv3: box, objectness and classes in one map."""
+    flat = rows(outputs['pred_maps'], head.num_attrib)
+    return Predictions(flat[:, 5:], boxes=flat[:, :4], objectness=flat[:, 4])
+
+
+def _centers(head: Any, outputs: Outputs) -> Predictions:
+    """Read CenterNet: a heatmap of centres, with the box around each."""
+    heat = as_logits(rows(outputs['center_heatmap_preds'], head.num_classes))
+    half = rows(outputs['wh_preds'], 2) / 2
+    offset = rows(outputs['offset_preds'], 2)
+    boxes = torch.cat([half - offset, half + offset], 1)
+    return Predictions(heat, boxes=boxes, box_kind='distances')
+
+
+def _corners(head: Any, outputs: Outputs) -> Predictions:
+    """Read CornerNet: heatmaps of two corners of boxes."""
+    both = [*outputs['tl_heats'], *outputs['br_heats']]
+    return Predictions(rows(both, head.num_classes))
+
+
+# The name of an output tells the kind; the first that is there counts.
+READ: dict[str, Callable[[Any, Outputs], Predictions]] = {
+    'pred_maps': _maps,
+    'center_heatmap_preds': _centers,
+    'tl_heats': _corners,
+    'pts_preds_refine': _points,
+    'bbox_preds': _boxes,
+    'cls_scores': _classes,
+}
+
+
+def read_head(head: Any, outputs: Outputs) -> Predictions:
+    """Read what a dense head returned, by name."""
+    if hasattr(head, 'cls_prob_module'):
+        return _aligned(head, outputs)
+    kind = next(name for name in READ if name in outputs)
+    return READ[kind](head, outputs)

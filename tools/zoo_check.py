@@ -1,0 +1,296 @@
+"""What is tried with one model of a zoo: stock step, identity, a few steps."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Callable, Iterator
+
+import torch
+from mmengine.config import Config
+from mmengine.logging import MessageHub
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import MODELS, init_default_scope
+from torch import Tensor, nn
+from zoo_inputs import (  # type: ignore[import-not-found]
+    make_batch,
+    write_language_model,
+)
+
+from mmselfdistill.distiller import Distiller
+from mmselfdistill.sites import find_family
+from mmselfdistill.teacher import (
+    average_into,
+    copy_into,
+    make_teacher,
+    still,
+)
+from mmselfdistill.terms import resolve_terms
+
+STEPS = 3
+# PyTorch multiplies matrices in another order where a weight has no gradient
+TOLERANCE = 1e-5
+# weights to download, and images padded to 1024 pixels
+DROPPED = ('pretrained', 'teacher_ckpt', 'batch_augments')
+# counts of RoIs, queries and points that only cost time here
+FEW = dict(num=32, nms_pre=100, max_per_img=50, num_queries=50, num_points=256)
+FEW['sos_token_num'] = FEW['num_queries']
+
+
+def check_config(zoo: str, root: Path, name: str, save: Callable[[Any], None]) -> None:
+    """Try one config, and save what is known after each part.
+
+    Args:
+        zoo (str): 'mmdet' or 'mmseg'.
+        root (Path): The folder of the zoo's configs.
+        name (str): The config, relative to it.
+        save (Callable): Called with the record whenever it grows.
+    """
+    record: dict[str, Any] = dict(part='stock')
+    save(record)
+    whole = Config.fromfile(root / name)
+    cfg = prepared(whole.model, root)
+    masks = "'with_mask': True" in str(whole.train_dataloader)
+    init_default_scope(zoo)
+    # what a Runner tells the models that ask
+    for name, value in dict(iter=0, epoch=0, max_iters=1000, max_epochs=12).items():
+        MessageHub.get_current_instance().update_info(name, value)
+    importlib.import_module(f'{zoo}.utils').register_all_modules(True)
+    if 'language_model' in cfg and find_spec('transformers'):
+        write_language_model(Path(cfg['language_model']['name']))
+    size, keys = stock_step(zoo, cfg, masks)
+    model = build(zoo, cfg, size)
+    record.update(part='plugin', model=type(model).__name__)
+    save(record)
+    batch = make_batch(zoo, model, cfg, size, masks)
+    distiller = build_distiller(model)
+    record['family'] = distiller.family.name
+    record['skipped'] = distiller.family.skipped()
+    save(record)
+    check_identity(distiller, batch, record)
+    save(record)
+    check_steps(distiller, batch, record)
+    if list(model.state_dict()) != keys:
+        raise RuntimeError('the keys of the state_dict have changed')
+    record['part'] = 'done'
+    save(record)
+
+
+def prepared(model: Any, root: Path) -> Any:
+    """Return a model's config without weights to download, and with few proposals."""
+    if isinstance(model, dict):
+        kept = {}
+        for key, value in model.items():
+            pretrained = isinstance(value, dict) and value.get('type') == 'Pretrained'
+            if key in DROPPED or pretrained:
+                value = None
+            if key in FEW and isinstance(value, int):
+                value = min(value, FEW[key])
+            kept[key] = prepared(value, root)
+        return type(model)(kept)
+    if isinstance(model, (list, tuple)):
+        return type(model)(prepared(value, root) for value in model)
+    if isinstance(model, str) and model.startswith('configs/'):
+        # a path within the framework's repository: the teacher of LD
+        return str(root / model[len('configs/') :])
+    if model == 'bert-base-uncased':
+        return f'{tempfile.gettempdir()}/zoo-bert'
+    return model
+
+
+def _sizes(cfg: Any) -> list[int]:
+    """Return the sizes of images to try: small, and what the config is made for."""
+    made_for = (cfg.get('data_preprocessor') or {}).get('size') or [128]
+    return list(dict.fromkeys([64, 128, min(512, max(made_for))]))
+
+
+def build(zoo: str, cfg: Any, size: int) -> Any:
+    """Return the model of a config, with random weights, for images of a size."""
+    cfg = copy.deepcopy(cfg)
+    if zoo == 'mmseg' and 'size' in (cfg.get('data_preprocessor') or {}):
+        cfg['data_preprocessor']['size'] = (size, size)
+    torch.manual_seed(0)
+    model = revert_sync_batchnorm(MODELS.build(cfg))
+    try:
+        model.init_weights()
+    except AttributeError:
+        # parts of SAN are made to be loaded, and hold anything until then
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.02)
+    return model
+
+
+def stock_step(zoo: str, cfg: Any, masks: bool) -> tuple[int, list[str]]:
+    """Make a step without the plugin.
+
+    Returns:
+        tuple: The size of images that the model takes, and the keys of its
+        state_dict after the step.
+    """
+    error: Exception | None = None
+    for size in _sizes(cfg):
+        model = build(zoo, cfg, size)
+        model.train()
+        try:
+            batch = make_batch(zoo, model, cfg, size, masks)
+            loss: Any = total(model, loss_of(model, batch))
+            loss.backward()
+        except Exception as this:
+            error = this
+        else:
+            return size, list(model.state_dict())
+    assert error is not None
+    raise error
+
+
+def build_distiller(model: nn.Module) -> Distiller:
+    """Return the plugin's default for a model, with a teacher equal to it."""
+    family = find_family(model)
+    distiller = Distiller(family, resolve_terms(family, None, None))
+    distiller.teacher = make_teacher(model)
+    return distiller
+
+
+def loss_of(model: nn.Module, batch: dict[str, Any], seed: int = 0) -> dict[str, Any]:
+    """Return the loss dict of a batch, which models may change: give a copy."""
+    torch.manual_seed(seed)
+    losses: dict[str, Any] = model(**copy.deepcopy(batch), mode='loss')
+    return losses
+
+
+def total(model: Any, losses: dict[str, Any]) -> Tensor:
+    """Return the sum of the losses."""
+    value: Tensor = model.parse_losses(losses)[0]
+    return value
+
+
+def ours(losses: dict[str, Any]) -> dict[str, Tensor]:
+    """Return the terms of a loss dict by name."""
+    prefix = 'loss_sd_'
+    return {k[len(prefix) :]: v for k, v in losses.items() if k.startswith(prefix)}
+
+
+def check_identity(
+    distiller: Distiller, batch: dict[str, Any], record: dict[str, Any]
+) -> None:
+    """Compare the student with a teacher that is equal, then with another.
+
+    Raises:
+        RuntimeError: If a term is not 0 at equal weights, does not teach the
+            student, or if the plugin changes the stock losses or the teacher.
+    """
+    student, teacher = distiller.student, distiller.teacher
+    assert teacher is not None
+    still(student)
+    # a loss may count what it has seen
+    counts = {key: tensor.clone() for key, tensor in student.named_buffers()}
+    plain = list(leaves(loss_of(student, batch)))
+    for key, buffer in student.named_buffers():
+        buffer.copy_(counts[key])
+    before = {key: tensor.clone() for key, tensor in teacher.named_buffers()}
+    distiller.attach()
+    losses = loss_of(student, batch)
+    equal = ours(losses)
+    stock = list(leaves({k: v for k, v in losses.items() if 'loss_sd_' not in k}))
+    same = all(torch.equal(a, b) for a, b in zip(plain, stock))
+    disturb(teacher)
+    apart = ours(loss_of(student, batch))
+    record['terms'] = {
+        term.name: dict(
+            loss=type(term.loss).__name__,
+            tensors=distiller.shapes[term.name],
+            equal=abs(float(equal[term.name])),
+            apart=abs(float(apart[term.name])),
+            **gradients(student, apart[term.name]),
+        )
+        for term in distiller.terms
+    }
+    distiller.detach()
+    if not same or len(plain) != len(stock):
+        raise RuntimeError('the plugin changes the losses of the model itself')
+    for key, buffer in teacher.named_buffers():
+        if not torch.equal(before[key], buffer):
+            raise RuntimeError(f'a replay changed the buffer {key} of the teacher')
+    copy_into(teacher, student)
+    for name, term in record['terms'].items():
+        check_term(name, term)
+
+
+def check_term(name: str, term: dict[str, Any]) -> None:
+    """Raise RuntimeError if a term is not as it has to be."""
+    scale = f'{term["equal"]:.1e} at equal weights, {term["apart"]:.1e} at others'
+    if not term['equal'] <= TOLERANCE * term['apart']:
+        raise RuntimeError(f'{name}: not zero at equal weights: {scale}')
+    if not term['apart'] > 0:
+        raise RuntimeError(f'{name}: zero at any weights')
+    if not 0 < term['gradient'] < float('inf'):
+        raise RuntimeError(f'{name}: the gradient at the student is {term["gradient"]}')
+
+
+def leaves(losses: Any) -> Iterator[Tensor]:
+    """Yield the tensors of a loss dict."""
+    for value in losses.values():
+        for each in value if isinstance(value, (list, tuple)) else [value]:
+            yield torch.as_tensor(each).detach()
+
+
+@torch.no_grad()
+def disturb(teacher: nn.Module) -> None:
+    """Add noise to each parameter, as large as its spread, and some to constants."""
+    for parameter in teacher.parameters():
+        if parameter.is_floating_point():
+            spread = parameter.std(unbiased=False)
+            parameter.add_((spread + 0.01) * torch.randn_like(parameter))
+
+
+def gradients(student: nn.Module, value: Any) -> dict[str, Any]:
+    """Return the size of a term's gradient, in all and at the backbone."""
+    student.zero_grad()
+    if value.requires_grad:
+        # not autograd.grad: models with checkpoints in them refuse it
+        value.backward(retain_graph=True)
+    sizes = {
+        name: float(parameter.grad.abs().sum())
+        for name, parameter in student.named_parameters()
+        if parameter.grad is not None
+    }
+    student.zero_grad()
+    return dict(
+        gradient=sum(sizes.values()),
+        backbone=sum(size for name, size in sizes.items() if 'backbone' in name),
+    )
+
+
+def check_steps(
+    distiller: Distiller, batch: dict[str, Any], record: dict[str, Any]
+) -> None:
+    """Train a few steps with a running average as the teacher.
+
+    Raises:
+        RuntimeError: If a term is not finite, or none is ever positive.
+    """
+    student, teacher = distiller.student, distiller.teacher
+    assert teacher is not None
+    student.train()
+    optimizer = torch.optim.AdamW(
+        [p for p in student.parameters() if p.requires_grad], lr=1e-4
+    )
+    distiller.attach()
+    for step in range(STEPS):
+        losses = loss_of(student, batch, seed=step)
+        values = {name: float(value) for name, value in ours(losses).items()}
+        for name, value in values.items():
+            record['terms'][name].setdefault('steps', []).append(value)
+        if not all(abs(value) < float('inf') for value in values.values()):
+            raise RuntimeError(f'not finite in step {step}: {values}')
+        optimizer.zero_grad()
+        loss: Any = total(student, losses)
+        loss.backward()
+        optimizer.step()
+        average_into(teacher, student, (1 + step) / (10 + step))
+    distiller.detach()
+    if not any(value > 0 for value in values.values()):
+        raise RuntimeError(f'no term is positive: {values}')

@@ -1,0 +1,114 @@
+"""The table of the sweep: docs/zoo.md."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Sequence
+
+HEAD = """# What trains with the plugin
+
+Written by `tools/zoo_sweep.py`; do not edit. Of each folder of configs of both zoos,
+the one with the shortest name and one of another kind were tried on this machine's
+CPU, each in a process of its own, with random weights, on images of noise, and with no
+setting for the model. A row that trains with the plugin has passed all of this:
+
+- With equal weights, and with the student stilled as its teacher is, every term is 0
+  to within 1e-6 of its value at disturbed weights, the losses of the model itself are
+  bitwise those without the plugin, and no buffer of the teacher changes.
+- At disturbed weights every term is positive, and its gradient reaches the student.
+- Three optimizer steps with a running average as the teacher: all terms are finite, at
+  least one is positive, and the keys of the `state_dict` are the stock model's.
+
+"Does not train in stock" is what the stock model's own step said, without the plugin.
+SyncBN was turned into BN, as it must be without a GPU, and weights to download were
+left out.
+"""
+
+
+def write_report(path: Path, records: Sequence[dict[str, Any]]) -> None:
+    """Write the counts, then one row for each config.
+
+    Args:
+        path (Path): The file.
+        records (Sequence[dict]): What `zoo_check.py` found, in the zoo's order.
+    """
+    stock = [record for record in records if record['part'] != 'stock']
+    done = [record for record in stock if record['part'] == 'done']
+    ratios = [max(_ratios(record)) for record in done]
+    exact, largest = sum(ratio == 0 for ratio in ratios), max(ratios, default=0)
+    lines = [
+        HEAD,
+        f'Versions: {", ".join(_versions())}.\n',
+        '| | configs |',
+        '|---|---|',
+        f'| tried | {len(records)} |',
+        f'| train in stock | {len(stock)} |',
+        f'| train with the plugin | {len(done)} |',
+        f'| all terms exactly 0 at equal weights | {exact} |',
+        f'| largest term at equal weights, of its scale | {largest:.0e} |',
+    ]
+    for zoo in dict.fromkeys(record['key'].split('::')[0] for record in records):
+        here = [record for record in records if record['key'].startswith(f'{zoo}::')]
+        lines += ['', f'## {zoo}', '', *_table(here)]
+    path.write_text('\n'.join(lines) + '\n')
+
+
+def _table(records: Sequence[dict[str, Any]]) -> list[str]:
+    rows = [
+        '| config | family | terms | at equal weights | result |',
+        '|---|---|---|---|---|',
+    ]
+    for record in records:
+        name = record['key'].split('::')[1][: -len('.py')]
+        cells = [name, record.get('family', ''), '', '', _result(record)]
+        if 'terms' in record:
+            cells[2] = ', '.join(record['terms'])
+            cells[3] = _identity(record)
+        rows.append(f'| {" | ".join(cells)} |')
+    return rows
+
+
+def _result(record: dict[str, Any]) -> str:
+    if record['part'] == 'done':
+        return 'trains'
+    kind = 'does not train in stock' if record['part'] == 'stock' else 'FAILS'
+    reason = ' '.join(record.get('error', 'unknown').split())
+    # a path of this machine says nothing to others
+    words = [word for word in reason.split(' ') if '/site-packages/' not in word]
+    return f'{kind}: {" ".join(words)[:160]}'.replace('|', '\\|')
+
+
+def _ratios(record: dict[str, Any]) -> list[float]:
+    terms = record['terms'].values()
+    return [term['equal'] / term['apart'] if term['equal'] else 0.0 for term in terms]
+
+
+def _identity(record: dict[str, Any]) -> str:
+    inexact = {
+        name: term
+        for name, term in record['terms'].items()
+        if term['equal'] or not term['apart']
+    }
+    if not inexact:
+        return 'all exactly 0'
+    return ', '.join(
+        f'{name} {term["equal"] / (term["apart"] or 1):.0e}'
+        for name, term in inexact.items()
+    )
+
+
+def _versions() -> list[str]:
+    found = []
+    for name in ('torch', 'mmengine', 'mmcv', 'mmdet', 'mmsegmentation', 'mmpretrain'):
+        for package in (
+            name,
+            f'onedl-{name}',
+            f'onedl-{name.replace("det", "detection")}',
+        ):
+            try:
+                found.append(f'{package} {version(package)}')
+                break
+            except PackageNotFoundError:
+                continue
+    return found
