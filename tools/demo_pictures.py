@@ -88,9 +88,9 @@ def draw_curves(path: Path, curves: list[Any], name: str) -> Path:
     left.set_ylim(0, None)
     left.annotate(
         'generation 2\nbegins ',
-        (curves[0].length / 2, left.get_ylim()[1] * 0.98),
+        (curves[0].length / 2, left.get_ylim()[1] * 0.45),
         ha='right',
-        va='top',
+        va='center',
         color='#52525b',
     )
     middle.set_yscale('log')

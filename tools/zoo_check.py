@@ -53,7 +53,8 @@ def check_config(zoo: str, root: Path, name: str, save: Callable[[Any], None]) -
     save(record)
     whole = Config.fromfile(root / name)
     cfg = prepared(whole.model, root)
-    masks = "'with_mask': True" in str(whole.train_dataloader)
+    pipeline = str(whole.train_dataloader)
+    masks = "'with_mask': True" in pipeline or 'LoadPanoptic' in pipeline
     init_default_scope(zoo)
     # what a Runner tells the models that ask
     for name, value in dict(iter=0, epoch=0, max_iters=1000, max_epochs=12).items():
@@ -103,7 +104,7 @@ def prepared(model: Any, root: Path) -> Any:
 
 def _sizes(cfg: Any) -> list[int]:
     """Return the sizes of images to try: small, and what the config is made for."""
-    made_for = (cfg.get('data_preprocessor') or {}).get('size') or [128]
+    made_for = (cfg.get('data_preprocessor') or {}).get('size') or [256]
     return list(dict.fromkeys([64, 128, min(512, max(made_for))]))
 
 
@@ -239,11 +240,11 @@ def leaves(losses: Any) -> Iterator[Tensor]:
 
 @torch.no_grad()
 def disturb(teacher: nn.Module) -> None:
-    """Add noise to each parameter, as large as its spread, and some to constants."""
+    """Add noise to each parameter: a tenth of its spread, and some to constants."""
     for parameter in teacher.parameters():
         if parameter.is_floating_point():
             spread = parameter.std(unbiased=False)
-            parameter.add_((spread + 0.01) * torch.randn_like(parameter))
+            parameter.add_((0.1 * spread + 0.01) * torch.randn_like(parameter))
 
 
 def gradients(student: nn.Module, value: Any) -> dict[str, Any]:

@@ -50,8 +50,8 @@ MEMORY_LIMIT = 16 * 2**30
 def version() -> str:
     """Return what a result depends on: this package's source, and the frameworks."""
     root = Path(__file__).resolve().parent.parent
-    sources = [*root.glob('mmselfdistill/**/*.py'), *root.glob('tools/zoo_*.py')]
-    text = b''.join(path.read_bytes() for path in sorted(sources))
+    sources = sorted(root.glob('mmselfdistill/**/*.py'))
+    text = b''.join(path.read_bytes() for path in sources)
     return f'{hashlib.sha256(text).hexdigest()[:12]}-torch{torch.__version__}'
 
 
@@ -190,7 +190,7 @@ def main() -> None:
         print('\n'.join(entry.key for entry in entries))
         return
     # nothing is downloaded, nor asked for
-    os.environ['HF_HUB_OFFLINE'] = '1'
+    os.environ.update(HF_HUB_OFFLINE='1', TRANSFORMERS_VERBOSITY='error')
     for zoo in {entry.zoo for entry in entries}:
         # once, and not in each process
         importlib.import_module(f'{zoo}.utils').register_all_modules(False)

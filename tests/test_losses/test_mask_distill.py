@@ -64,3 +64,17 @@ def test_temperature_keeps_the_size_of_the_gradient():
     torch.testing.assert_close(gradient(1e4), limit, rtol=1e-3, atol=1e-8)
     for temperature in (1.0, 2.0, 10.0):
         assert 0.5 < gradient(temperature).norm() / limit.norm() < 2.0
+
+
+def test_confidence_weighs_instances():
+    student, teacher = torch.from_numpy(pair((4, 6, 6)))
+    each = torch.stack(
+        [mask_distill_loss(s[None], t[None]) for s, t in zip(student, teacher)]
+    )
+    for weights in ([2.0, 0.0, 1.0, 0.5], [0.25, 0.0, 0.5, 0.0]):
+        confidence = torch.tensor(weights)
+        loss = mask_distill_loss(student, teacher, confidence=confidence)
+        expected = (each * confidence).sum() / confidence.sum().clamp(min=1)
+        torch.testing.assert_close(loss, expected, check_dtype=False)
+    with pytest.raises(ValueError, match='confidence'):
+        mask_distill_loss(student, teacher, confidence=torch.ones(3))

@@ -1,0 +1,149 @@
+"""What the sweep of the zoos tries, remembers and writes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+sys.path.append(str(Path(__file__).parents[2] / 'tools'))
+from zoo_check import check_term, disturb, gradients, prepared
+from zoo_configs import Entry, discover, kind_of, next_of_kind
+from zoo_report import write_report
+from zoo_sweep import Sweep
+
+CONFIG = """
+model = dict(type='{model}', bbox_head=dict(type='{head}'))
+train_dataloader = dict()
+test_evaluator = dict(type='CocoMetric')
+"""
+
+
+@pytest.fixture
+def zoo(tmp_path: Path) -> Path:
+    files = {
+        'retina/r50.py': ('RetinaNet', 'RetinaHead'),
+        'retina/r101.py': ('RetinaNet', 'RetinaHead'),
+        'retina/r50_ghm.py': ('RetinaNet', 'GHMHead'),
+        'retina/r50_third.py': ('RetinaNet', 'ThirdHead'),
+        'retina/more/a.py': ('RetinaNet', 'FourthHead'),
+        'fcos/fcos.py': ('FCOS', 'FCOSHead'),
+        'common/schedule.py': ('FCOS', 'FCOSHead'),
+    }
+    for name, (model, head) in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(CONFIG.format(model=model, head=head))
+    (tmp_path / 'fcos' / 'tta.py').write_text('tta_model = dict(type="TTA")')
+    (tmp_path / 'needy').mkdir()
+    (tmp_path / 'needy' / 'needy.py').write_text(
+        "custom_imports = dict(imports=['no_such_module'], "
+        'allow_failed_imports=False)\n' + CONFIG.format(model='A', head='B')
+    )
+    return tmp_path
+
+
+def test_a_folder_is_stood_for_by_the_shortest_names_of_two_kinds(zoo: Path) -> None:
+    assert [entry.name for entry in discover('mmdet', zoo)] == [
+        'fcos/fcos.py',
+        # what cannot be read is tried too, and says why
+        'needy/needy.py',
+        'retina/r50.py',
+        'retina/r50_ghm.py',
+    ]
+    assert kind_of(zoo / 'fcos/tta.py') is None
+
+
+def test_a_filter_does_not_change_what_stands_for_a_folder(zoo: Path) -> None:
+    names = [entry.name for entry in discover('mmdet', zoo, 'r50')]
+    assert names == ['retina/r50.py', 'retina/r50_ghm.py']
+
+
+def test_the_next_of_a_kind_is_of_that_kind(zoo: Path) -> None:
+    other = next_of_kind(Entry('mmdet', 'retina/r50.py'), zoo)
+    assert other == Entry('mmdet', 'retina/r101.py')
+    assert next_of_kind(Entry('mmdet', 'fcos/fcos.py'), zoo) is None
+
+
+def test_weights_are_left_out_and_counts_made_small() -> None:
+    model = dict(
+        backbone=dict(init_cfg=dict(type='Pretrained', checkpoint='x'), depth=50),
+        head=dict(init_cfg=dict(type='Normal'), sampler=dict(num=512), order=('a',)),
+        teacher_config='configs/gfl/gfl.py',
+    )
+    assert prepared(model, Path('/zoo')) == dict(
+        backbone=dict(init_cfg=None, depth=50),
+        head=dict(init_cfg=dict(type='Normal'), sampler=dict(num=32), order=('a',)),
+        teacher_config='/zoo/gfl/gfl.py',
+    )
+
+
+def test_noise_reaches_constant_parameters_too() -> None:
+    model = nn.BatchNorm2d(8)
+    disturb(model)
+    assert (model.weight != 1).all() and (model.bias != 0).all()
+
+
+def test_gradients_are_those_of_the_value() -> None:
+    model = nn.ModuleDict(dict(backbone=nn.Linear(2, 1), head=nn.Linear(1, 1)))
+    value = model['head'](model['backbone'](torch.ones(1, 2))).sum()
+    found = gradients(model, value)
+    weight = float(model['head'].weight.detach().abs())
+    hidden = float(model['backbone'](torch.ones(1, 2)).detach().abs())
+    assert found['backbone'] == pytest.approx(3 * weight)
+    assert found['gradient'] == pytest.approx(3 * weight + hidden + 1)
+    assert gradients(model, torch.zeros(()))['gradient'] == 0
+
+
+@pytest.mark.parametrize(
+    'term, message',
+    [
+        (dict(equal=1e-3, apart=1.0, gradient=1.0), 'not zero at equal weights'),
+        (dict(equal=float('nan'), apart=1.0, gradient=1.0), 'not zero'),
+        (dict(equal=0.0, apart=0.0, gradient=1.0), 'zero at any weights'),
+        (dict(equal=0.0, apart=1.0, gradient=0.0), 'the gradient'),
+        (dict(equal=0.0, apart=1.0, gradient=float('inf')), 'the gradient'),
+    ],
+)
+def test_a_term_that_is_wrong_is_named(term: dict[str, Any], message: str) -> None:
+    with pytest.raises(RuntimeError, match=f'^mine: {message}'):
+        check_term('mine', term)
+
+
+def test_results_of_another_version_do_not_count(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, jobs=1, timeout=1)
+    lines = [dict(key='a', version=sweep.version), dict(key='b', version='older')]
+    sweep.results.write_text('\n'.join(json.dumps(line) for line in lines))
+    assert list(sweep.records()) == ['a']
+
+
+def test_the_report_counts_its_rows(tmp_path: Path) -> None:
+    def term(equal: float) -> dict[str, Any]:
+        return dict(equal=equal, apart=0.5)
+
+    write_report(
+        tmp_path / 'zoo.md',
+        [
+            dict(key='mmdet::a/a.py', part='done', terms=dict(logits=term(0.0))),
+            dict(key='mmdet::b/b.py', part='done', terms=dict(boxes=term(1e-8))),
+            dict(key='mmdet::c/c.py', part='plugin', error='KeyError: c'),
+            dict(key='mmseg::d/d.py', part='stock', error='No module | at all'),
+        ],
+    )
+    text = (tmp_path / 'zoo.md').read_text()
+    for line in (
+        '| tried | 4 |',
+        '| train in stock | 3 |',
+        '| train with the plugin | 2 |',
+        '| all terms exactly 0 at equal weights | 1 |',
+        '| largest term at equal weights, of its scale | 2e-08 |',
+        '| b/b |  | boxes | boxes 2e-08 | trains |',
+        '| c/c |  |  |  | FAILS: KeyError: c |',
+        '| d/d |  |  |  | does not train in stock: No module \\| at all |',
+    ):
+        assert line in text
