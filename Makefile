@@ -13,12 +13,13 @@ venv_onedl := .venv-onedl
 venv := $(or $(venv_$(STACK)),$(error STACK=$(STACK): choose openmmlab or onedl))
 python := $(venv)/bin/python
 
-.PHONY: help install demo test lint
+.PHONY: help install demo test lint zoo
 
 help:
 	@echo 'make demo [TASK=det|seg] [STACK=openmmlab|onedl]  install, then train, compare, draw'
 	@echo 'make test                                         install, then lint and test'
 	@echo 'make lint                                         install, then ruff and mypy'
+	@echo 'make zoo                                          install, then try every family'
 	@echo 'make install [TORCH=2.13.0]                       only install'
 
 install:
@@ -37,3 +38,6 @@ lint: install
 
 test: lint
 	$(python) -m pytest $(PYTEST_ARGS)
+
+zoo: install
+	PYTHONWARNINGS=ignore $(python) tools/zoo_sweep.py --jobs 2 --report docs/zoo.md
