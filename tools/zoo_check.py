@@ -85,7 +85,7 @@ def prepared(model: Any, root: Path) -> Any:
     if isinstance(model, dict):
         kept = {}
         for key, value in model.items():
-            pretrained = isinstance(value, dict) and value.get('type') == 'Pretrained'
+            pretrained = isinstance(value, dict) and 'checkpoint' in value
             if key in DROPPED or pretrained:
                 value = None
             if key in FEW and isinstance(value, int):
@@ -97,15 +97,17 @@ def prepared(model: Any, root: Path) -> Any:
     if isinstance(model, str) and model.startswith('configs/'):
         # a path within the framework's repository: the teacher of LD
         return str(root / model[len('configs/') :])
-    if model == 'bert-base-uncased':
-        return f'{tempfile.gettempdir()}/zoo-bert'
-    return model
+    renamed = {
+        'bert-base-uncased': f'{tempfile.gettempdir()}/zoo-bert',
+        'MMSyncBN': 'BN',
+    }
+    return renamed.get(model, model) if isinstance(model, str) else model
 
 
 def _sizes(cfg: Any) -> list[int]:
     """Return the sizes of images to try: small, and what the config is made for."""
-    made_for = (cfg.get('data_preprocessor') or {}).get('size') or [256]
-    return list(dict.fromkeys([64, 128, min(512, max(made_for))]))
+    made_for = (cfg.get('data_preprocessor') or {}).get('size') or [320]
+    return list(dict.fromkeys([64, 128, min(640, max(made_for))]))
 
 
 def build(zoo: str, cfg: Any, size: int) -> Any:

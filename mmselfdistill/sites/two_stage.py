@@ -151,9 +151,9 @@ class TwoStageDetector(Family):
                 student = corners_as_distances(ours.output['decoded_bboxes'])
                 teacher = corners_as_distances(theirs.output['decoded_bboxes'])
             else:
-                shape = (len(scores), -1, 4)
-                student = ours.output['bbox_pred'].reshape(shape)
-                teacher = theirs.output['bbox_pred'].reshape(shape)
+                count = getattr(head, 'num_instance', 1)
+                student = _offsets(ours.output['bbox_pred'], count)
+                teacher = _offsets(theirs.output['bbox_pred'], count)
                 best = likeliest_class(scores, student.shape[1])
                 student, teacher = of_class(student, best), of_class(teacher, best)
             pairs.append(Pair(f'boxes[{len(pairs)}]', student, teacher, context))
@@ -208,7 +208,13 @@ def _scores(head: Any, call: Call) -> Tensor:
     scores: Tensor = call.output['cls_score']
     if scores.dim() == 3:
         return scores.flatten(0, 1)
-    return scores.reshape(len(scores) * getattr(head, 'num_instance', 1), -1)
+    count = getattr(head, 'num_instance', 1)
+    return scores.reshape(len(scores) * count, scores.shape[1] // count)
+
+
+def _offsets(boxes: Tensor, count: int) -> Tensor:
+    """Return (RoIs, count * boxes * 4) as (RoIs * count, boxes, 4), none included."""
+    return boxes.reshape(len(boxes) * count, boxes.shape[1] // count // 4, 4)
 
 
 def _pixels(call: Call) -> Tensor:

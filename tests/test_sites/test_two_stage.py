@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any, Callable
 
 import pytest
@@ -10,6 +11,8 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from mmselfdistill.losses import MaskDistillLoss
+from mmselfdistill.replay import Call
+from mmselfdistill.sites.two_stage import _offsets, _scores
 
 FASTER = 'faster-rcnn_r18_fpn_50e_digits'
 MASK = 'mask-rcnn_r18_fpn_50e_digits'
@@ -232,3 +235,15 @@ def test_a_cascade_without_masks_has_no_such_site(digits: Callable[..., Any]) ->
     family = find_family(digits(FASTER, **changes))
     assert family.readers().keys() == {'features', 'logits', 'boxes'}
     assert family.observed() == []
+
+
+def test_offsets_and_scores_of_no_roi_are_read() -> None:
+    assert _offsets(torch.zeros(0, 8), 1).shape == (0, 2, 4)
+    # CrowdDet: two objects in a RoI, each with one box and two scores
+    offsets = torch.arange(16.0).view(2, 8)
+    assert torch.equal(_offsets(offsets, 2), offsets.view(4, 1, 4))
+    head = SimpleNamespace(num_instance=2)
+    call = Call('roi_head._bbox_forward', 0, (), {}, [])
+    for count in (0, 3):
+        call.output = dict(cls_score=torch.zeros(count, 4))
+        assert _scores(head, call).shape == (2 * count, 2)
