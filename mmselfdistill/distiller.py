@@ -14,9 +14,9 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from mmselfdistill.replay import Call, lend, record, replay
-from mmselfdistill.sites import Family, Pair, Replayed
+from mmselfdistill.sites import Family, Pair, Replayed, find_family
 from mmselfdistill.teacher import cost_of
-from mmselfdistill.terms import Term
+from mmselfdistill.terms import ScheduleConfig, Term, TermConfigs, resolve_terms
 
 
 class Distiller:
@@ -181,6 +181,30 @@ class Distiller:
                 'x'.join(str(size) for size in pair.student.shape) for pair in pairs
             ]
         print_log(describe(self), logger='current')
+
+
+def build_distiller(
+    model: nn.Module,
+    terms: TermConfigs | None = None,
+    schedule: ScheduleConfig = None,
+    loss_weight: float = 1.0,
+) -> Distiller:
+    """Find a model's family, and build the terms of its distiller.
+
+    Args:
+        model (nn.Module): The student, not its DDP wrapper.
+        terms (Mapping, optional): They merge over the family's defaults.
+        schedule (Mapping | str, optional): Of terms without one of their own.
+        loss_weight (float): Multiplies all terms. Defaults to 1.0.
+
+    Returns:
+        Distiller: Without a teacher yet.
+
+    Raises:
+        ValueError: If a term is wrong, or no family covers the model.
+    """
+    family = find_family(model)
+    return Distiller(family, resolve_terms(family, terms, schedule), loss_weight)
 
 
 def describe(distiller: Distiller) -> str:

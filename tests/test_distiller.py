@@ -15,11 +15,9 @@ from mmengine.structures import PixelData
 from mmengine.utils import get_installed_path
 from torch import Tensor, nn
 
-from mmselfdistill.distiller import Distiller, describe
+from mmselfdistill.distiller import build_distiller, describe
 from mmselfdistill.losses import pkd_loss
-from mmselfdistill.sites import find_family
 from mmselfdistill.teacher import make_teacher, still, tensors_of
-from mmselfdistill.terms import resolve_terms
 
 PACKAGES = {'mmdet': 'mmdet', 'mmseg': 'mmsegmentation'}
 DENSE = {'features', 'logits', 'boxes'}
@@ -102,8 +100,7 @@ def disturb(teacher: nn.Module) -> None:
 @pytest.mark.parametrize('name', CONFIGS)
 def test_terms_are_zero_at_equal_weights_and_teach_the_student_alone(name: str) -> None:
     model, data = build(name)
-    family = find_family(model)
-    distiller = Distiller(family, resolve_terms(family, None, None))
+    distiller = build_distiller(model)
     distiller.teacher = make_teacher(model)
     distiller.attach()
     before = {key: t.clone() for key, t in tensors_of(distiller.teacher).items()}
@@ -135,8 +132,7 @@ def test_attention_is_exact_where_both_sides_use_the_same_kernels() -> None:
     model, data = build(name)
     # as the teacher's: no weight requires a gradient
     model.requires_grad_(False)
-    family = find_family(model)
-    distiller = Distiller(family, resolve_terms(family, None, None))
+    distiller = build_distiller(model)
     distiller.teacher = make_teacher(model)
     distiller.attach()
     losses = added(model(**data, mode='loss'))
@@ -163,9 +159,7 @@ class Setting:
 
     def __init__(self, built: Small, terms: Any = None, **arguments: Any) -> None:
         self.model, self.data = built
-        family = find_family(self.model)
-        resolved = resolve_terms(family, terms, arguments.pop('schedule', None))
-        self.distiller = Distiller(family, resolved, **arguments)
+        self.distiller = build_distiller(self.model, terms, **arguments)
         self.teacher = make_teacher(self.model)
         disturb(self.teacher)
         self.distiller.teacher = self.teacher

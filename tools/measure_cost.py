@@ -32,10 +32,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from mmselfdistill.distiller import Distiller
-from mmselfdistill.sites import find_family
+from mmselfdistill.distiller import build_distiller
 from mmselfdistill.teacher import make_teacher
-from mmselfdistill.terms import resolve_terms
 
 KINDS = ('stock', 'bare', 'ours')
 
@@ -51,8 +49,7 @@ class Iterations:
         self.model: Any = runner.model
         self.wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
         self.teacher: Any = make_teacher(self.model)
-        family = find_family(self.model)
-        self.distiller = Distiller(family, resolve_terms(family, None, None))
+        self.distiller = build_distiller(self.model)
         self.distiller.teacher = self.teacher
         # lets BatchNorm and dropout be those of training
         self.model.train()

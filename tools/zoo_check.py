@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import importlib
-import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Callable, Iterator
@@ -12,32 +11,30 @@ from typing import Any, Callable, Iterator
 import torch
 from mmengine.config import Config
 from mmengine.logging import MessageHub
-from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 from zoo_inputs import (  # type: ignore[import-not-found]
     make_batch,
     write_language_model,
 )
+from zoo_models import (  # type: ignore[import-not-found]
+    build,
+    calibrate,
+    prepared,
+    sizes_of,
+)
 
-from mmselfdistill.distiller import Distiller
-from mmselfdistill.sites import find_family
+from mmselfdistill.distiller import Distiller, build_distiller
 from mmselfdistill.teacher import (
     average_into,
     copy_into,
     make_teacher,
     still,
 )
-from mmselfdistill.terms import resolve_terms
 
 STEPS = 3
 # PyTorch multiplies matrices in another order where a weight has no gradient
 TOLERANCE = 1e-5
-# weights to download, and images padded to 1024 pixels
-DROPPED = ('pretrained', 'teacher_ckpt', 'batch_augments')
-# counts of RoIs, queries and points that only cost time here
-FEW = dict(num=32, nms_pre=100, max_per_img=50, num_queries=50, num_points=256)
-FEW['sos_token_num'] = FEW['num_queries']
 
 
 def check_config(zoo: str, root: Path, name: str, save: Callable[[Any], None]) -> None:
@@ -67,7 +64,9 @@ def check_config(zoo: str, root: Path, name: str, save: Callable[[Any], None]) -
     record.update(part='plugin', model=type(model).__name__)
     save(record)
     batch = make_batch(zoo, model, cfg, size, masks)
+    calibrate(model, batch)
     distiller = build_distiller(model)
+    distiller.teacher = make_teacher(model)
     record['family'] = distiller.family.name
     record['skipped'] = distiller.family.skipped()
     save(record)
@@ -80,52 +79,6 @@ def check_config(zoo: str, root: Path, name: str, save: Callable[[Any], None]) -
     save(record)
 
 
-def prepared(model: Any, root: Path) -> Any:
-    """Return a model's config without weights to download, and with few proposals."""
-    if isinstance(model, dict):
-        kept = {}
-        for key, value in model.items():
-            pretrained = isinstance(value, dict) and 'checkpoint' in value
-            if key in DROPPED or pretrained:
-                value = None
-            if key in FEW and isinstance(value, int):
-                value = min(value, FEW[key])
-            kept[key] = prepared(value, root)
-        return type(model)(kept)
-    if isinstance(model, (list, tuple)):
-        return type(model)(prepared(value, root) for value in model)
-    if isinstance(model, str) and model.startswith('configs/'):
-        # a path within the framework's repository: the teacher of LD
-        return str(root / model[len('configs/') :])
-    renamed = {
-        'bert-base-uncased': f'{tempfile.gettempdir()}/zoo-bert',
-        'MMSyncBN': 'BN',
-    }
-    return renamed.get(model, model) if isinstance(model, str) else model
-
-
-def _sizes(cfg: Any) -> list[int]:
-    """Return the sizes of images to try: small, and what the config is made for."""
-    made_for = (cfg.get('data_preprocessor') or {}).get('size') or [320]
-    return list(dict.fromkeys([64, 128, min(640, max(made_for))]))
-
-
-def build(zoo: str, cfg: Any, size: int) -> Any:
-    """Return the model of a config, with random weights, for images of a size."""
-    cfg = copy.deepcopy(cfg)
-    if zoo == 'mmseg' and 'size' in (cfg.get('data_preprocessor') or {}):
-        cfg['data_preprocessor']['size'] = (size, size)
-    torch.manual_seed(0)
-    model = revert_sync_batchnorm(MODELS.build(cfg))
-    try:
-        model.init_weights()
-    except AttributeError:
-        # parts of SAN are made to be loaded, and hold anything until then
-        for parameter in model.parameters():
-            torch.nn.init.normal_(parameter, std=0.02)
-    return model
-
-
 def stock_step(zoo: str, cfg: Any, masks: bool) -> tuple[int, list[str]]:
     """Make a step without the plugin.
 
@@ -134,7 +87,7 @@ def stock_step(zoo: str, cfg: Any, masks: bool) -> tuple[int, list[str]]:
         state_dict after the step.
     """
     error: Exception | None = None
-    for size in _sizes(cfg):
+    for size in sizes_of(cfg):
         model = build(zoo, cfg, size)
         model.train()
         try:
@@ -147,14 +100,6 @@ def stock_step(zoo: str, cfg: Any, masks: bool) -> tuple[int, list[str]]:
             return size, list(model.state_dict())
     assert error is not None
     raise error
-
-
-def build_distiller(model: nn.Module) -> Distiller:
-    """Return the plugin's default for a model, with a teacher equal to it."""
-    family = find_family(model)
-    distiller = Distiller(family, resolve_terms(family, None, None))
-    distiller.teacher = make_teacher(model)
-    return distiller
 
 
 def loss_of(model: nn.Module, batch: dict[str, Any], seed: int = 0) -> dict[str, Any]:
@@ -188,17 +133,17 @@ def check_identity(
     student, teacher = distiller.student, distiller.teacher
     assert teacher is not None
     still(student)
-    # a loss may count what it has seen
-    counts = {key: tensor.clone() for key, tensor in student.named_buffers()}
-    plain = list(leaves(loss_of(student, batch)))
-    for key, buffer in student.named_buffers():
-        buffer.copy_(counts[key])
+    # a copy: a loss may count what it has seen
+    plain = list(leaves(loss_of(copy.deepcopy(student), batch)))
     before = {key: tensor.clone() for key, tensor in teacher.named_buffers()}
     distiller.attach()
     losses = loss_of(student, batch)
     equal = ours(losses)
     stock = list(leaves({k: v for k, v in losses.items() if 'loss_sd_' not in k}))
-    same = all(torch.equal(a, b) for a, b in zip(plain, stock))
+    same = all(
+        torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
+        for a, b in zip(plain, stock)
+    )
     disturb(teacher)
     apart = ours(loss_of(student, batch))
     record['terms'] = {

@@ -11,17 +11,11 @@ from mmengine.runner import Runner
 from mmengine.runner.checkpoint import weights_to_cpu
 from torch import nn
 
-from mmselfdistill.distiller import Distiller
+from mmselfdistill.distiller import Distiller, build_distiller
 from mmselfdistill.errors import check_number, nearest
 from mmselfdistill.schedules import build_schedule
-from mmselfdistill.sites import find_family
 from mmselfdistill.teacher import make_teacher
-from mmselfdistill.terms import (
-    ScheduleConfig,
-    TermConfigs,
-    differences,
-    resolve_terms,
-)
+from mmselfdistill.terms import ScheduleConfig, TermConfigs, differences
 
 STATE_KEY = 'mmselfdistill'
 STATE_VERSION = 1
@@ -68,9 +62,9 @@ class DistillHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Build teacher and terms: weights are loaded, no step is made yet."""
         student = bare_model(runner)
-        family = find_family(student)
-        terms = resolve_terms(family, self.terms, self.schedule)
-        self.distiller = Distiller(family, terms, self.loss_weight)
+        self.distiller = build_distiller(
+            student, self.terms, self.schedule, self.loss_weight
+        )
         self._teacher = make_teacher(student)
         if self._resumed is None:
             self.init_teacher(runner)

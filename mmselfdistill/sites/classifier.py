@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -18,6 +18,10 @@ class Classifier(Family):
     """
 
     name = 'classifier'
+    defaults: ClassVar[dict[str, dict[str, Any]]] = {
+        **Family.defaults,
+        'logits': dict(type='SoftTargetLoss', weight=1.0),
+    }
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
@@ -37,11 +41,6 @@ class Classifier(Family):
     def readers(self) -> dict[str, Reader]:
         """Return the sites of a classifier."""
         return {**super().readers(), 'logits': self._read_logits}
-
-    def default_terms(self) -> dict[str, dict[str, Any]]:
-        """Return soft labels, and light features."""
-        logits = dict(type='SoftTargetLoss', weight=1.0)
-        return {**super().default_terms(), 'logits': logits}
 
     def _read_logits(self, replayed: Replayed) -> list[Pair]:
         return [

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
-from .family import Family, Pair, Reader, Replayed, output_names, stages
+from .family import Family, Pair, Reader, Replayed, head_seams, output_names, stages
 from .instance_masks import MaskReader, find_masks
 from .predictions import READ, Predictions, foreground, read_head
 
@@ -54,6 +54,13 @@ class DenseDetector(Family):
     """
 
     name = 'single-stage detector'
+    defaults: ClassVar[dict[str, dict[str, Any]]] = {
+        **Family.defaults,
+        'logits': dict(type='SoftTargetLoss', weight=1.0, beta=1.0),
+        'boxes': dict(type='BoxDistillLoss', weight=0.25),
+        'quality': dict(type='SoftTargetLoss', weight=0.25),
+        'masks': dict(type='MaskDistillLoss', weight=1.0),
+    }
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
@@ -76,12 +83,12 @@ class DenseDetector(Family):
 
     def seams(self) -> list[str]:
         """Return features, head and masks."""
-        features, *heads = super().seams()
         ours = [f'{path}.forward' for path in self.paths]
+        heads = head_seams(self.model)
         others = [path for path in heads if not path.startswith('bbox_head.')]
         # between the box head and the mask head, which is given its positives
         positives = list(self.masks.state) if self.masks else []
-        return [features, *ours, *positives, *others]
+        return [self.features, *ours, *positives, *others]
 
     def state(self) -> dict[str, str]:
         """Return where the box head keeps its positives for the mask head."""
@@ -98,18 +105,6 @@ class DenseDetector(Family):
         if self.masks:
             readers['masks'] = self.masks.read
         return readers
-
-    def default_terms(self) -> dict[str, dict[str, Any]]:
-        """Return quality-focal logits, boxes by confidence, light features."""
-        ours = dict(
-            logits=dict(type='SoftTargetLoss', weight=1.0, beta=1.0),
-            boxes=dict(type='BoxDistillLoss', weight=0.25),
-            quality=dict(type='SoftTargetLoss', weight=0.25),
-            masks=dict(type='MaskDistillLoss', weight=1.0),
-        )
-        sites = self.readers()
-        known = {name: term for name, term in ours.items() if name in sites}
-        return {**super().default_terms(), **known}
 
     def skipped(self) -> dict[str, str]:
         """Return outputs of the head that are not compared."""
@@ -159,6 +154,12 @@ class DenseDetector(Family):
         return pairs
 
     def _predictions(self, replayed: Replayed) -> list[tuple[Predictions, Predictions]]:
+        # three sites read them
+        if replayed.predictions is None:
+            replayed.predictions = self._read_heads(replayed)
+        return replayed.predictions
+
+    def _read_heads(self, replayed: Replayed) -> list[tuple[Predictions, Predictions]]:
         found = []
         for path, head in zip(self.paths, self.heads):
             if not getattr(head, 'with_cls', True):

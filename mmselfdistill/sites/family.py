@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Callable, List, Sequence
+from typing import Any, Callable, ClassVar, List, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -40,10 +40,13 @@ class Replayed:
         calls (list[tuple[Call, Call]]): Each recorded call of the student with
             the teacher's version of it.
         data_samples (Sequence): The batch's annotations, as the model got them.
+        predictions (list, optional): What a family has read from the calls, for
+            all of its sites. Defaults to None: nothing yet.
     """
 
     calls: list[tuple[Call, Call]]
     data_samples: Sequence[Any]
+    predictions: list[Any] | None = None
 
     def of(self, path: str) -> list[tuple[Call, Call]]:
         """Return the calls of one seam, in order."""
@@ -66,9 +69,14 @@ class Family:
     """
 
     name = 'any model with a backbone'
+    # the default term of each site, as a user would write it
+    defaults: ClassVar[dict[str, dict[str, Any]]] = {
+        'features': dict(type='PKDLoss', weight=0.5)
+    }
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
+        self.features = feature_seam(model) or ''
 
     @classmethod
     def matches(cls, model: nn.Module) -> bool:
@@ -77,7 +85,7 @@ class Family:
 
     def seams(self) -> list[str]:
         """Return the paths of the calls that the teacher repeats."""
-        return [str(feature_seam(self.model)), *head_seams(self.model)]
+        return [self.features, *head_seams(self.model)]
 
     def observed(self) -> list[str]:
         """Return the paths of calls of which only the arguments are read."""
@@ -100,12 +108,12 @@ class Family:
 
     def readers(self) -> dict[str, Reader]:
         """Return the sites: how each is read from the calls of an iteration."""
-        seam = str(feature_seam(self.model))
-        return {'features': partial(read_outputs, seam, 'features')}
+        return {'features': partial(read_outputs, self.features, 'features')}
 
     def default_terms(self) -> dict[str, dict[str, Any]]:
-        """Return the terms that suit this model, as a user would write them."""
-        return {'features': dict(type='PKDLoss', weight=0.5)}
+        """Return the default term of each site that this model has."""
+        sites = self.readers()
+        return {name: dict(cfg) for name, cfg in self.defaults.items() if name in sites}
 
     def skipped(self) -> dict[str, str]:
         """Return what the model predicts that is not distilled, and why not."""
@@ -129,10 +137,6 @@ class Unknown(Family):
 
     def readers(self) -> dict[str, Reader]:
         """Return no site: nothing is known of the parts."""
-        return {}
-
-    def default_terms(self) -> dict[str, dict[str, Any]]:
-        """Return no term."""
         return {}
 
     def skipped(self) -> dict[str, str]:

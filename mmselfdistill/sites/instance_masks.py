@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Callable, Tuple
+from typing import Any, Callable, ClassVar, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -160,6 +160,11 @@ class MaskGridDetector(Family):
     """
 
     name = 'grid of masks'
+    defaults: ClassVar[dict[str, dict[str, Any]]] = {
+        **Family.defaults,
+        'logits': dict(type='SoftTargetLoss', weight=1.0, beta=1.0),
+        'masks': dict(type='MaskDistillLoss', weight=1.0),
+    }
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
@@ -177,14 +182,6 @@ class MaskGridDetector(Family):
             **super().readers(),
             'logits': self._read_logits,
             'masks': partial(_read_cells, 'mask_head', self.head),
-        }
-
-    def default_terms(self) -> dict[str, dict[str, Any]]:
-        """Return quality-focal logits, sure masks, light features."""
-        return {
-            **super().default_terms(),
-            'logits': dict(type='SoftTargetLoss', weight=1.0, beta=1.0),
-            'masks': dict(type='MaskDistillLoss', weight=1.0),
         }
 
     def _read_logits(self, replayed: Replayed) -> list[Pair]:

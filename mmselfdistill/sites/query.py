@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from .family import Family, Pair, Reader, Replayed, output_names, stages
+from .family import Family, Pair, Reader, Replayed, head_seams, output_names, stages
 from .predictions import activation_of, corners_as_distances, foreground
 
 
@@ -32,6 +32,11 @@ class QueryDetector(Family):
     """
 
     name = 'query detector'
+    defaults: ClassVar[dict[str, dict[str, Any]]] = {
+        **Family.defaults,
+        'logits': dict(type='SoftTargetLoss', weight=0.5, beta=1.0),
+        'boxes': dict(type='BoxDistillLoss', weight=0.5),
+    }
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
@@ -53,8 +58,7 @@ class QueryDetector(Family):
         """Return the steps of the transformer but the one that chooses queries."""
         names = ('pre_transformer', 'forward_encoder', 'forward_decoder')
         steps = [name for name in names if hasattr(self.model, name)]
-        features, *heads = super().seams()
-        return [features, *steps, *heads]
+        return [self.features, *steps, *head_seams(self.model)]
 
     def state(self) -> dict[str, str]:
         """Return where DDQ keeps the numbers of its queries."""
@@ -66,14 +70,6 @@ class QueryDetector(Family):
         """Return the sites of the last decoder layer."""
         readers = dict(logits=self._read_logits, boxes=self._read_boxes)
         return {**super().readers(), **readers}
-
-    def default_terms(self) -> dict[str, dict[str, Any]]:
-        """Return light logits, boxes and features."""
-        return {
-            **super().default_terms(),
-            'logits': dict(type='SoftTargetLoss', weight=0.5, beta=1.0),
-            'boxes': dict(type='BoxDistillLoss', weight=0.5),
-        }
 
     def skipped(self) -> dict[str, str]:
         """Return the predictions that are not compared."""
@@ -143,6 +139,11 @@ class QuerySegmentor(Family):
     """
 
     name = 'mask classifier'
+    defaults: ClassVar[dict[str, dict[str, Any]]] = {
+        **Family.defaults,
+        'logits': dict(type='SoftTargetLoss', weight=0.5),
+        'masks': dict(type='MaskDistillLoss', weight=0.5),
+    }
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
@@ -164,14 +165,6 @@ class QuerySegmentor(Family):
         """Return the sites of the last decoder layer."""
         readers = dict(logits=self._read_logits, masks=self._read_masks)
         return {**super().readers(), **readers}
-
-    def default_terms(self) -> dict[str, dict[str, Any]]:
-        """Return light logits, masks and features."""
-        return {
-            **super().default_terms(),
-            'logits': dict(type='SoftTargetLoss', weight=0.5),
-            'masks': dict(type='MaskDistillLoss', weight=0.5),
-        }
 
     def skipped(self) -> dict[str, str]:
         """Return the predictions that are not compared."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -31,6 +31,10 @@ class Segmentor(Family):
     """
 
     name = 'segmentor'
+    defaults: ClassVar[dict[str, dict[str, Any]]] = {
+        **Family.defaults,
+        'logits': dict(type='SoftTargetLoss', weight=1.0),
+    }
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
@@ -58,13 +62,6 @@ class Segmentor(Family):
         if self.skipped():
             return super().readers()
         return {**super().readers(), 'logits': self._read_logits}
-
-    def default_terms(self) -> dict[str, dict[str, Any]]:
-        """Return soft labels of pixels, and light features."""
-        terms = super().default_terms()
-        if not self.skipped():
-            terms['logits'] = dict(type='SoftTargetLoss', weight=1.0)
-        return terms
 
     def skipped(self) -> dict[str, str]:
         """Return heads that predict no classes."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,13 @@ class TwoStageDetector(Family):
     """
 
     name = 'two-stage detector'
+    defaults: ClassVar[dict[str, dict[str, Any]]] = {
+        **Family.defaults,
+        'logits': dict(type='SoftTargetLoss', weight=1.0),
+        'boxes': dict(type='BoxDistillLoss', weight=0.25),
+        'masks': dict(type='MaskDistillLoss', weight=1.0),
+        'semantic': dict(type='SoftTargetLoss', weight=0.25),
+    }
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
@@ -57,7 +64,7 @@ class TwoStageDetector(Family):
     def seams(self) -> list[str]:
         """Return the steps of the RoI head, of which none proposes or samples."""
         names = ('_bbox_forward', '_mask_forward', 'semantic_head', 'glbctx_head')
-        paths = [super().seams()[0]]
+        paths = [self.features]
         for name in names:
             part = getattr(self.roi_head, name, None)
             if part is not None:
@@ -83,18 +90,6 @@ class TwoStageDetector(Family):
         if self._semantic_paths():
             readers['semantic'] = self._read_semantic
         return readers
-
-    def default_terms(self) -> dict[str, dict[str, Any]]:
-        """Return soft RoI labels, boxes of likely objects, masks, features."""
-        ours = dict(
-            logits=dict(type='SoftTargetLoss', weight=1.0),
-            boxes=dict(type='BoxDistillLoss', weight=0.25),
-            masks=dict(type='MaskDistillLoss', weight=1.0),
-            semantic=dict(type='SoftTargetLoss', weight=0.25),
-        )
-        sites = self.readers()
-        known = {name: term for name, term in ours.items() if name in sites}
-        return {**super().default_terms(), **known}
 
     def skipped(self) -> dict[str, str]:
         """Return parts that are not compared."""

@@ -10,7 +10,7 @@ from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from mmselfdistill.distiller import Distiller
+from mmselfdistill.distiller import Distiller, build_distiller
 from mmselfdistill.losses import feature_mse_loss, pkd_loss
 from mmselfdistill.replay import Call
 from mmselfdistill.sites import (
@@ -25,7 +25,6 @@ from mmselfdistill.sites import (
     module_reader,
 )
 from mmselfdistill.teacher import make_teacher, still
-from mmselfdistill.terms import resolve_terms
 
 DENSE = {'features', 'logits', 'boxes'}
 FOUND: dict[str, tuple[type[Family], set[str]]] = {
@@ -114,8 +113,7 @@ TERMS: dict[str, Any] = dict(
 
 
 def distiller_of(model: nn.Module, terms: dict[str, Any]) -> Distiller:
-    family = find_family(model)
-    distiller = Distiller(family, resolve_terms(family, terms, None))
+    distiller = build_distiller(model, terms)
     distiller.teacher = make_teacher(model)
     distiller.attach()
     return distiller

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 sys.path.append(str(Path(__file__).parents[2] / 'tools'))
-from zoo_check import check_term, disturb, gradients, prepared
+from zoo_check import check_term, disturb, gradients
 from zoo_configs import Entry, discover, kind_of, next_of_kind
+from zoo_models import calibrate, prepared
 from zoo_report import write_report
 from zoo_sweep import Sweep
 
@@ -87,6 +88,22 @@ def test_noise_reaches_constant_parameters_too() -> None:
     model = nn.BatchNorm2d(8)
     disturb(model)
     assert (model.weight != 1).all() and (model.bias != 0).all()
+
+
+def test_norms_go_half_way_to_the_statistics_of_the_batch() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(3, momentum=0.1)
+
+        def forward(self, inputs: torch.Tensor, mode: str) -> torch.Tensor:
+            return self.norm(inputs)
+
+    model, x = Model(), 5 + 2 * torch.randn(16, 3)
+    calibrate(model, dict(inputs=x))
+    torch.testing.assert_close(model.norm.running_mean, x.mean(0) / 2)
+    torch.testing.assert_close(model.norm.running_var, (1 + x.var(0)) / 2)
+    assert model.norm.momentum == 0.1
 
 
 def test_gradients_are_those_of_the_value() -> None:
