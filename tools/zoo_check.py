@@ -34,7 +34,7 @@ from mmselfdistill.teacher import (
 
 STEPS = 3
 # PyTorch multiplies matrices in another order where a weight has no gradient
-TOLERANCE = 1e-5
+TOLERANCE = 1e-6
 
 
 def check_config(zoo: str, root: Path, name: str, save: Callable[[Any], None]) -> None:

@@ -6,15 +6,24 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from mmselfdistill.replay import tensors_in
+
 from .family import Family, Pair, Reader, Replayed
 
 
 class Classifier(Family):
-    """A model with a ``head`` whose last layer is a linear classifier.
+    """A model whose ``head`` gives an image the scores of its classes.
 
-    MMPretrain's ``ImageClassifier`` and mmdet's ReID models, which keep their
-    classifier for training only. Sites: ``features`` (of backbone or neck),
-    ``logits`` ((N, C): KL).
+    MMPretrain's ``ImageClassifier``, and mmdet's ReID models, which keep their
+    classifier for training only.
+
+    ========== ================================================================
+    site       what, and the default loss
+    ========== ================================================================
+    features   of the neck or backbone: (N, C) or (N, C, H, W): PKD
+    logits     (N, C) of each output of the head: KL, and binary KL over the
+               teacher's positives of heads that give an image several labels
+    ========== ================================================================
     """
 
     name = 'classifier'
@@ -25,6 +34,7 @@ class Classifier(Family):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
+        self.head: Any = model.head
         self.seam = str(_classifier(model))
 
     @classmethod
@@ -35,23 +45,30 @@ class Classifier(Family):
     def seams(self) -> list[str]:
         """Return features, head and classifier."""
         # a ReID head calls both itself, after its own forward
-        steps = ['head.bn.forward'] if hasattr(self.model.head, 'bn') else []
-        return [*super().seams(), *steps, self.seam]
+        steps = ['head.bn.forward'] if hasattr(self.head, 'bn') else []
+        return list(dict.fromkeys([*super().seams(), *steps, self.seam]))
 
     def readers(self) -> dict[str, Reader]:
         """Return the sites of a classifier."""
         return {**super().readers(), 'logits': self._read_logits}
 
     def _read_logits(self, replayed: Replayed) -> list[Pair]:
+        loss = getattr(self.head, 'loss_module', None)
+        context = dict(activation='softmax')
+        if getattr(loss, 'use_sigmoid', False):
+            context = dict(activation='sigmoid', average_over='positives')
         return [
-            Pair('logits', ours.output, theirs.output, dict(activation='softmax'))
+            Pair('logits', student, teacher, context)
             for ours, theirs in replayed.of(self.seam)
+            for student, teacher in zip(
+                tensors_in(ours.output), tensors_in(theirs.output)
+            )
         ]
 
 
 def _classifier(model: nn.Module) -> str | None:
     head: Any = getattr(model, 'head', None)
-    for name in ('classifier', 'fc'):
-        if isinstance(getattr(head, name, None), nn.Linear):
-            return f'head.{name}.forward'
-    return None
+    if hasattr(head, 'pre_logits'):
+        # MMPretrain's heads return their scores
+        return 'head.forward'
+    return 'head.classifier.forward' if hasattr(head, 'classifier') else None
