@@ -1,15 +1,19 @@
 # What to install and run: STACK is openmmlab or onedl, TASK is det or seg,
-# TORCH a version of PyTorch or a whole requirement.
+# TORCH a version of PyTorch or a whole requirement, FILTER a regular expression on
+# the names of the configs that `make zoo` tries.
 STACK ?= openmmlab
 TASK ?= det
 TORCH ?= 2.13.0
 PYTEST_ARGS ?=
+FILTER ?=
 # The first Python that runs; install.py looks for a supported one from there.
 PYTHON ?= $(shell for p in python3 python3.11 python3.10 python3.12 python; do \
 	$$p -c '' >/dev/null 2>&1 && echo $$p && break; done)
 
 venv_openmmlab := .venv
 venv_onedl := .venv-onedl
+zoo_openmmlab := docs/zoo.md
+zoo_onedl := docs/zoo_onedl.md
 venv := $(or $(venv_$(STACK)),$(error STACK=$(STACK): choose openmmlab or onedl))
 python := $(venv)/bin/python
 
@@ -19,7 +23,7 @@ help:
 	@echo 'make demo [TASK=det|seg] [STACK=openmmlab|onedl]  install, then train, compare, draw'
 	@echo 'make test                                         install, then lint and test'
 	@echo 'make lint                                         install, then ruff and mypy'
-	@echo 'make zoo                                          install, then try every family'
+	@echo 'make zoo [FILTER=REGEX] [STACK=openmmlab|onedl]   install, then try every family'
 	@echo 'make install [TORCH=2.13.0]                       only install'
 
 install:
@@ -40,4 +44,5 @@ test: lint
 	$(python) -m pytest $(PYTEST_ARGS)
 
 zoo: install
-	PYTHONWARNINGS=ignore $(python) tools/zoo_sweep.py --jobs 2 --report docs/zoo.md
+	PYTHONWARNINGS=ignore $(python) tools/zoo_sweep.py --jobs 2 --filter '$(FILTER)' \
+		--work-dir work_dirs/zoo_$(STACK) --report $(zoo_$(STACK))

@@ -47,10 +47,11 @@ def allow_mmengine_checkpoints() -> None:
     dtypes = {type(np.dtype(scalar)) for scalar in scalars}
     torch.serialization.add_safe_globals(
         [
-            HistoryBuffer,
-            np.ndarray,
-            np.dtype,
-            *dtypes,
+            # by name: OneDL's MMEngine takes the types it allows itself away again
+            *(
+                (kind, f'{kind.__module__}.{kind.__name__}')
+                for kind in (HistoryBuffer, np.ndarray, np.dtype, *dtypes)
+            ),
             # numpy 2 renamed the module; files of either are met
             *_both_names(multiarray._reconstruct, '_reconstruct'),
             *_both_names(multiarray.scalar, 'scalar'),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.fileio import load
 from mmengine.hooks import EMAHook
 from mmengine.registry import DATASETS
@@ -30,7 +31,6 @@ FAMILIES = {
     'swin': 'mmseg',
 }
 CONFIGS = sorted(path for family in FAMILIES for path in (ROOT / family).glob('*.py'))
-PACKAGES = {'mmdet': 'mmdet', 'mmseg': 'mmsegmentation'}
 HOOKS = {
     'generation-2x': dict(type='mmselfdistill.GenerationHook', generations=2),
     'ema-': dict(type='mmselfdistill.EMATeacherHook'),
@@ -101,7 +101,7 @@ def test_all_benchmarks_are_here() -> None:
 def test_differs_from_stock_by_the_hook_alone(path: Path) -> None:
     (marker,) = (marker for marker in HOOKS if marker in path.stem)
     family = path.parent.name
-    package = get_installed_path(PACKAGES[FAMILIES[family]])
+    package = get_installed_path(MODULE2PACKAGE[FAMILIES[family]])
     stock_name = f'{path.stem.replace(marker, "")}.py'
     stock = Config.fromfile(Path(package, '.mim', 'configs', family, stock_name))
     expected = without_scope(stock.to_dict())

@@ -10,6 +10,7 @@ import pytest
 import torch
 from mmdet.testing import demo_mm_inputs
 from mmengine.config import Config
+from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import PixelData
 from mmengine.utils import get_installed_path
@@ -19,7 +20,6 @@ from mmselfdistill.distiller import build_distiller, describe
 from mmselfdistill.losses import pkd_loss
 from mmselfdistill.teacher import make_teacher, still, tensors_of
 
-PACKAGES = {'mmdet': 'mmdet', 'mmseg': 'mmsegmentation'}
 DENSE = {'features', 'logits', 'boxes'}
 CONFIGS = {
     'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py': DENSE,
@@ -58,7 +58,7 @@ def build(name: str) -> tuple[nn.Module, dict[str, Any]]:
     scope, _, config = name.partition('::')
     init_default_scope(scope)
     torch.manual_seed(0)
-    root = get_installed_path(PACKAGES[scope])
+    root = get_installed_path(MODULE2PACKAGE[scope])
     cfg = small(Config.fromfile(f'{root}/.mim/configs/{config}').model)
     if scope == 'mmseg':
         cfg.data_preprocessor.size = (64, 64)

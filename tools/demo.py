@@ -102,12 +102,15 @@ def verdict(task: Task, distilled: Curve, plain: Curve) -> str:
     """Return in words what the table says, gain or not."""
     last, middle = distilled.length, distilled.length // 2
     gain = distilled.score_at(last) - plain.score_at(last)
+    longer = plain.score_at(last) - distilled.score_at(middle)
     # side by side: whatever else the machine did slowed both
     cost = distilled.seconds(middle, last) / plain.seconds(middle, last)
     return (
         f'{gain:+.1f} {task.name} against the plain run of the same total length. This '
         'is one seed: repeat with other seeds (--seed) before calling it a gain or a '
         'loss.\n'
+        f'Without a teacher, twice the length gains {longer:+.1f} {task.name}. '
+        'Generations are meant for where that is near 0.\n'
         f'An iteration with the teacher took {cost:.2f} times one of the plain run '
         '(medians).'
     )

@@ -104,7 +104,7 @@ def find_config(name: str) -> Path:
         root, written = path.parent, name
     else:
         package, _, relative = name.partition('::')
-        root = _zoo(package)
+        root = zoo_folder(package)
         path = root / relative
         written = f'{package}::{relative}'
     if path.is_file():
@@ -114,7 +114,7 @@ def find_config(name: str) -> Path:
     raise SystemExit(f'config: {written!r} does not exist. {_nearest(path, root)}')
 
 
-def _zoo(package: str) -> Path:
+def zoo_folder(package: str) -> Path:
     """Return the folder that holds the configs of a package."""
     if package == 'mmselfdistill':
         # In a checkout as in the wheel, tools/ and configs/ are neighbours.

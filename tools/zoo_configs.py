@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Iterator, NamedTuple
 
@@ -24,14 +23,6 @@ class Entry(NamedTuple):
     def key(self) -> str:
         """Return the name that the frameworks know it by."""
         return f'{self.zoo}::{self.name}'
-
-
-def root_of(zoo: str) -> Path | None:
-    """Return the folder of an installed zoo's configs."""
-    spec = find_spec(zoo)
-    if spec is None or spec.origin is None:
-        return None
-    return Path(spec.origin).parent / '.mim' / 'configs'
 
 
 def discover(zoo: str, root: Path, pattern: str = '') -> Iterator[Entry]:

@@ -19,7 +19,7 @@ def make_batch(
     The preprocessor is what says which kind of data a model trains on.
 
     Args:
-        zoo (str): 'mmdet' or 'mmseg'.
+        zoo (str): 'mmdet', 'mmseg' or 'mmpretrain'.
         model (BaseModel): The model.
         cfg (dict): Its config.
         size (int): Side of the images in pixels.
@@ -35,6 +35,8 @@ def make_batch(
         classes = 2
     if zoo == 'mmseg':
         data = _segmentation(size, classes)
+    elif zoo == 'mmpretrain':
+        data = _classification(size, classes)
     elif kind == 'ReIDDataPreprocessor':
         data = _identities(size)
     elif kind == 'MultiBranchDataPreprocessor':
@@ -148,6 +150,13 @@ def _segmentation(size: int, classes: int) -> dict[str, Any]:
         sample.gt_edge_map = PixelData(data=torch.randint(2, (1, *shape)))
         sample.gt_depth_map = PixelData(data=torch.rand(1, *shape))
         samples.append(sample)
+    return dict(inputs=list(_noise(2, size, size)), data_samples=samples)
+
+
+def _classification(size: int, classes: int) -> dict[str, Any]:
+    from mmpretrain.structures import DataSample
+
+    samples = [DataSample().set_gt_label(torch.randint(classes, (1,))) for _ in '12']
     return dict(inputs=list(_noise(2, size, size)), data_samples=samples)
 
 

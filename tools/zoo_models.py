@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import importlib
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Mapping
 
 import torch
+from mmengine.logging import MessageHub
 from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import MODELS
+from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -21,20 +23,41 @@ FEW = dict(num=32, nms_pre=100, max_per_img=50, num_queries=50, num_points=256)
 FEW['sos_token_num'] = FEW['num_queries']
 
 
-def prepared(model: Any, root: Path) -> Any:
-    """Return a model's config without weights to download, and with few proposals."""
+def enter(zoo: str) -> None:
+    """Register what a framework has, and tell models what a Runner would."""
+    importlib.import_module(f'{zoo}.utils').register_all_modules(True)
+    init_default_scope(zoo)
+    for name, value in dict(iter=0, epoch=0, max_iters=1000, max_epochs=12).items():
+        MessageHub.get_current_instance().update_info(name, value)
+
+
+def wants_masks(cfg: Any) -> bool:
+    """Say whether a config's pipeline loads the masks of objects."""
+    pipeline = str(cfg.train_dataloader)
+    return "'with_mask': True" in pipeline or 'LoadPanoptic' in pipeline
+
+
+def prepared(model: Any, root: Path, few: Mapping[str, int] = FEW) -> Any:
+    """Return a model's config without weights to download, and with few proposals.
+
+    Args:
+        model (dict): The config's ``model``, or a part of it.
+        root (Path): The folder of its zoo's configs.
+        few (Mapping): The largest value of some keys. Defaults to those that cost
+            time and change nothing else.
+    """
     if isinstance(model, dict):
         kept = {}
         for key, value in model.items():
             pretrained = isinstance(value, dict) and 'checkpoint' in value
             if key in DROPPED or pretrained:
                 value = None
-            if key in FEW and isinstance(value, int):
-                value = min(value, FEW[key])
-            kept[key] = prepared(value, root)
+            if key in few and isinstance(value, int):
+                value = min(value, few[key])
+            kept[key] = prepared(value, root, few)
         return type(model)(kept)
     if isinstance(model, (list, tuple)):
-        return type(model)(prepared(value, root) for value in model)
+        return type(model)(prepared(value, root, few) for value in model)
     if isinstance(model, str) and model.startswith('configs/'):
         # a path within the framework's repository: the teacher of LD
         return str(root / model[len('configs/') :])
@@ -45,10 +68,15 @@ def prepared(model: Any, root: Path) -> Any:
     return renamed.get(model, model) if isinstance(model, str) else model
 
 
+def size_of(cfg: Any) -> int:
+    """Return the side of the images that a model is made for, at most 640."""
+    made_for = (cfg.get('data_preprocessor') or {}).get('size') or [320]
+    return int(min(640, max(made_for)))
+
+
 def sizes_of(cfg: Any) -> list[int]:
     """Return the sizes of images to try: small, and what the config is made for."""
-    made_for = (cfg.get('data_preprocessor') or {}).get('size') or [320]
-    return list(dict.fromkeys([64, 128, min(640, max(made_for))]))
+    return list(dict.fromkeys([64, 128, size_of(cfg)]))
 
 
 def build(zoo: str, cfg: Any, size: int) -> Any:
@@ -73,7 +101,8 @@ def calibrate(model: nn.Module, batch: dict[str, Any]) -> None:
     Deep models with random weights, and norms that do nothing, overflow; half way,
     because a map of one pixel has hardly a variance to divide by.
     """
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    # an eps of 0 is that of norms that never train
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.eps > 0]
     momenta = [norm.momentum for norm in norms]
     model.train()
     for norm in norms:

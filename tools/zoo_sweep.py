@@ -30,13 +30,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from launching import zoo_folder  # type: ignore[import-not-found]
 from mmengine.logging import MMLogger
 from zoo_check import check_config  # type: ignore[import-not-found]
 from zoo_configs import (  # type: ignore[import-not-found]
     Entry,
     discover,
     next_of_kind,
-    root_of,
 )
 from zoo_report import write_report  # type: ignore[import-not-found]
 
@@ -122,7 +122,7 @@ class Sweep:
                 entry = waiting.pop(0)
                 path = self.folder / f'{entry.key.replace("/", "-")}.json'
                 path.unlink(missing_ok=True)
-                root = root_of(entry.zoo)
+                root = zoo_folder(entry.zoo)
                 process = context.Process(
                     target=run_one, args=(entry, root, path), daemon=True
                 )
@@ -179,11 +179,10 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Sweep, then write the report."""
     args = parse_args()
-    roots = {zoo: root_of(zoo) for zoo in ZOOS}
+    roots = {zoo: zoo_folder(zoo) for zoo in ZOOS}
     entries = [
         entry
         for zoo, root in roots.items()
-        if root
         for entry in discover(zoo, root, args.filter)
     ]
     if args.list:
@@ -204,7 +203,7 @@ def main() -> None:
         for entry in sorted({*entries} - tried):
             tried.add(entry)
             if records[entry.key]['part'] == 'stock':
-                other = next_of_kind(entry, Path(str(roots[entry.zoo])))
+                other = next_of_kind(entry, roots[entry.zoo])
                 entries += [other] if other else []
     if args.report:
         keys = sorted(entry.key for entry in tried)

@@ -2,14 +2,5 @@
 _base_ = './deeplabv3plus_r18-d8_1xb16-1k_digits-64x64.py'
 max_iters = 2000
 train_cfg = dict(max_iters=max_iters)
-param_scheduler = [
-    dict(type='LinearLR', start_factor=0.05, by_epoch=False, begin=0, end=50),
-    dict(
-        type='CosineAnnealingLR',
-        T_max=max_iters,
-        eta_min_ratio=0.01,
-        by_epoch=False,
-        begin=0,
-        end=max_iters,
-    ),
-]
+param_scheduler = _base_.param_scheduler
+param_scheduler[-1].update(T_max=max_iters, end=max_iters)

@@ -13,8 +13,8 @@ import pytest
 from mmengine.logging import MMLogger
 
 sys.path.append(str(Path(__file__).parents[2] / 'tools'))
+from launching import zoo_folder
 from zoo_check import check_config
-from zoo_configs import root_of
 
 # config: its family, and its terms besides features
 ZOO = {
@@ -75,9 +75,7 @@ ZOO = {
 def test_a_family_of_the_zoo_trains(key: str) -> None:
     MMLogger.get_instance('zoo', log_level='ERROR')
     zoo, name = key.split('::')
-    root = root_of(zoo)
-    if root is None:
-        pytest.skip(f'{zoo} is not installed')
+    root = zoo_folder(zoo)
     record: dict[str, Any] = {}
     check_config(zoo, root, name, record.update)
     family, terms = ZOO[key]

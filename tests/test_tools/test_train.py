@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.registry import init_default_scope
 from mmengine.utils import get_installed_path
 
@@ -25,8 +26,8 @@ sys.path.append(str(TOOLS))
 import train  # noqa: E402
 
 STOCK = {
-    'mmdet': Path(get_installed_path('mmdet'), '.mim', 'tools', 'train.py'),
-    'mmseg': Path(get_installed_path('mmsegmentation'), '.mim', 'tools', 'train.py'),
+    zoo: Path(get_installed_path(MODULE2PACKAGE[zoo]), '.mim', 'tools', 'train.py')
+    for zoo in ('mmdet', 'mmseg')
 }
 
 DETECTOR = """
@@ -62,7 +63,7 @@ default_hooks = dict(logger=dict(interval=1), checkpoint=dict(interval=2))
 """
 
 SEGMENTOR = """
-_base_ = ['mmseg::_base_/models/fcn_r50-d8.py', 'mmseg::_base_/default_runtime.py']
+_base_ = ['MMSEG/_base_/models/fcn_r50-d8.py', 'MMSEG/_base_/default_runtime.py']
 norm_cfg = dict(type='BN')
 model = dict(
     pretrained=None,
@@ -122,7 +123,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp('data')
     write_data(root)
     for name, text in (('mmdet', DETECTOR), ('mmseg', SEGMENTOR)):
-        (root / f'{name}.py').write_text(text.replace('DATA', str(root)))
+        text = text.replace('DATA', str(root))
+        # OneDL's MMEngine does not know its own mmseg:: until we are imported
+        text = text.replace('MMSEG', str(STOCK['mmseg'].parents[1] / 'configs'))
+        (root / f'{name}.py').write_text(text)
     return root
 
 

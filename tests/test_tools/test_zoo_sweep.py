@@ -120,16 +120,20 @@ def test_gradients_are_those_of_the_value() -> None:
 @pytest.mark.parametrize(
     'term, message',
     [
-        (dict(equal=1e-3, apart=1.0, gradient=1.0), 'not zero at equal weights'),
-        (dict(equal=float('nan'), apart=1.0, gradient=1.0), 'not zero'),
-        (dict(equal=0.0, apart=0.0, gradient=1.0), 'zero at any weights'),
-        (dict(equal=0.0, apart=1.0, gradient=0.0), 'the gradient'),
-        (dict(equal=0.0, apart=1.0, gradient=float('inf')), 'the gradient'),
+        (dict(equal=1e-4, apart=1.0, frozen=0.0, gradient=1.0), 'not zero at equal'),
+        (dict(equal=2e-6, apart=1.0, frozen=1e-9, gradient=1.0), 'not zero at equal'),
+        (dict(equal=float('nan'), apart=1.0, frozen=0.0, gradient=1.0), 'not zero'),
+        (dict(equal=0.0, apart=0.0, frozen=0.0, gradient=1.0), 'zero at any weights'),
+        (dict(equal=0.0, apart=1.0, frozen=0.0, gradient=0.0), 'the gradient'),
+        (dict(equal=0.0, apart=1.0, frozen=0.0, gradient=float('inf')), 'the gradient'),
     ],
 )
 def test_a_term_that_is_wrong_is_named(term: dict[str, Any], message: str) -> None:
     with pytest.raises(RuntimeError, match=f'^mine: {message}'):
         check_term('mine', term)
+    # rounding: of another order of the same products
+    check_term('mine', dict(equal=2e-6, apart=1.0, frozen=0.0, gradient=1.0))
+    check_term('mine', dict(equal=9e-7, apart=1.0, frozen=9e-7, gradient=1.0))
 
 
 def test_results_of_another_version_do_not_count(tmp_path: Path) -> None:

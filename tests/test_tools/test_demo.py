@@ -1,0 +1,58 @@
+"""The demo's last lines say what its curves hold."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mmengine.config import Config
+
+sys.path.append(str(Path(__file__).parents[2] / 'tools'))
+
+from demo import TASKS, verdict
+from demo_arms import Arm, Curve
+
+EPOCHS = 4
+STEPS = 2  # in an epoch
+
+
+def write_run(folder: Path, scores: dict[int, float], seconds: list[float]) -> Curve:
+    """Write the log of a run as MMEngine does, and read it."""
+    entries: list[dict[str, Any]] = [
+        dict(loss=1.0, epoch=1 + step // STEPS, step=step + 1, time=value)
+        for step, value in enumerate(seconds)
+    ]
+    metric = TASKS['det'].metric
+    entries += [{metric: score, 'step': epoch} for epoch, score in scores.items()]
+    log = folder / '1' / 'vis_data' / 'scalars.json'
+    log.parent.mkdir(parents=True)
+    log.write_text('\n'.join(json.dumps(entry) for entry in entries))
+    cfg = Config(dict(train_cfg=dict(max_epochs=EPOCHS)))
+    return Curve.read(Arm('a run', cfg, folder, metric))
+
+
+def test_the_verdict_is_computed_from_both_curves(tmp_path: Path) -> None:
+    plain = write_run(tmp_path / 'plain', {4: 0.25}, [9, 9, 9, 9, 1, 1, 3, 2])
+    ours = write_run(tmp_path / 'ours', {2: 0.23, 4: 0.22}, [9, 9, 9, 9, 2, 2, 2, 9])
+    text = verdict(TASKS['det'], ours, plain)
+    assert '-3.0 box AP against the plain run' in text
+    assert 'twice the length gains +2.0 box AP' in text
+    # medians of the second half: 2 and 1.5
+    assert 'took 1.33 times' in text
+
+
+def test_a_resumed_run_replaces_what_it_repeats(tmp_path: Path) -> None:
+    write_run(tmp_path, {2: 0.1, 4: 0.2}, [1.0] * EPOCHS * STEPS)
+    again = dict(loss=1.0, epoch=4, step=8, time=5.0)
+    log = tmp_path / '2' / 'vis_data' / 'scalars.json'
+    log.parent.mkdir(parents=True)
+    score = {TASKS['det'].metric: 0.3, 'step': 4}
+    log.write_text('\n'.join(map(json.dumps, (again, score))))
+    cfg = Config(dict(train_cfg=dict(max_epochs=EPOCHS)))
+    curve = Curve.read(Arm('a run', cfg, tmp_path, TASKS['det'].metric))
+    assert curve.score_at(2) == pytest.approx(10)
+    assert curve.score_at(4) == pytest.approx(30)
+    assert [entry['time'] for entry in curve.train] == [1.0] * 7 + [5.0]

@@ -1,0 +1,77 @@
+"""Inspecting a config shows what a run of it would distil, and what it costs."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+ROOT = Path(__file__).parents[2]
+sys.path.append(str(ROOT / 'tools'))
+
+from inspect_sites import operations  # noqa: E402
+
+RETINANET = 'configs/digits/retinanet_r18_fpn_50e_digits.py'
+
+
+def inspect(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, '-W', 'ignore', 'tools/inspect_sites.py', *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+def rows(text: str) -> dict[str, list[str]]:
+    """Return the cells of each row of the table by its term."""
+    lines = [x.strip('|').split('|') for x in text.splitlines() if '| ' in x]
+    return {cells[0].strip(): [c.strip() for c in cells[1:]] for cells in lines}
+
+
+def test_shows_the_defaults_of_a_config_that_knows_nothing_of_us() -> None:
+    done = inspect(RETINANET, '--size', '64')
+    assert done.returncode == 0, done.stderr
+    table = rows(done.stdout)
+    # 4 anchors at strides 4, 8 and 16, of two images of 64 pixels
+    anchors = 2 * 4 * (16**2 + 8**2 + 4**2)
+    values = ['logits', 'SoftTargetLoss', '1', 'constant', f'{anchors}x10']
+    assert table['logits'] == values
+    assert table['boxes'][-1] == f'{anchors}x4'
+    assert 'The teacher repeats: extract_feat, bbox_head.forward.' in done.stdout
+    # a forward and about two backward passes, and the teacher's forward
+    share = re.search(r'forward is (\d+)% .* \((\d\.\d\d) of stock\)', done.stdout)
+    assert share is not None
+    assert 20 <= int(share[1]) <= 30 and 1.25 <= float(share[2]) <= 1.43
+
+
+def test_shows_the_hook_of_a_config() -> None:
+    options = [
+        'default_hooks.self_distill.type=mmselfdistill.EMATeacherHook',
+        'default_hooks.self_distill.loss_weight=0.5',
+        'default_hooks.self_distill.terms.boxes=None',
+    ]
+    done = inspect(RETINANET, '--size', '128', '--cfg-options', *options)
+    assert done.returncode == 0, done.stderr
+    table = rows(done.stdout)
+    assert table.keys() == {'term', 'features', 'logits'}
+    assert [table[name][2] for name in ('features', 'logits')] == ['0.25', '0.5']
+    assert '2x32x32x32' in table['features'][-1]
+    assert '128 x 128 pixels' in done.stdout
+
+
+def test_names_what_a_bad_setting_could_have_been() -> None:
+    option = 'default_hooks.self_distill.terms.logit.site=logit'
+    hook = 'default_hooks.self_distill.type=mmselfdistill.EMATeacherHook'
+    done = inspect(RETINANET, '--cfg-options', hook, option)
+    assert done.returncode == 1
+    (message,) = done.stderr.strip().splitlines()
+    assert message.startswith('terms.logit')
+
+
+def test_counts_the_operations_of_both_passes() -> None:
+    layer = nn.Linear(3, 5)
+    x = torch.randn(7, 3, requires_grad=True)
+    # two for each multiplication; two gradients cost as much again, each
+    assert operations(lambda: layer(x)) == 2 * 7 * 3 * 5
+    assert operations(lambda: layer(x).sum().backward()) == 3 * 2 * 7 * 3 * 5

@@ -1,0 +1,87 @@
+"""Draw single handwritten digits and write them in ImageNet's folder layout.
+
+The digits and their look are those of `digits.py`, one in each image; training and
+validation images draw on disjoint digits. Under the given folder:
+
+    {train,val}/{0,...,9}/*.png
+
+    python tools/dataset_converters/digits_imagenet.py data/digits_imagenet
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from digits import (  # type: ignore[import-not-found]
+    INK,
+    Floats,
+    Image,
+    add_clutter,
+    background,
+    colour,
+    digits_of,
+    glyph,
+    paint,
+    place,
+)
+
+SPLITS = ('train', 'val')
+
+
+def draw(rng: np.random.Generator, digit: Floats, size: int) -> Image:
+    """Draw one digit over a cluttered background: (size, size, 3), BGR."""
+    canvas = background(rng, size)
+    add_clutter(rng, canvas)
+    alpha = glyph(rng, digit, size * rng.uniform(0.4, 0.7))
+    alpha = place(rng, size, alpha, np.zeros(0, np.float32))
+    paint(canvas, alpha * rng.uniform(0.8, 1), colour(rng, *INK))
+    canvas += rng.normal(0, rng.uniform(3, 14), canvas.shape)
+    image: npt.NDArray[np.uint8] = np.clip(canvas, 0, 255).astype(np.uint8)
+    return image
+
+
+def write_images(root: Path, train: int, val: int, size: int, seed: int) -> None:
+    """Write the whole set, all or nothing, in place of what was there."""
+    partial = root.with_name(f'{root.name}.partial')
+    shutil.rmtree(partial, ignore_errors=True)
+    for split, count in enumerate((train, val)):
+        digits, labels = digits_of(SPLITS[split])
+        for number in range(count):
+            # a stream per image: an image does not depend on how many there are
+            rng = np.random.default_rng((seed, split, number))
+            index = rng.integers(len(digits))
+            folder = partial / SPLITS[split] / str(labels[index])
+            folder.mkdir(parents=True, exist_ok=True)
+            image = draw(rng, digits[index], size)
+            cv2.imwrite(str(folder / f'{number:08d}.png'), image)
+    shutil.rmtree(root, ignore_errors=True)
+    partial.rename(root)
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('root', type=Path, help='folder, e.g. data/digits_imagenet')
+    parser.add_argument('--train', type=int, default=2000, help='training images')
+    parser.add_argument('--val', type=int, default=1000, help='validation images')
+    parser.add_argument('--size', type=int, default=32, help='pixels a side')
+    parser.add_argument('--seed', type=int, default=0)
+    args = parser.parse_args()
+    if min(args.train, args.val) < 10 or args.size < 32:
+        sys.exit('--train and --val must be at least 10, --size at least 32 pixels.')
+    if args.root.exists() and {path.name for path in args.root.iterdir()} - {*SPLITS}:
+        sys.exit(f'{args.root} holds files that were not written by this tool.')
+    write_images(args.root, args.train, args.val, args.size, args.seed)
+    print(f'{args.train} and {args.val} images of {args.size} pixels: {args.root}')
+
+
+if __name__ == '__main__':
+    main()

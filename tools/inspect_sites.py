@@ -1,0 +1,117 @@
+"""Show what will be distilled of a model, without data or a GPU.
+
+    python tools/inspect_sites.py CONFIG [--cfg-options ...]
+
+The config is a path or a name in a zoo. Its own `default_hooks.self_distill` is shown
+where it has one, otherwise the defaults. The model is built with random weights and
+makes one training step on two images of noise, with a teacher equal to it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import warnings
+from typing import Any, Callable
+
+from launching import (  # type: ignore[import-not-found]
+    find_config,
+    zoo_folder,
+)
+from mmengine.config import Config, DictAction
+from mmengine.logging import MMLogger
+from mmengine.registry import HOOKS
+from torch.utils.flop_counter import FlopCounterMode
+from zoo_inputs import make_batch  # type: ignore[import-not-found]
+from zoo_models import (  # type: ignore[import-not-found]
+    build,
+    enter,
+    prepared,
+    size_of,
+    wants_masks,
+)
+
+from mmselfdistill.distiller import Distiller, build_distiller, describe
+from mmselfdistill.hooks import EMATeacherHook
+from mmselfdistill.teacher import make_teacher
+
+
+def settings(cfg: Config) -> dict[str, Any]:
+    """Return terms, schedule and weight of a config's hook, or of the default."""
+    hook_cfg = cfg.get('default_hooks', {}).get('self_distill')
+    hook = HOOKS.build(hook_cfg) if hook_cfg else EMATeacherHook()
+    return dict(terms=hook.terms, schedule=hook.schedule, loss_weight=hook.loss_weight)
+
+
+def operations(run: Callable[[], Any]) -> int:
+    """Count the operations of convolutions and matrix products, backward too."""
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return int(counter.get_total_flops())
+
+
+def step(model: Any, batch: dict[str, Any]) -> None:
+    """Make the forward and backward passes of an iteration."""
+    losses = model(**batch, mode='loss')
+    model.parse_losses(losses)[0].backward()
+
+
+def inspect(cfg: Config, size: int | None) -> str:
+    """Return what is distilled of a config's model, and what is not.
+
+    Raises:
+        ValueError: If a term is wrong, or no family covers the model.
+    """
+    zoo = cfg.default_scope
+    enter(zoo)
+    model_cfg = prepared(cfg.model, zoo_folder(zoo), few={})
+    size = size or size_of(model_cfg)
+    model = build(zoo, model_cfg, size)
+    distiller = build_distiller(model, **settings(cfg))
+    distiller.teacher = make_teacher(model)
+    model.train()
+    batch = make_batch(zoo, model, model_cfg, size, wants_masks(cfg))
+    stock = operations(lambda: step(model, batch))
+    distiller.attach()
+    distiller.progress = 0.5  # past a warm-up
+    ours = operations(lambda: step(model, batch))
+    return '\n'.join([describe(distiller), *_more(distiller, ours, stock, size)])
+
+
+def _more(distiller: Distiller, ours: int, stock: int, size: int) -> list[str]:
+    sites = ', '.join(distiller.family.readers()) or 'none'
+    return [
+        f'Sites: {sites}, and any module by its path.',
+        f'The teacher repeats: {", ".join(distiller.seams)}.',
+        f"The teacher's forward is {(ours - stock) / ours:.0%} of a step's operations "
+        f'({ours / stock:.2f} of stock): of convolutions and matrix products, in the '
+        f'middle of a run, with 2 images of {size} x {size} pixels.',
+    ]
+
+
+def main() -> None:
+    """Inspect the config of the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or '').split('\n')[0])
+    parser.add_argument('config', help='path of a config, or its name in a zoo')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction)
+    parser.add_argument(
+        '--size', type=int, help="side of the images. Defaults to the model's, or 320"
+    )
+    args = parser.parse_args()
+    cfg = Config.fromfile(find_config(args.config))
+    if args.cfg_options is not None:
+        cfg.merge_from_dict(args.cfg_options)
+    warnings.simplefilter('ignore')
+    MMLogger.get_instance('inspect', log_level='ERROR')
+    try:
+        # models talk while they are built
+        with contextlib.redirect_stdout(io.StringIO()):
+            found = inspect(cfg, args.size)
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
+    print(found)
+
+
+if __name__ == '__main__':
+    main()
