@@ -64,8 +64,8 @@ def inspect(cfg: Config, size: int | None) -> str:
         ValueError: If a term is wrong, or no family covers the model.
     """
     zoo = cfg.default_scope
-    enter(zoo)
     model_cfg = prepared(cfg.model, zoo_folder(zoo), few={})
+    enter(zoo, model_cfg)
     size = size or size_of(model_cfg)
     model = build(zoo, model_cfg, size)
     distiller = build_distiller(model, **settings(cfg))

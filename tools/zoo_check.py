@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import copy
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Callable, Iterator
 
 import torch
 from mmengine.config import Config
 from torch import Tensor, nn
-from zoo_inputs import (  # type: ignore[import-not-found]
-    make_batch,
-    write_language_model,
-)
+from zoo_inputs import make_batch  # type: ignore[import-not-found]
 from zoo_models import (  # type: ignore[import-not-found]
     build,
     calibrate,
@@ -51,9 +47,7 @@ def check_config(zoo: str, root: Path, name: str, save: Callable[[Any], None]) -
     save(record)
     whole = Config.fromfile(root / name)
     cfg, masks = prepared(whole.model, root), wants_masks(whole)
-    enter(zoo)
-    if 'language_model' in cfg and find_spec('transformers'):
-        write_language_model(Path(cfg['language_model']['name']))
+    enter(zoo, cfg)
     size, keys = stock_step(zoo, cfg, masks)
     model = build(zoo, cfg, size)
     record.update(part='plugin', model=type(model).__name__)
@@ -136,10 +130,7 @@ def check_identity(
     equal = {name: abs(float(value)) for name, value in ours(losses).items()}
     stock = list(leaves({k: v for k, v in losses.items() if 'loss_sd_' not in k}))
     del losses  # and its graph: large models have no room for two
-    same = all(
-        torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
-        for a, b in zip(plain, stock)
-    )
+    same = all(torch.equal(a, b) for a, b in zip(plain, stock))
     frozen = frozen_terms(student, batch)
     disturb(teacher)
     apart = ours(loss_of(student, batch))

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import importlib
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Mapping
 
@@ -15,6 +16,7 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from zoo_inputs import write_language_model  # type: ignore[import-not-found]
 
 # weights to download, and images padded to 1024 pixels
 DROPPED = ('pretrained', 'teacher_ckpt', 'batch_augments')
@@ -23,12 +25,20 @@ FEW = dict(num=32, nms_pre=100, max_per_img=50, num_queries=50, num_points=256)
 FEW['sos_token_num'] = FEW['num_queries']
 
 
-def enter(zoo: str) -> None:
-    """Register what a framework has, and tell models what a Runner would."""
+def enter(zoo: str, model: Any) -> None:
+    """Register what a framework has, and tell a model what a Runner would.
+
+    Args:
+        zoo (str): The framework.
+        model (dict): The model's config; the language model that it names is
+            written.
+    """
     importlib.import_module(f'{zoo}.utils').register_all_modules(True)
     init_default_scope(zoo)
     for name, value in dict(iter=0, epoch=0, max_iters=1000, max_epochs=12).items():
         MessageHub.get_current_instance().update_info(name, value)
+    if 'language_model' in model and find_spec('transformers'):
+        write_language_model(Path(model['language_model']['name']))
 
 
 def wants_masks(cfg: Any) -> bool:

@@ -35,19 +35,26 @@ left out.
 """
 
 
-def write_report(path: Path, records: Sequence[dict[str, Any]]) -> None:
+def write_report(
+    path: Path, records: Sequence[dict[str, Any]], pattern: str = ''
+) -> None:
     """Write the counts, then one row for each config.
 
     Args:
         path (Path): The file.
         records (Sequence[dict]): What `zoo_check.py` found, in the zoo's order.
+        pattern (str): The regular expression by which configs were chosen. Defaults
+            to '': all were tried.
     """
     stock = [record for record in records if record['part'] != 'stock']
     done = [record for record in stock if record['part'] == 'done']
     ratios = [max(_ratios(record)) for record in done]
     exact, largest = sum(ratio == 0 for ratio in ratios), max(ratios, default=0)
+    sentence = f'Only configs whose name matches `{pattern}` were tried.\n'
+    only = [sentence] if pattern else []
     lines = [
         HEAD,
+        *only,
         f'Versions: {", ".join(_versions())}.\n',
         '| | configs |',
         '|---|---|',

@@ -26,6 +26,7 @@ import sys
 import time
 import traceback
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -179,7 +180,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Sweep, then write the report."""
     args = parse_args()
-    roots = {zoo: zoo_folder(zoo) for zoo in ZOOS}
+    roots = {zoo: zoo_folder(zoo) for zoo in ZOOS if find_spec(zoo)}
     entries = [
         entry
         for zoo, root in roots.items()
@@ -207,7 +208,7 @@ def main() -> None:
                 entries += [other] if other else []
     if args.report:
         keys = sorted(entry.key for entry in tried)
-        write_report(args.report, [records[key] for key in keys])
+        write_report(args.report, [records[key] for key in keys], args.filter)
 
 
 if __name__ == '__main__':

@@ -71,4 +71,5 @@ def _classifier(model: nn.Module) -> str | None:
     if hasattr(head, 'pre_logits'):
         # MMPretrain's heads return their scores
         return 'head.forward'
-    return 'head.classifier.forward' if hasattr(head, 'classifier') else None
+    linear = isinstance(getattr(head, 'classifier', None), nn.Linear)
+    return 'head.classifier.forward' if linear else None

@@ -16,12 +16,13 @@ the background and 2 to 11 are the digits.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import shutil
 import sys
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Iterator, NamedTuple
 
 import cv2
 import numpy as np
@@ -221,6 +222,16 @@ def show_progress(name: str, done: int, count: int, seconds: float) -> None:
     print(f'\r{text}', end=end, flush=True)
 
 
+@contextlib.contextmanager
+def all_or_nothing(root: Path) -> Iterator[Path]:
+    """Give a folder to write to, which takes the place of another if all goes well."""
+    partial = root.with_name(f'{root.name}.partial')
+    shutil.rmtree(partial, ignore_errors=True)
+    yield partial
+    shutil.rmtree(root, ignore_errors=True)
+    partial.rename(root)
+
+
 def write_digits(root: Path, train: int, val: int, size: int, seed: int) -> bool:
     """Write the whole set, all or nothing; return whether anything was drawn."""
     wanted = dict(version=VERSION, train=train, val=val, size=size, seed=seed)
@@ -229,13 +240,10 @@ def write_digits(root: Path, train: int, val: int, size: int, seed: int) -> bool
         return False
     if root.exists() and any(root.iterdir()) and not made_by.is_file():
         raise SystemExit(f'{root} is not empty and was not written by this tool.')
-    partial = root.with_name(f'{root.name}.partial')
-    shutil.rmtree(partial, ignore_errors=True)
-    for split, count in enumerate((train, val)):
-        write_split(partial, split, count, size, seed)
-    (partial / made_by.name).write_text(json.dumps(wanted))
-    shutil.rmtree(root, ignore_errors=True)
-    partial.rename(root)
+    with all_or_nothing(root) as partial:
+        for split, count in enumerate((train, val)):
+            write_split(partial, split, count, size, seed)
+        (partial / made_by.name).write_text(json.dumps(wanted))
     return True
 
 

@@ -11,7 +11,6 @@ validation images draw on disjoint digits. Under the given folder:
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from digits import (  # type: ignore[import-not-found]
     Floats,
     Image,
     add_clutter,
+    all_or_nothing,
     background,
     colour,
     digits_of,
@@ -48,20 +48,22 @@ def draw(rng: np.random.Generator, digit: Floats, size: int) -> Image:
 
 def write_images(root: Path, train: int, val: int, size: int, seed: int) -> None:
     """Write the whole set, all or nothing, in place of what was there."""
-    partial = root.with_name(f'{root.name}.partial')
-    shutil.rmtree(partial, ignore_errors=True)
-    for split, count in enumerate((train, val)):
-        digits, labels = digits_of(SPLITS[split])
-        for number in range(count):
-            # a stream per image: an image does not depend on how many there are
-            rng = np.random.default_rng((seed, split, number))
-            index = rng.integers(len(digits))
-            folder = partial / SPLITS[split] / str(labels[index])
-            folder.mkdir(parents=True, exist_ok=True)
-            image = draw(rng, digits[index], size)
-            cv2.imwrite(str(folder / f'{number:08d}.png'), image)
-    shutil.rmtree(root, ignore_errors=True)
-    partial.rename(root)
+    with all_or_nothing(root) as partial:
+        for split, count in zip(SPLITS, (train, val)):
+            write_split(partial / split, split, count, size, seed)
+
+
+def write_split(folder: Path, split: str, count: int, size: int, seed: int) -> None:
+    """Draw and write the images of one split, in a folder for each label."""
+    digits, labels = digits_of(split)
+    for number in range(count):
+        # a stream per image: an image does not depend on how many there are
+        rng = np.random.default_rng((seed, SPLITS.index(split), number))
+        index = rng.integers(len(digits))
+        inside = folder / str(labels[index])
+        inside.mkdir(parents=True, exist_ok=True)
+        image = draw(rng, digits[index], size)
+        cv2.imwrite(str(inside / f'{number:08d}.png'), image)
 
 
 def main() -> None:
