@@ -34,7 +34,8 @@ def make_batch(
         # as many as the text below has phrases
         classes = 2
     if zoo == 'mmseg':
-        data = _segmentation(size, classes)
+        # two images on top of each other where a model tells what has changed
+        data = _segmentation(size, classes, len(model.data_preprocessor.mean))
     elif zoo == 'mmpretrain':
         data = _classification(size, classes)
     elif kind == 'ReIDDataPreprocessor':
@@ -135,7 +136,7 @@ def _identities(size: int) -> dict[str, Any]:
     return dict(inputs=list(_noise(4, 2 * size, size)), data_samples=samples)
 
 
-def _segmentation(size: int, classes: int) -> dict[str, Any]:
+def _segmentation(size: int, classes: int, channels: int) -> dict[str, Any]:
     from mmseg.structures import SegDataSample
 
     shape = (size, size)
@@ -150,7 +151,8 @@ def _segmentation(size: int, classes: int) -> dict[str, Any]:
         sample.gt_edge_map = PixelData(data=torch.randint(2, (1, *shape)))
         sample.gt_depth_map = PixelData(data=torch.rand(1, *shape))
         samples.append(sample)
-    return dict(inputs=list(_noise(2, size, size)), data_samples=samples)
+    inputs = list(_noise(2, size, size, channels))
+    return dict(inputs=inputs, data_samples=samples)
 
 
 def _classification(size: int, classes: int) -> dict[str, Any]:
@@ -160,5 +162,5 @@ def _classification(size: int, classes: int) -> dict[str, Any]:
     return dict(inputs=list(_noise(2, size, size)), data_samples=samples)
 
 
-def _noise(count: int, height: int, width: int) -> Tensor:
-    return torch.randint(256, (count, 3, height, width), dtype=torch.uint8)
+def _noise(count: int, height: int, width: int, channels: int = 3) -> Tensor:
+    return torch.randint(256, (count, channels, height, width), dtype=torch.uint8)

@@ -61,7 +61,8 @@ def prepared(model: Any, root: Path, few: Mapping[str, int] = FEW) -> Any:
         for key, value in model.items():
             pretrained = isinstance(value, dict) and 'checkpoint' in value
             if key in DROPPED or pretrained:
-                value = None
+                # timm asks for a bool
+                value = False if value is True else None
             if key in few and isinstance(value, int):
                 value = min(value, few[key])
             kept[key] = prepared(value, root, few)
@@ -71,9 +72,11 @@ def prepared(model: Any, root: Path, few: Mapping[str, int] = FEW) -> Any:
     if isinstance(model, str) and model.startswith('configs/'):
         # a path within the framework's repository: the teacher of LD
         return str(root / model[len('configs/') :])
-    renamed = {
+    renamed: dict[str, Any] = {
         'bert-base-uncased': f'{tempfile.gettempdir()}/zoo-bert',
         'MMSyncBN': 'BN',
+        # one sentence a class, where CLIP's text encoder averages many
+        'vild': ['a photo of a {}.'],
     }
     return renamed.get(model, model) if isinstance(model, str) else model
 
@@ -92,8 +95,14 @@ def sizes_of(cfg: Any) -> list[int]:
 def build(zoo: str, cfg: Any, size: int) -> Any:
     """Return the model of a config, with random weights, for images of a size."""
     cfg = copy.deepcopy(cfg)
-    if zoo == 'mmseg' and 'size' in (cfg.get('data_preprocessor') or {}):
-        cfg['data_preprocessor']['size'] = (size, size)
+    preprocessor = cfg.get('data_preprocessor') or {}
+    if zoo == 'mmseg' and 'size' in preprocessor:
+        preprocessor['size'] = (size, size)
+    if zoo == 'mmseg' and 'size_divisor' in preprocessor:
+        preprocessor['size_divisor'] = size
+    # transformers whose positions are bound to one size of image
+    if 'img_size' in (cfg.get('backbone') or {}):
+        cfg['backbone']['img_size'] = (size, size)
     torch.manual_seed(0)
     model = revert_sync_batchnorm(MODELS.build(cfg))
     # parts of SAN and TridentNet are made to be loaded, and hold anything until then

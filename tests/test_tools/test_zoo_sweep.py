@@ -9,15 +9,19 @@ from typing import Any
 
 import pytest
 import torch
+from mmengine.config import Config
 from torch import nn
 
 sys.path.append(str(Path(__file__).parents[2] / 'tools'))
+from launching import zoo_folder
 from zoo_check import check_term, disturb, gradients
 from zoo_configs import Entry, discover, kind_of, next_of_kind
-from zoo_models import calibrate, prepared
+from zoo_inputs import make_batch
+from zoo_models import build, calibrate, enter, prepared
 from zoo_report import write_report
 from zoo_sweep import Sweep
 
+ROOT = zoo_folder('mmseg')
 CONFIG = """
 model = dict(type='{model}', bbox_head=dict(type='{head}'))
 train_dataloader = dict()
@@ -74,14 +78,40 @@ def test_the_next_of_a_kind_is_of_that_kind(zoo: Path) -> None:
 def test_weights_are_left_out_and_counts_made_small() -> None:
     model = dict(
         backbone=dict(init_cfg=dict(type='Pretrained', checkpoint='x'), depth=50),
+        timm=dict(pretrained=True),
+        clip=dict(templates='vild'),
         head=dict(init_cfg=dict(type='Normal'), sampler=dict(num=512), order=('a',)),
         teacher_config='configs/gfl/gfl.py',
     )
     assert prepared(model, Path('/zoo')) == dict(
         backbone=dict(init_cfg=None, depth=50),
+        timm=dict(pretrained=False),
+        clip=dict(templates=['a photo of a {}.']),
         head=dict(init_cfg=dict(type='Normal'), sampler=dict(num=32), order=('a',)),
         teacher_config='/zoo/gfl/gfl.py',
     )
+
+
+def test_a_transformer_bound_to_a_size_is_built_for_small_images() -> None:
+    enter('mmseg', {})
+    cfg = Config.fromfile(
+        ROOT / 'beit' / 'beit-base_upernet_8xb2-160k_ade20k-640x640.py'
+    )
+    cfg.model.backbone.update(num_layers=1, out_indices=(0,) * 4)
+    model = build('mmseg', prepared(cfg.model, ROOT), 64)
+    # 4x4 patches: 7x7 distances, and three of the class token
+    table = model.backbone.layers[0].attn.relative_position_bias_table
+    assert table.shape == (7 * 7 + 3, 12)
+    assert model.data_preprocessor.size == (64, 64)
+
+
+def test_noise_has_the_channels_that_are_normalised() -> None:
+    enter('mmseg', {})
+    name = 'swin-tiny-patch4-window7_upernet_1xb8-20k_levir-256x256.py'
+    cfg = Config.fromfile(ROOT / 'swin' / name)
+    model = build('mmseg', prepared(cfg.model, ROOT), 64)
+    batch = make_batch('mmseg', model, cfg.model, 64, False)
+    assert batch['inputs'].shape == (2, 6, 64, 64)
 
 
 def test_noise_reaches_constant_parameters_too() -> None:
