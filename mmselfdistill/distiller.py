@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from contextlib import ExitStack
 from typing import Any
 
@@ -177,10 +178,34 @@ class Distiller:
                     "first iteration: the model's loss does not use it, or it returns "
                     'no (N, C), (N, L, C) or (N, C, H, W)'
                 )
+            self._try(term, pairs)
             self.shapes[term.name] = [
                 'x'.join(str(size) for size in pair.student.shape) for pair in pairs
             ]
         print_log(describe(self), logger='current')
+
+    def _try(self, term: Term, pairs: list[Pair]) -> None:
+        # a term may become active only hours later
+        try:
+            with torch.no_grad():
+                self._value(term, pairs)
+        except (LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(
+                f'terms.{term.name}: {type(term.loss).__name__} fails at the site '
+                f'{term.site!r}: {type(error).__name__}: {error}'
+            ) from error
+        reached = any(pair.student.requires_grad for pair in pairs)
+        if reached or not torch.is_grad_enabled():
+            return
+        useless = (
+            f'terms.{term.name}: no gradient reaches the student at the site '
+            f'{term.site!r}: it is frozen, or inside a part with activation '
+            'checkpointing (with_cp)'
+        )
+        if term.site not in self.family.readers():
+            raise ValueError(useless)
+        # a default of a model that the user has frozen in part
+        print_log(useless, logger='current', level=logging.WARNING)
 
 
 def build_distiller(

@@ -50,13 +50,14 @@ def still(model: nn.Module) -> None:
         dropout = 'drop' in kind.lower() and not any(module.children())
         if isinstance(module, _NormBase) or kind in _STATISTICAL or dropout:
             module.training = False
-        else:
-            _zero_dropout_rates(module)
+        # timm's attention reads the rate of a dropout that it does not call
+        _zero_dropout_rates(module, dropout)
 
 
-def _zero_dropout_rates(module: nn.Module) -> None:
+def _zero_dropout_rates(module: nn.Module, dropout: bool) -> None:
     for name, value in list(vars(module).items()):
-        if 'drop' in name.lower() and isinstance(value, float):
+        rate = 'drop' in name.lower() or (dropout and name == 'p')
+        if rate and isinstance(value, float):
             setattr(module, name, 0.0)
 
 
@@ -125,3 +126,18 @@ def cost_of(teacher: nn.Module) -> tuple[int, float]:
     tensors = tensors_of(teacher).values()
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     return sum(p.numel() for p in teacher.parameters()), size / 2**20
+
+
+def mismatches(expected: dict[str, Tensor], given: dict[str, Tensor]) -> list[str]:
+    """List keys that are missing, unexpected, or of another shape."""
+    shapes = [
+        f'{key}: {tuple(given[key].shape)} in the file, {tuple(value.shape)} here'
+        for key, value in expected.items()
+        if key in given and given[key].shape != value.shape
+    ]
+    groups = {
+        'missing': [key for key in expected if key not in given],
+        'unexpected': [key for key in given if key not in expected],
+        'another shape': shapes,
+    }
+    return [f'{name}: {", ".join(keys)}' for name, keys in groups.items() if keys]

@@ -20,6 +20,7 @@ TermConfigs = Mapping[str, Optional[Mapping[str, Any]]]
 
 # what a term has besides its loss's own arguments
 _TERM_KEYS = ('type', 'site', 'weight', 'schedule')
+_LOSSES = [name for name in mmselfdistill.losses.__all__ if name.endswith('Loss')]
 
 
 @dataclass
@@ -95,6 +96,8 @@ def merge_terms(
     start_clean = configs.pop('_delete_', False)
     merged = {} if start_clean else {name: dict(cfg) for name, cfg in defaults.items()}
     for name, cfg in configs.items():
+        if not isinstance(name, str):
+            raise ValueError(f'terms: expected names as keys, but got {name!r}')
         if cfg is None:
             if name not in defaults:
                 choices = nearest(name, defaults)
@@ -105,12 +108,20 @@ def merge_terms(
             raise ValueError(
                 f'terms.{name}: expected a dict, or None to remove it, but got {cfg!r}'
             )
-        cfg = dict(cfg)
+        cfg = _with_name_of_type(dict(cfg))
         base = {} if cfg.pop('_delete_', False) else merged.get(name, {})
         if cfg.get('type', base.get('type')) != base.get('type'):
             base = {key: base[key] for key in ('site',) if key in base}
         merged[name] = {**base, **cfg}
     return merged
+
+
+def _with_name_of_type(cfg: dict[str, Any]) -> dict[str, Any]:
+    # Python-style configs give the class itself
+    kind = cfg.get('type')
+    if isinstance(kind, type) and MODELS.get(kind.__name__) is kind:
+        cfg['type'] = kind.__name__
+    return cfg
 
 
 def _build_term(
@@ -121,6 +132,17 @@ def _build_term(
     weight = check_number(f'{where}.weight', cfg.get('weight', 1.0), 0.0)
     site = cfg.get('site', name)
     time = cfg.get('schedule', schedule)
+    if not isinstance(site, str):
+        raise ValueError(
+            f'{where}.site: expected one name of a site or module, but got {site!r}; '
+            'several sites are several terms'
+        )
+    if 'type' not in cfg:
+        choices = nearest(name, family.default_terms())
+        raise ValueError(
+            f'{where}: no default term has this name; {choices}. A term of your own '
+            f'needs the type of its loss: {_LOSSES}'
+        )
     loss = _build_loss(where, cfg)
     plain = {**cfg, 'site': site, 'weight': weight, 'schedule': time}
     return Term(
@@ -135,18 +157,11 @@ def _build_term(
 
 
 def _build_loss(where: str, cfg: dict[str, Any]) -> nn.Module:
-    kind = cfg.get('type')
-    ours = mmselfdistill.losses.__all__
-    choices = [name for name in ours if name.endswith('Loss')]
-    if not isinstance(kind, str):
-        raise ValueError(
-            f'{where}.type: expected a loss, got {kind!r}; valid: {choices}'
-        )
-    cls = MODELS.get(kind)
-    if cls is None:
-        raise ValueError(
-            f'{where}.type: unknown loss {kind!r}; {nearest(kind, choices)}'
-        )
+    kind = cfg['type']
+    cls = MODELS.get(kind) if isinstance(kind, str) else kind
+    if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
+        choices = nearest(str(kind).rpartition('.')[2], _LOSSES)
+        raise ValueError(f'{where}.type: unknown loss {kind!r}; {choices}')
     arguments = {key: value for key, value in cfg.items() if key not in _TERM_KEYS}
     # a module's own signature takes anything, and then refuses it
     takes_none = cls.__init__ is nn.Module.__init__
@@ -155,7 +170,9 @@ def _build_loss(where: str, cfg: dict[str, Any]) -> nn.Module:
     for key in arguments:
         if key not in parameters and not takes_any:
             valid = nearest(key, [*parameters, *_TERM_KEYS])
-            raise ValueError(f'{where}: {kind} has no argument {key!r}; {valid}')
+            raise ValueError(
+                f'{where}: {cls.__name__} has no argument {key!r}; {valid}'
+            )
     try:
         loss: nn.Module = MODELS.build(dict(type=kind, **arguments))
     except (TypeError, ValueError) as error:
@@ -163,24 +180,24 @@ def _build_loss(where: str, cfg: dict[str, Any]) -> nn.Module:
     context = inspect.signature(loss.forward).parameters.values()
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in context):
         raise ValueError(
-            f'{where}.type: {kind} is not called as loss(student, teacher, **context): '
-            f'its forward takes no further keywords. Valid: {choices}, or a loss of '
-            'your own that does'
+            f'{where}.type: {kind} is not called as loss(student, teacher, '
+            '**context): its forward takes no further keywords. Valid: '
+            f'{_LOSSES}, or a loss of your own that does'
         )
     return loss
 
 
-def _find_reader(where: str, site: Any, family: Family) -> Reader:
+def _find_reader(where: str, site: str, family: Family) -> Reader:
     readers = family.readers()
     if site in readers:
         return readers[site]
     paths = [path for path, _ in family.model.named_modules() if path]
     if site in paths:
         return module_reader(site)
-    if isinstance(family, Unknown) and '.' not in str(site):
+    if isinstance(family, Unknown) and '.' not in site:
         raise ValueError(f'{where}.site: unknown site {site!r}. {_uncovered(family)}')
     # the names of a large model's modules would fill the screen
-    valid = nearest(str(site), [*readers, *(p for p in paths if p.count('.') < 2)])
+    valid = nearest(site, [*readers, *(p for p in paths if p.count('.') < 2)])
     raise ValueError(
         f'{where}.site: unknown site {site!r} of a {family.name} '
         f'({type(family.model).__name__}); {valid}'

@@ -314,6 +314,43 @@ def test_a_site_that_the_loss_does_not_use_is_an_error(built: Small) -> None:
         assert_not_instrumented(setting.model)
 
 
+def test_a_loss_that_does_not_fit_is_named_before_it_is_due(built: Small) -> None:
+    late = dict(type='constant', begin=0.5)
+    wrong = dict(type='BoxDistillLoss', schedule=late)
+    message = r"^terms\.logits: BoxDistillLoss fails at the site 'logits': \w+Error: "
+    with Setting(built, dict(logits=wrong)) as setting:
+        assert setting.distiller.weights()['logits'] == 0
+        with pytest.raises(ValueError, match=message):
+            setting.losses()
+        assert_not_instrumented(setting.model)
+
+
+def test_a_site_without_gradient_is_refused_or_warned_of(built: Small) -> None:
+    frozen = dict(type='FeatureMSELoss', site='backbone.layer1')
+    layer: Any = built[0].backbone.layer1
+    stem = [*built[0].backbone.conv1.parameters(), *built[0].backbone.bn1.parameters()]
+    parts = [p for p in [*stem, *layer.parameters()] if p.requires_grad]
+    for parameter in parts:
+        parameter.requires_grad_(False)
+    try:
+        message = (
+            r"^terms\.mine: no gradient reaches .* 'backbone\.layer1': it is frozen"
+        )
+        refused = pytest.raises(ValueError, match=message)
+        with Setting(built, dict(mine=frozen)) as setting, refused:
+            setting.losses()
+    finally:
+        for parameter in parts:
+            parameter.requires_grad_(True)
+    built[0].requires_grad_(False)
+    try:
+        # the family's own site, in a model that its user has frozen
+        with Setting(built) as setting:
+            setting.losses()
+    finally:
+        built[0].requires_grad_(True)
+
+
 def test_the_table_says_what_is_compared_and_what_the_teacher_costs(
     built: Small,
 ) -> None:

@@ -31,7 +31,7 @@ HOW = (ROOT / 'docs/how_it_works.md').read_text()
 FAMILY_MODELS = {
     'two-stage detector': 'mask-rcnn_r18_fpn_50e_digits',
     'single-stage detector': 'gfl_r18_fpn_50e_digits',
-    'segmentor': 'deeplabv3plus_r18-d8_1xb16-1k_digits-64x64',
+    'segmentor': 'deeplabv3plus_r18-d8_1xb8-1500_digits-64x64',
     'query detector': 'mmdet::conditional_detr/conditional-detr_r50_8xb2-50e_coco.py',
     'mask classifier': 'mmdet::maskformer/maskformer_r50_ms-16xb1-75e_coco.py',
     'grid of masks': 'mmdet::solo/solo_r50_fpn_1x_coco.py',
@@ -130,7 +130,9 @@ def test_a_terms_own_keys(gfl: Family) -> None:
     (term,) = resolve_terms(gfl, configs, 'linear')
     assert (term.site, term.weight) == ('boxes', value(table['weight']))
     assert term.schedule == build_schedule('linear', '')
-    with pytest.raises(ValueError, match=r'terms\.mine\.type'):
+    with pytest.raises(
+        ValueError, match=r'^terms\.mine: .* needs the type of its loss'
+    ):
         resolve_terms(gfl, dict(mine=dict(site='boxes')), None)
 
 

@@ -181,6 +181,24 @@ def test_attention_keeps_no_dropout_rate(module: nn.Module) -> None:
     assert not torch.equal(attend(module), attend(module))
 
 
+class ReadsTheRate(nn.Module):
+    """As timm's attention: the rate of a dropout that is never called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attn_drop = nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rate = self.attn_drop.p if self.training else 0.0
+        return nn.functional.dropout(x, rate, self.training)
+
+
+def test_a_rate_that_is_only_read_is_zero() -> None:
+    model, x = ReadsTheRate(), torch.rand(64)
+    assert torch.equal(make_teacher(model)(x), x)
+    assert model.attn_drop.p == 0.5
+
+
 def test_functional_dropout_of_vision_language_fusion_is_off() -> None:
     torch.manual_seed(0)
     module = BiMultiHeadAttention(8, 8, embed_dim=8, num_heads=2, dropout=0.5)
@@ -215,8 +233,8 @@ def digits_model(stem: str) -> Any:
 @pytest.mark.parametrize(
     'stem',
     [
-        'segformer_mit-b0_1xb16-1k_digits-64x64',
-        'deeplabv3plus_r18-d8_1xb16-1k_digits-64x64',
+        'segformer_mit-b0_1xb8-1500_digits-64x64',
+        'deeplabv3plus_r18-d8_1xb8-1500_digits-64x64',
         'mask-rcnn_r18_fpn_50e_digits',
     ],
 )

@@ -138,6 +138,16 @@ def test_two_terms_may_share_a_site(family: Family) -> None:
     assert only(terms, 'features').weight == 0.5
 
 
+def test_a_class_is_its_name(family: Family) -> None:
+    by_class = dict(logits=dict(type=SoftTargetLoss, weight=2.0))
+    by_name = dict(logits=dict(type='SoftTargetLoss', weight=2.0))
+    given, named = (resolve_terms(family, cfg, None) for cfg in (by_class, by_name))
+    assert [term.config for term in given] == [term.config for term in named]
+    # the default's own arguments stay
+    assert only(given, 'logits').config.keys() == only(named, 'logits').config.keys()
+    assert only(given, 'logits').config['type'] == 'SoftTargetLoss'
+
+
 def test_a_loss_of_the_users_own(family: Family) -> None:
     @MODELS.register_module()
     class DoubledGap(nn.Module):
@@ -168,9 +178,24 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         'terms.logits: expected a dict, or None to remove it, but got 2.0',
     ),
     'no type': (
-        dict(mine=dict(site='features')),
-        'terms.mine.type: expected a loss, got None; valid: '
+        dict(logit=dict(weight=0.5)),
+        "terms.logit: no default term has this name; did you mean 'logits'? Valid: "
+        "'boxes', 'features', 'logits'. A term of your own needs the type of its loss: "
         f'{[name.strip(chr(39)) for name in LOSSES.split(", ")]}',
+    ),
+    'a name that is none': (
+        {3: dict(type='PKDLoss', site='features')},
+        'terms: expected names as keys, but got 3',
+    ),
+    'several sites': (
+        dict(mine=dict(type='PKDLoss', site=['features', 'backbone.layer3'])),
+        'terms.mine.site: expected one name of a site or module, but got '
+        "['features', 'backbone.layer3']; several sites are several terms",
+    ),
+    'a misspelt path of a loss': (
+        dict(mine=dict(type='mmselfdistill.losses.PKDLos', site='features')),
+        "terms.mine.type: unknown loss 'mmselfdistill.losses.PKDLos'; did you mean "
+        f"'PKDLoss'? Valid: {LOSSES}",
     ),
     'unknown type': (
         dict(logits=dict(type='SoftTargetLos')),

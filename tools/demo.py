@@ -45,8 +45,8 @@ TASKS = {
         name='box AP',
     ),
     'seg': Task(
-        plain='deeplabv3plus_r18-d8_1xb16-2k_digits-64x64',
-        generations='deeplabv3plus_r18-d8_1xb16-generation-2x1k_digits-64x64',
+        plain='deeplabv3plus_r18-d8_1xb8-3000_digits-64x64',
+        generations='deeplabv3plus_r18-d8_1xb8-generation-2x1500_digits-64x64',
         metric='mIoU',
         name='mIoU',
     ),

@@ -37,7 +37,8 @@ def read_teacher(path: Path) -> dict[str, Any]:
         checkpoint = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:
         raise SystemExit(
-            f'CHECKPOINT: {str(path)!r} is no checkpoint that can be read: {error}'
+            f'CHECKPOINT: {str(path)!r} is no checkpoint that can be read: '
+            f'{type(error).__name__}: {error}'
         ) from error
     state = checkpoint.get('mmselfdistill') if isinstance(checkpoint, dict) else None
     if state is None:

@@ -2,8 +2,8 @@
 
     python tools/inspect_sites.py CONFIG [--cfg-options ...]
 
-The config is a path or a name in a zoo. Its own `default_hooks.self_distill` is shown
-where it has one, otherwise the defaults. The model is built with random weights and
+The config is a path or a name in a zoo. Its own hook is shown where it has one,
+otherwise the defaults. The model is built with random weights and
 makes one training step on two images of noise, with a teacher equal to it.
 """
 
@@ -17,6 +17,7 @@ from typing import Any, Callable
 
 from launching import (  # type: ignore[import-not-found]
     find_config,
+    pop_self_distill,
     zoo_folder,
 )
 from mmengine.config import Config, DictAction
@@ -39,7 +40,7 @@ from mmselfdistill.teacher import make_teacher
 
 def settings(cfg: Config) -> dict[str, Any]:
     """Return terms, schedule and weight of a config's hook, or of the default."""
-    hook_cfg = cfg.get('default_hooks', {}).get('self_distill')
+    hook_cfg = pop_self_distill(cfg)
     hook = HOOKS.build(hook_cfg) if hook_cfg else EMATeacherHook()
     return dict(terms=hook.terms, schedule=hook.schedule, loss_weight=hook.loss_weight)
 

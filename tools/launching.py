@@ -15,7 +15,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from mmengine.utils import get_installed_path, is_installed
 
-import mmselfdistill  # noqa: F401  (makes `mmseg::` resolve on either stack)
+import mmselfdistill.hooks  # also makes `mmseg::` resolve on either stack
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,6 +65,29 @@ def load_config(args: argparse.Namespace) -> Config:
     elif cfg.get('work_dir') is None:
         cfg.work_dir = str(Path('work_dirs') / path.stem)
     return cfg
+
+
+def pop_self_distill(cfg: Config) -> dict[str, Any] | None:
+    """Take the hook of self-distillation out of a config, whatever its key.
+
+    Returns:
+        dict | None: Its config, if there is one.
+    """
+    found: dict[str, Any] | None = None
+    for key, hook in list(cfg.get('default_hooks', {}).items()):
+        if _is_ours(hook):
+            found = cfg.default_hooks.pop(key)
+    for hook in list(cfg.get('custom_hooks') or []):
+        if _is_ours(hook):
+            found = hook
+            cfg.custom_hooks.remove(hook)
+    return found
+
+
+def _is_ours(hook: Any) -> bool:
+    kind = (hook or {}).get('type', '')
+    name = kind if isinstance(kind, str) else kind.__name__
+    return name.rpartition('.')[2] in mmselfdistill.hooks.__all__
 
 
 def build_runner(cfg: Config) -> Any:

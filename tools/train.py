@@ -18,6 +18,7 @@ from launching import (  # type: ignore[import-not-found]
     build_runner,
     load_config,
     parse_args,
+    pop_self_distill,
 )
 from mmengine.config import Config
 
@@ -100,7 +101,9 @@ def self_distill_hook(args: argparse.Namespace, cfg: Config) -> dict[str, Any]:
     if args.self_distill == 'ema':
         return dict(type='mmselfdistill.EMATeacherHook')
     teacher = args.self_distill
-    if '://' not in teacher and not Path(teacher).is_file():
+    # a resumed run has its teacher in its own checkpoint
+    needed = args.resume is None and '://' not in teacher
+    if needed and not Path(teacher).is_file():
         raise SystemExit(
             f'--self-distill: {teacher!r} is no checkpoint that exists and no scheme; '
             f'{nearest(teacher, SCHEMES)}.'
@@ -144,6 +147,7 @@ def prepare(args: argparse.Namespace) -> Config:
     cfg = load_config(args)
     if args.self_distill is not None:
         hook = self_distill_hook(args, cfg)
+        pop_self_distill(cfg)
         cfg.setdefault('default_hooks', {})
         cfg.default_hooks.self_distill = hook
         if args.work_dir is None:

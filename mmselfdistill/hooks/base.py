@@ -7,18 +7,19 @@ from typing import Any, Mapping
 
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
-from mmengine.runner import Runner
+from mmengine.runner import EpochBasedTrainLoop, Runner
 from mmengine.runner.checkpoint import weights_to_cpu
 from torch import nn
 
 from mmselfdistill.distiller import Distiller, build_distiller
 from mmselfdistill.errors import check_number, nearest
 from mmselfdistill.schedules import build_schedule
-from mmselfdistill.teacher import make_teacher
+from mmselfdistill.teacher import make_teacher, mismatches
 from mmselfdistill.terms import ScheduleConfig, TermConfigs, differences
 
 STATE_KEY = 'mmselfdistill'
 STATE_VERSION = 1
+_STATE_PARTS = {'teacher', 'generation', 'updates', 'terms'}
 
 
 class DistillHook(Hook):
@@ -62,6 +63,7 @@ class DistillHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Build teacher and terms: weights are loaded, no step is made yet."""
         student = bare_model(runner)
+        _check_alone(self, runner)
         self.distiller = build_distiller(
             student, self.terms, self.schedule, self.loss_weight
         )
@@ -77,16 +79,15 @@ class DistillHook(Hook):
         """Give the teacher its first weights; called unless a run is resumed."""
         raise NotImplementedError
 
-    def progress(self, runner: Runner) -> float:
-        """Return the position in [0, 1] on which schedules depend."""
-        return runner.iter / runner.max_iters
-
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None
     ) -> None:
-        """Tell the distiller where the run is."""
+        """Tell the distiller the position in [0, 1] on which schedules depend."""
         assert self.distiller is not None
-        self.distiller.progress = self.progress(runner)
+        if isinstance(runner.train_loop, EpochBasedTrainLoop):
+            self.distiller.progress = epochs_done(runner, batch_idx) / runner.max_epochs
+        else:
+            self.distiller.progress = runner.iter / runner.max_iters
 
     def after_train(self, runner: Runner) -> None:
         """Leave the student as it was."""
@@ -122,7 +123,13 @@ class DistillHook(Hook):
                 'written without this hook. To begin self-distillation from its '
                 'weights, use load_from without resume'
             )
-        self._resumed = checkpoint[STATE_KEY]
+        state = checkpoint[STATE_KEY]
+        if not isinstance(state, dict) or _STATE_PARTS - state.keys():
+            raise ValueError(
+                f'resume: the state under {STATE_KEY!r} in the checkpoint is broken: '
+                f'expected a dict with {sorted(_STATE_PARTS)}'
+            )
+        self._resumed = state
 
     def _restore(self, state: dict[str, Any]) -> None:
         assert self.distiller is not None and self._teacher is not None
@@ -132,7 +139,10 @@ class DistillHook(Hook):
             if state.get(key) != value
         ]
         terms = {term.name: term.config for term in self.distiller.terms}
-        wrong += differences(terms, state.get('terms', {}))
+        wrong += differences(terms, state['terms'])
+        if state['teacher'] is not None:
+            differing = mismatches(self._teacher.state_dict(), state['teacher'])
+            wrong += [f'teacher: {each}' for each in differing]
         if wrong:
             raise ValueError(
                 'resume: the run in the checkpoint was another one:\n  '
@@ -142,6 +152,18 @@ class DistillHook(Hook):
         if state['teacher'] is not None:
             self._teacher.load_state_dict(state['teacher'], strict=True)
             self.distiller.teacher = self._teacher
+
+
+def _check_alone(hook: DistillHook, runner: Runner) -> None:
+    kinds = [
+        type(each).__name__ for each in runner.hooks if isinstance(each, DistillHook)
+    ]
+    if len(kinds) > 1:
+        raise ValueError(
+            f'self_distill: a run has one hook of mmselfdistill, but got {kinds}; set '
+            'all but one of them to None in default_hooks, or remove them from '
+            'custom_hooks'
+        )
 
 
 def check_arguments(hook: type[DistillHook], unknown: Mapping[str, Any]) -> None:
@@ -156,6 +178,14 @@ def check_arguments(hook: type[DistillHook], unknown: Mapping[str, Any]) -> None
         raise ValueError(
             f'{hook.__name__} has no argument {name!r}; {nearest(name, valid)}'
         )
+
+
+def epochs_done(runner: Runner, batch_idx: int) -> float:
+    """Return how many epochs are done, the present one by its share of batches.
+
+    Iterations do not tell: a resumed run may have another batch size.
+    """
+    return float(runner.epoch + batch_idx / len(runner.train_loop.dataloader))
 
 
 def bare_model(runner: Runner) -> nn.Module:

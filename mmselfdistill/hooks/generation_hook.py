@@ -13,7 +13,7 @@ from mmselfdistill.errors import check_choice
 from mmselfdistill.teacher import copy_into
 from mmselfdistill.terms import ScheduleConfig, TermConfigs
 
-from .base import STATE_KEY, DistillHook, bare_model
+from .base import STATE_KEY, DistillHook, bare_model, epochs_done
 from .restart import Beginning, reinitialize
 
 
@@ -154,25 +154,16 @@ class GenerationHook(DistillHook):
     def init_teacher(self, runner: Runner) -> None:
         """Leave the first generation without a teacher."""
 
-    def progress(self, runner: Runner) -> float:
-        """Return the position in the generation."""
-        length = self._iterations(runner)
-        return (runner.iter - self.generation * length) / length
-
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None
     ) -> None:
-        """Begin the next generation where it is due."""
-        generation = runner.iter // self._iterations(runner)
+        """Begin the next generation where it is due; schedules depend on its part."""
+        assert self.distiller is not None and self.interval is not None
+        done = epochs_done(runner, batch_idx) if self.by_epoch else runner.iter
+        generation, part = divmod(done, self.interval)
         if generation != self.generation:
-            self._begin(runner, generation)
-        super().before_train_iter(runner, batch_idx, data_batch)
-
-    def _iterations(self, runner: Runner) -> int:
-        assert self.interval is not None
-        if self.by_epoch:
-            return self.interval * len(runner.train_loop.dataloader)
-        return self.interval
+            self._begin(runner, int(generation))
+        self.distiller.progress = part / self.interval
 
     def _begin(self, runner: Runner, generation: int) -> None:
         assert self.distiller is not None and self._teacher is not None

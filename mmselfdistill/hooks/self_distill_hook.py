@@ -10,7 +10,7 @@ from mmengine.runner import Runner
 from mmengine.runner.checkpoint import _load_checkpoint
 from torch import Tensor
 
-from mmselfdistill.teacher import broadcast_from_rank_0, tensors_of
+from mmselfdistill.teacher import broadcast_from_rank_0, mismatches, tensors_of
 from mmselfdistill.terms import ScheduleConfig, TermConfigs
 
 from .base import DistillHook
@@ -76,7 +76,8 @@ def load_weights(path: str) -> dict[str, Tensor]:
     try:
         checkpoint: Any = _load_checkpoint(path, map_location='cpu')
     except Exception as error:
-        raise ValueError(f'teacher: cannot load {path!r}: {error}') from error
+        reason = f'{type(error).__name__}: {error}'
+        raise ValueError(f'teacher: cannot load {path!r}: {reason}') from error
     is_dict = isinstance(checkpoint, Mapping)
     state = checkpoint.get('state_dict', checkpoint) if is_dict else checkpoint
     if not _is_state_dict(state):
@@ -92,18 +93,3 @@ def _is_state_dict(state: Any) -> bool:
         and all(isinstance(key, str) for key in state)
         and all(isinstance(value, Tensor) for value in state.values())
     )
-
-
-def mismatches(expected: dict[str, Tensor], given: dict[str, Tensor]) -> list[str]:
-    """List keys that are missing, unexpected, or of another shape."""
-    shapes = [
-        f'{key}: {tuple(given[key].shape)} in the file, {tuple(value.shape)} here'
-        for key, value in expected.items()
-        if key in given and given[key].shape != value.shape
-    ]
-    groups = {
-        'missing': [key for key in expected if key not in given],
-        'unexpected': [key for key in given if key not in expected],
-        'another shape': shapes,
-    }
-    return [f'{name}: {", ".join(keys)}' for name, keys in groups.items() if keys]

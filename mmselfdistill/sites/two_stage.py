@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mmselfdistill.replay import Call
 
 from .family import Family, Pair, Reader, Replayed, labelled, stages
-from .predictions import corners_as_distances, foreground
+from .predictions import activation_of, corners_as_distances, foreground
 
 # Parts that are not compared.
 _SKIPPED = {
@@ -127,7 +127,7 @@ class TwoStageDetector(Family):
                 student, teacher = student[:, :-2], teacher[:, :-2]
                 context = dict(activation='softmax', valid=sure)
             else:
-                context = dict(activation=_activation(head))
+                context = dict(activation=activation_of(head))
                 if context['activation'] == 'sigmoid':
                     context.update(average_over='positives')
             pairs.append(Pair(name, student, teacher, context))
@@ -139,7 +139,7 @@ class TwoStageDetector(Family):
             head = self._head(ours)
             scores = _scores(head, theirs)
             custom = getattr(head.loss_cls, 'custom_activation', False)
-            sure = foreground(scores[:, -2:] if custom else scores, _activation(head))
+            sure = foreground(scores[:, -2:] if custom else scores, activation_of(head))
             context = dict(confidence=sure, box_kind='deltas')
             if 'decoded_bboxes' in ours.output:
                 context.update(box_kind='distances')
@@ -192,10 +192,6 @@ class TwoStageDetector(Family):
 
 
 _SEMANTIC = 'semantic_head'
-
-
-def _activation(head: Any) -> str:
-    return 'sigmoid' if head.loss_cls.use_sigmoid else 'softmax'
 
 
 def _scores(head: Any, call: Call) -> Tensor:

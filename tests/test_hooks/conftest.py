@@ -27,8 +27,8 @@ CONFIGS = dict(
     gfl='gfl_r18_fpn_50e_digits',
     faster_rcnn='faster-rcnn_r18_fpn_50e_digits',
     mask_rcnn='mask-rcnn_r18_fpn_50e_digits',
-    deeplabv3plus='deeplabv3plus_r18-d8_1xb16-1k_digits-64x64',
-    segformer='segformer_mit-b0_1xb16-1k_digits-64x64',
+    deeplabv3plus='deeplabv3plus_r18-d8_1xb8-1500_digits-64x64',
+    segformer='segformer_mit-b0_1xb8-1500_digits-64x64',
 )
 STEPS_AN_EPOCH = 3
 BATCH = 2
@@ -94,6 +94,7 @@ class Runs:
         work_dirs (Path): Where the runs write.
     """
 
+    models = (*CONFIGS, 'cascade_mask_rcnn')
     steps_an_epoch = STEPS_AN_EPOCH
     _number = itertools.count()
 

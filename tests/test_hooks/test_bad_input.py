@@ -125,7 +125,7 @@ def test_hook_argument(hook: dict[str, Any], words: list[str], runs: Runs) -> No
         ),
         (
             dict(mine=dict(site='features')),
-            ['terms.mine.type', 'None', "'PKDLoss'", "'SoftTargetLoss'"],
+            ['terms.mine', 'type', "'PKDLoss'", "'SoftTargetLoss'"],
         ),
         (
             dict(logits=dict(site='logit')),
@@ -164,6 +164,14 @@ def test_hook_argument(hook: dict[str, Any], words: list[str], runs: Runs) -> No
 def test_term(terms: dict[str, Any], words: list[str], runs: Runs) -> None:
     message = refused(runs, runs.config('gfl', dict(type=EMA, terms=terms), iters=4))
     assert [word for word in words if word not in message] == []
+
+
+def test_two_hooks(runs: Runs) -> None:
+    cfg = runs.config('gfl', EVERY_2, iters=4)
+    cfg.default_hooks.other = dict(type=EMA, terms=ONLY_FEATURES)
+    message = refused(runs, cfg)
+    for word in ('one hook', "'GenerationHook'", "'EMATeacherHook'", 'default_hooks'):
+        assert word in message
 
 
 def test_teacher_file(runs: Runs, tmp_path: Path) -> None:
@@ -286,3 +294,23 @@ def test_resume_of_another_run(
     message = refused(runs, Config({**cfg, 'resume': True}), resumed_at)
     assert message.startswith('resume: ')
     assert [word for word in words if word not in message] == []
+
+
+def test_resume_of_another_model_or_a_broken_state(runs: Runs) -> None:
+    cfg = runs.config('gfl', dict(type=EMA), iters=3)
+    runs.train(cfg)
+    (path,) = Path(cfg.work_dir).glob('*.pth')
+    cfg.train_cfg.max_iters = 6
+    resumed = Config({**cfg, 'resume': True})
+    checkpoint = torch.load(path, weights_only=False)
+    ours = checkpoint['mmselfdistill']
+    teacher = {**ours['teacher'], 'backbone.conv1.weight': torch.zeros(1)}
+    del teacher['bbox_head.gfl_cls.weight']
+    torch.save({**checkpoint, 'mmselfdistill': {**ours, 'teacher': teacher}}, path)
+    message = refused(runs, resumed, 3)
+    assert 'teacher: missing: bbox_head.gfl_cls.weight' in message
+    assert 'teacher: another shape: backbone.conv1.weight: (1,) in the file' in message
+    for broken in ('', {}, {'teacher': None}):
+        torch.save({**checkpoint, 'mmselfdistill': broken}, path)
+        message = refused(runs, resumed)
+        assert message.startswith("resume: the state under 'mmselfdistill' in the")

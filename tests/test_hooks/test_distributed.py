@@ -97,13 +97,18 @@ def work(*configs: str) -> None:
     dist.destroy_process_group()
 
 
-def config_of(runs: Runs, hook: dict[str, Any]) -> Config:
-    cfg = runs.config('deeplabv3plus', hook, iters=5)
+def config_of(runs: Runs, name: str, hook: dict[str, Any], iters: int) -> Config:
+    cfg = runs.config(name, hook, iters=iters)
     cfg.launcher = 'pytorch'
     # as MMEngine wraps by itself: each rank keeps its own batch statistics
     cfg.model_wrapper_cfg = dict(
         type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False
     )
+    return cfg
+
+
+def deeplab_of(runs: Runs, hook: dict[str, Any]) -> Config:
+    cfg = config_of(runs, 'deeplabv3plus', hook, 5)
     # the mean gradient can be read off the weights
     cfg.optim_wrapper = dict(optimizer=dict(type='SGD', lr=RATE))
     cfg.param_scheduler = None
@@ -137,7 +142,7 @@ def test_two_processes(runs: Runs, tmp_path: Path) -> None:
     hooks = dict(ema=EMA, generation=GENERATION)
     paths = [tmp_path / f'{name}.py' for name in hooks]
     for path, hook in zip(paths, hooks.values()):
-        config_of(runs, hook).dump(path)
+        deeplab_of(runs, hook).dump(path)
     run_on_two_ranks(*paths)
     for path in paths:
         zero, one = (
@@ -153,6 +158,25 @@ def test_two_processes(runs: Runs, tmp_path: Path) -> None:
             # at a boundary the teacher is rank 0's student
             teacher = one[step]['teacher_before']
             assert runs.differences(zero[step]['before'], teacher) == []
+
+
+def test_one_teacher_for_every_kind_of_model(runs: Runs, tmp_path: Path) -> None:
+    names = [name for name in runs.models if name != 'deeplabv3plus']
+    paths = [tmp_path / f'{name}.py' for name in names]
+    for name, path in zip(names, paths):
+        config_of(runs, name, EMA, 2).dump(path)
+    run_on_two_ranks(*paths)
+    for path in paths:
+        zero, one = (
+            torch.load(path.with_suffix(f'.{rank}'), weights_only=True)
+            for rank in (0, 1)
+        )
+        last, first = zero[-1], zero[0]
+        assert runs.differences(last['teacher_after'], one[-1]['teacher_after']) == []
+        parameters = split(last['after'])[0], split(one[-1]['after'])[0]
+        assert runs.differences(*parameters) == []
+        # and it has moved
+        assert runs.differences(first['teacher_before'], last['teacher_after']) != []
 
 
 def check_equal_weights(

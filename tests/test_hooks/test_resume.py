@@ -170,3 +170,30 @@ def test_accumulated_gradients(runs: Runs) -> None:
 
     # steps after 2, 4 and 6 iterations, and after the last
     assert compare(runs, make, [4])['mmselfdistill']['updates'] == 4
+
+
+@pytest.mark.parametrize(
+    'hook',
+    [TWO, {**BY_EPOCHS, 'student': 'reinit'}, EMA],
+    ids=['two', 'interval', 'ema'],
+)
+def test_another_batch_size(hook: dict[str, Any], runs: Runs) -> None:
+    seen: list[tuple[int, int, float]] = []
+
+    def before(runner: Runner) -> None:
+        ours = runs.hook(runner)
+        seen.append((runner.epoch, ours.generation, ours.distiller.progress))
+
+    cfg = runs.config('gfl', hook, epochs=2 if hook is TWO else 4)
+    cfg.default_hooks.checkpoint.interval = 1
+    runs.train(cfg, stop_at=runs.steps_an_epoch)
+    cfg.train_dataloader.batch_size = 1
+    runs.train(Config({**cfg, 'resume': True}), before)
+    steps = 2 * runs.steps_an_epoch
+    done = [epoch + batch / steps for epoch in (1, 2, 3) for batch in range(steps)]
+    parts = [each / 4 if hook is EMA else each % 2 / 2 for each in done]
+    assert [epoch for epoch, *_ in seen] == [int(each) for each in done]
+    assert [number for _, number, _ in seen] == [
+        0 if hook is EMA else each // 2 for each in done
+    ]
+    assert [progress for *_, progress in seen] == pytest.approx(parts)

@@ -32,8 +32,8 @@ FOUND: dict[str, tuple[type[Family], set[str]]] = {
     'gfl_r18_fpn_50e_digits': (DenseDetector, DENSE),
     'faster-rcnn_r18_fpn_50e_digits': (TwoStageDetector, DENSE),
     'mask-rcnn_r18_fpn_50e_digits': (TwoStageDetector, {*DENSE, 'masks'}),
-    'deeplabv3plus_r18-d8_1xb16-1k_digits-64x64': (Segmentor, {'features', 'logits'}),
-    'segformer_mit-b0_1xb16-1k_digits-64x64': (Segmentor, {'features', 'logits'}),
+    'deeplabv3plus_r18-d8_1xb8-1500_digits-64x64': (Segmentor, {'features', 'logits'}),
+    'segformer_mit-b0_1xb8-1500_digits-64x64': (Segmentor, {'features', 'logits'}),
 }
 
 
@@ -206,7 +206,7 @@ def test_modules_of_a_known_model_are_sites_too(
 
 def test_a_sequence_is_read_as_rows(digits: Callable[..., Any]) -> None:
     torch.manual_seed(0)
-    model = digits('segformer_mit-b0_1xb16-1k_digits-64x64')
+    model = digits('segformer_mit-b0_1xb8-1500_digits-64x64')
     path = 'backbone.layers.0.1.0'
     x = torch.rand(2, 3, 64, 64)
     sequence = torch.rand(2, 7, 5)

@@ -12,8 +12,8 @@ from mmselfdistill.losses import SoftTargetLoss
 from mmselfdistill.replay import Call
 from mmselfdistill.sites import Replayed
 
-DEEPLAB = 'deeplabv3plus_r18-d8_1xb16-1k_digits-64x64'
-SEGFORMER = 'segformer_mit-b0_1xb16-1k_digits-64x64'
+DEEPLAB = 'deeplabv3plus_r18-d8_1xb8-1500_digits-64x64'
+SEGFORMER = 'segformer_mit-b0_1xb8-1500_digits-64x64'
 CLASSES = 11
 HEAD = dict(
     channels=16,

@@ -290,8 +290,27 @@ def test_flags_become_the_hook(data: Path, tmp_path: Path) -> None:
         assert hook_of(*det, teacher) == (
             dict(type='mmselfdistill.SelfDistillHook', teacher=teacher)
         )
+    # a resumed run has its teacher in its own checkpoint
+    assert hook_of(*det, 'gone.pth', '--resume')['teacher'] == 'gone.pth'
     ours = ('mmselfdistill::gfl/gfl_r50_fpn_generation-2x1x_coco', '--self-distill')
     assert hook_of(*ours, 'ema') == dict(type='mmselfdistill.EMATeacherHook')
+
+
+def test_the_flag_replaces_the_hook_whatever_its_key(
+    data: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / 'named.py'
+    path.write_text(
+        f'_base_ = {str(data / "mmdet.py")!r}\n'
+        "default_hooks = dict(distil=dict(type='mmselfdistill.GenerationHook', "
+        'interval=2))\n'
+        "custom_hooks = [dict(type='SelfDistillHook', teacher='a.pth'), "
+        "dict(type='EMAHook')]\n"
+    )
+    cfg = prepare(path, '--self-distill', 'ema')
+    assert cfg.default_hooks.self_distill == dict(type='mmselfdistill.EMATeacherHook')
+    assert 'distil' not in cfg.default_hooks
+    assert [hook.type for hook in cfg.custom_hooks] == ['EMAHook']
 
 
 def test_usual_flags(data: Path) -> None:

@@ -1,5 +1,5 @@
-# Random initial weights and a batch of 16: AdamW, a short ramp, one cosine.
-max_iters = 1000
+# Random initial weights and a batch of 8: AdamW, a short ramp, one cosine.
+max_iters = 1500
 train_cfg = dict(
     type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters // 4
 )

@@ -2,7 +2,7 @@ _base_ = [
     'mmseg::_base_/models/segformer_mit-b0.py',
     '../_base_/datasets/digits_segmentation.py',
     'mmseg::_base_/default_runtime.py',
-    '../_base_/schedules/digits_1k.py',
+    '../_base_/schedules/digits_1500.py',
 ]
 norm_cfg = dict(type='BN', requires_grad=True)
 model = dict(

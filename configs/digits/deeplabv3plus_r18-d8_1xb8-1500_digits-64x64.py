@@ -2,13 +2,13 @@ _base_ = [
     'mmseg::_base_/models/deeplabv3plus_r50-d8.py',
     '../_base_/datasets/digits_segmentation.py',
     'mmseg::_base_/default_runtime.py',
-    '../_base_/schedules/digits_1k.py',
+    '../_base_/schedules/digits_1500.py',
 ]
 norm_cfg = dict(type='BN', requires_grad=True)
 model = dict(
     data_preprocessor=dict(size=(64, 64)),
     pretrained=None,
-    backbone=dict(depth=18, base_channels=16, norm_cfg=norm_cfg),
+    backbone=dict(depth=18, stem_channels=16, base_channels=16, norm_cfg=norm_cfg),
     decode_head=dict(
         in_channels=128,
         channels=32,

@@ -1,4 +1,4 @@
-_base_ = './segformer_mit-b0_1xb16-1k_digits-64x64.py'
+_base_ = './segformer_mit-b0_1xb8-1500_digits-64x64.py'
 default_hooks = dict(
     self_distill=dict(type='mmselfdistill.GenerationHook', generations=2)
 )
