@@ -137,7 +137,8 @@ class Distiller:
         if calls is not None:
             # without a teacher, shapes are read from the student on both sides
             made = self._replay(calls) if active else calls
-            replayed = Replayed(list(zip(calls, made)), data_samples)
+            teacher = self.teacher if active else None
+            replayed = Replayed(list(zip(calls, made)), data_samples, teacher)
             self._note_shapes(replayed)
         result = {}
         for term in self.terms:

@@ -187,17 +187,26 @@ def lend(
     Args:
         student (nn.Module): The recorded model.
         teacher (nn.Module): A copy of it.
-        paths (Sequence[str]): Dotted paths of modules that hold parameters.
+        paths (Sequence[str]): Dotted paths of parameters, or of modules that hold
+            some themselves.
     """
-    borrowers = [teacher.get_submodule(path) for path in paths]
-    own = [dict(module._parameters) for module in borrowers]
+    lent = [_parameters_at(student, path) for path in paths]
+    borrowed = [_parameters_at(teacher, path) for path in paths]
     try:
-        for path, module in zip(paths, borrowers):
-            module._parameters.update(student.get_submodule(path)._parameters)
+        for (owner, _), (_, parameters) in zip(borrowed, lent):
+            owner._parameters.update(parameters)
         yield
     finally:
-        for module, parameters in zip(borrowers, own):
-            module._parameters.update(parameters)
+        for owner, parameters in borrowed:
+            owner._parameters.update(parameters)
+
+
+def _parameters_at(model: nn.Module, path: str) -> tuple[nn.Module, dict[str, Any]]:
+    owner, name = resolve(model, path)
+    part = getattr(owner, name)
+    if isinstance(part, nn.Module):
+        return part, dict(part._parameters)
+    return owner, {name: part}
 
 
 def tensors_in(data: Any) -> list[Tensor]:

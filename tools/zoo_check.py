@@ -61,6 +61,8 @@ def check_config(zoo: str, root: Path, name: str, save: Callable[[Any], None]) -
     save(record)
     check_identity(distiller, batch, record)
     save(record)
+    record['silent'] = silent_parts(distiller, batch)
+    save(record)
     check_steps(distiller, batch, record)
     if list(model.state_dict()) != keys:
         raise RuntimeError('the keys of the state_dict have changed')
@@ -154,6 +156,38 @@ def check_identity(
     copy_into(teacher, student)
     for name, term in record['terms'].items():
         check_term(name, term)
+    trained = any(p.requires_grad for _, p in _of_backbone(student))
+    if trained and not sum(term['backbone'] for term in record['terms'].values()) > 0:
+        raise RuntimeError('no term has a gradient at the backbone')
+
+
+def silent_parts(distiller: Distiller, batch: dict[str, Any]) -> list[str]:
+    """Return the parts of the teacher whose weights move no term.
+
+    That is as it should be of a head that is not compared. Of a part in between it
+    says that the teacher's answers come from the student's features.
+    """
+    student, teacher = distiller.student, distiller.teacher
+    assert teacher is not None
+    distiller.attach()
+
+    def terms() -> dict[str, float]:
+        with torch.no_grad():
+            return {k: float(v) for k, v in ours(loss_of(student, batch)).items()}
+
+    equal, silent = terms(), []
+    children = dict(teacher.named_children())
+    roi_head = children.pop('roi_head', nn.Module())
+    children.update({f'roi_head.{k}': v for k, v in roi_head.named_children()})
+    for name, part in children.items():
+        if next(part.parameters(), None) is None:
+            continue
+        disturb(part)
+        if terms() == equal:
+            silent.append(name)
+        copy_into(teacher, student)
+    distiller.detach()
+    return silent
 
 
 def frozen_terms(student: nn.Module, batch: dict[str, Any]) -> dict[str, Tensor]:
@@ -212,8 +246,18 @@ def gradients(student: nn.Module, value: Any) -> dict[str, Any]:
     student.zero_grad()
     return dict(
         gradient=sum(sizes.values()),
-        backbone=sum(size for name, size in sizes.items() if 'backbone' in name),
+        backbone=sum(sizes[name] for name, _ in _of_backbone(student) if name in sizes),
     )
+
+
+def _of_backbone(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    # SAN's is called an image encoder
+    names = ('backbone', 'image_encoder')
+    return [
+        (name, parameter)
+        for name, parameter in model.named_parameters()
+        if any(each in name for each in names)
+    ]
 
 
 def check_steps(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Sequence
@@ -25,7 +26,8 @@ setting for the model. A row that trains with the plugin has passed all of this:
   says so, and the term is exactly 0 with the student's weights frozen too. The losses
   of the model itself are bitwise those without the plugin, and no buffer of the
   teacher changes.
-- At disturbed weights every term is positive, and its gradient reaches the student.
+- At disturbed weights every term is positive, and its gradient reaches the student; of
+  all terms together it reaches the backbone, unless that is frozen.
 - Three optimizer steps with a running average as the teacher: all terms are finite, at
   least one is positive, and the keys of the `state_dict` are the stock model's.
 
@@ -67,7 +69,23 @@ def write_report(
     for zoo in dict.fromkeys(record['key'].split('::')[0] for record in records):
         here = [record for record in records if record['key'].startswith(f'{zoo}::')]
         lines += ['', f'## {zoo}', '', *_table(here)]
+    lines += ['', *_silent(done)]
     path.write_text('\n'.join(lines) + '\n')
+
+
+def _silent(records: Sequence[dict[str, Any]]) -> list[str]:
+    counts = Counter(name for record in records for name in record.get('silent', []))
+    return [
+        '## What the terms do not depend on',
+        '',
+        'Each part of the teacher was disturbed by itself. The weights of these moved',
+        'no term: heads that are not compared, proposals and queries that are the',
+        "student's on both sides, and what only other steps use.",
+        '',
+        '| part | configs |',
+        '|---|---|',
+        *(f'| `{name}` | {count} |' for name, count in counts.most_common()),
+    ]
 
 
 def _table(records: Sequence[dict[str, Any]]) -> list[str]:

@@ -52,10 +52,17 @@ class Classifier(Family):
         """Return the sites of a classifier."""
         return {**super().readers(), 'logits': self._read_logits}
 
-    def _read_logits(self, replayed: Replayed) -> list[Pair]:
+    def _has_several_labels(self) -> bool:
+        # the loss, or what it smooths the labels for
         loss = getattr(self.head, 'loss_module', None)
+        losses = (loss, getattr(loss, 'ce', None))
+        sigmoid = any(getattr(each, 'use_sigmoid', False) for each in losses)
+        # MMPretrain's heads of several labels choose them by a threshold
+        return sigmoid or hasattr(self.head, 'thr')
+
+    def _read_logits(self, replayed: Replayed) -> list[Pair]:
         context = dict(activation='softmax')
-        if getattr(loss, 'use_sigmoid', False):
+        if self._has_several_labels():
             context = dict(activation='sigmoid', average_over='positives')
         return [
             Pair('logits', student, teacher, context)

@@ -6,7 +6,20 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from .family import Family, Pair, Reader, Replayed, head_seams, output_names, stages
+from mmselfdistill.replay import Call
+
+from .family import (
+    UNREAD,
+    Family,
+    Pair,
+    Reader,
+    Replayed,
+    head_seams,
+    output_names,
+    stages,
+    text_seams,
+    unread_heads,
+)
 from .instance_masks import MaskReader, find_masks
 from .predictions import READ, Predictions, foreground, read_head
 
@@ -88,7 +101,8 @@ class DenseDetector(Family):
         others = [path for path in heads if not path.startswith('bbox_head.')]
         # between the box head and the mask head, which is given its positives
         positives = list(self.masks.state) if self.masks else []
-        return [self.features, *ours, *positives, *others]
+        text = text_seams(self.model)
+        return [self.features, *text, *ours, *positives, *others]
 
     def state(self) -> dict[str, str]:
         """Return where the box head keeps its positives for the mask head."""
@@ -109,6 +123,10 @@ class DenseDetector(Family):
     def skipped(self) -> dict[str, str]:
         """Return outputs of the head that are not compared."""
         found = {name: why for name, why in _SKIPPED.items() if name in self.outputs}
+        read = ['bbox_head', *(['mask_head'] if self.masks else [])]
+        found.update(dict.fromkeys(unread_heads(self.model, read), UNREAD))
+        if 'shape_preds' in self.outputs:
+            found['bbox_preds'] = 'offsets from anchors that each model predicts itself'
         if hasattr(self.heads[-1], 'num_buckets'):
             found['bbox_preds'] = 'buckets and offsets in them: only together a box'
         return found
@@ -116,7 +134,8 @@ class DenseDetector(Family):
     def _has_boxes(self) -> bool:
         buckets = hasattr(self.heads[-1], 'num_buckets')
         named = {'bbox_preds', 'pts_preds_refine', 'pred_maps', 'wh_preds'}
-        return bool(named & {*self.outputs}) and not buckets
+        own_anchors = 'shape_preds' in self.outputs
+        return bool(named & {*self.outputs}) and not buckets and not own_anchors
 
     def _read_logits(self, replayed: Replayed) -> list[Pair]:
         pairs = []
@@ -168,8 +187,22 @@ class DenseDetector(Family):
             names = output_names(head)
             if 'anchor_list' in names:
                 names = ['features', *names[2:]]
+            # what decodes boxes may be learned
+            teacher = replayed.teacher
+            other = head if teacher is None else teacher.get_submodule(path)
             for ours, theirs in replayed.of(f'{path}.forward'):
-                student = read_head(head, dict(zip(names, ours.output)))
-                teacher = read_head(head, dict(zip(names, theirs.output)))
-                found.append((student, teacher))
+                found.append(
+                    (
+                        read_head(head, _named(names, ours)),
+                        read_head(other, _named(names, theirs)),
+                    )
+                )
         return found
+
+
+def _named(names: list[str], call: Call) -> dict[str, Any]:
+    """Name what a head returned, with the mask of the text that it was given."""
+    given = (*call.args, *call.kwargs.values())
+    texts = [each for each in given if isinstance(each, dict) and 'masks' in each]
+    text = dict(text_masks=texts[0]['masks']) if texts else {}
+    return {**text, **dict(zip(names, call.output))}

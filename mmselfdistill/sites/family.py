@@ -40,12 +40,15 @@ class Replayed:
         calls (list[tuple[Call, Call]]): Each recorded call of the student with
             the teacher's version of it.
         data_samples (Sequence): The batch's annotations, as the model got them.
+        teacher (nn.Module, optional): The teacher. Defaults to None: both calls
+            are the student's, to see their shapes.
         predictions (list, optional): What a family has read from the calls, for
             all of its sites. Defaults to None: nothing yet.
     """
 
     calls: list[tuple[Call, Call]]
     data_samples: Sequence[Any]
+    teacher: nn.Module | None = None
     predictions: list[Any] | None = None
 
     def of(self, path: str) -> list[tuple[Call, Call]]:
@@ -102,7 +105,8 @@ class Family:
     def shared(self) -> list[str]:
         """Return the paths of modules of which the teacher uses the student's.
 
-        Learned queries: they have no order that two models would agree on.
+        Or of parameters. Learned queries: they have no order that two models
+        would agree on.
         """
         return []
 
@@ -117,10 +121,7 @@ class Family:
 
     def skipped(self) -> dict[str, str]:
         """Return what the model predicts that is not distilled, and why not."""
-        heads = ', '.join(path[: -len('.forward')] for path in head_seams(self.model))
-        if not heads or type(self) is not Family:
-            return {}
-        return {heads: 'it is not known how to read what this head returns'}
+        return dict.fromkeys(unread_heads(self.model, []), UNREAD)
 
 
 class Unknown(Family):
@@ -173,6 +174,26 @@ def feature_seam(model: nn.Module) -> str | None:
 def head_seams(model: nn.Module) -> list[str]:
     """Return the ``forward`` of each head that the model has itself."""
     return [f'{path}.forward' for name in _HEADS for path in stages(model, name)]
+
+
+UNREAD = 'it is not known how to read what it returns'
+
+
+def unread_heads(model: nn.Module, read: Sequence[str]) -> list[str]:
+    """Return the names of a model's heads besides those that are read."""
+    return [
+        name
+        for name, part in model.named_children()
+        if name.endswith('head')
+        and name not in read
+        and next(part.parameters(), None) is not None
+    ]
+
+
+def text_seams(model: nn.Module) -> list[str]:
+    """Return the calls that turn a text into features, where there are any."""
+    names = ('language_model', 'text_feat_map')
+    return [f'{path}.forward' for name in names for path in stages(model, name)]
 
 
 def stages(model: nn.Module, name: str) -> list[str]:

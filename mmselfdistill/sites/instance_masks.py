@@ -35,7 +35,7 @@ class MaskReader:
 
 def find_masks(model: Any) -> MaskReader | None:
     """Return how the masks of a model with a dense ``bbox_head`` are read."""
-    if isinstance(getattr(model, 'mask_head', None), nn.Module):
+    if 'positive_infos' in output_names(getattr(model, 'mask_head', None)):
         # CondInst, BoxInst, YOLACT: masks of the positives of the box head
         read = partial(_read_positives, model.mask_head)
         return MaskReader(read, {'bbox_head.get_positive_infos': '_raw_positive_infos'})

@@ -81,7 +81,10 @@ class Nested(Family):
             for ours, theirs in replayed.calls
             if ours.path.startswith(f'{self.path}.')
         ]
-        return reader(Replayed(calls, replayed.data_samples))
+        teacher = replayed.teacher
+        if teacher is not None:
+            teacher = teacher.get_submodule(self.path)
+        return reader(Replayed(calls, replayed.data_samples, teacher))
 
     def _inside(self, call: Call) -> Call:
         return replace(call, path=call.path[len(self.path) + 1 :])

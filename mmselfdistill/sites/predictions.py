@@ -87,8 +87,10 @@ def _classes(head: Any, outputs: Outputs) -> Predictions:
     levels = outputs['cls_scores']
     classes = getattr(head, 'cls_out_channels', None) or levels[0].shape[1]
     if levels[0].dim() == 3:
-        # one score a token of a text: (N, H * W, tokens)
-        logits = torch.cat([level.flatten(0, 1) for level in levels])
+        # one score a token of a text: (N, H * W, tokens), of which some are padding
+        padding = outputs['text_masks'][:, None] == 0
+        held = [level.masked_fill(padding, -torch.inf) for level in levels]
+        logits = torch.cat([level.flatten(0, 1) for level in held])
     else:
         logits = rows(levels, classes)
     found = Predictions(logits, activation_of(head))

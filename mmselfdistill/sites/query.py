@@ -7,8 +7,19 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from .family import Family, Pair, Reader, Replayed, head_seams, output_names, stages
+from .family import (
+    Family,
+    Pair,
+    Reader,
+    Replayed,
+    head_seams,
+    output_names,
+    stages,
+    text_seams,
+)
 from .predictions import activation_of, corners_as_distances, foreground
+
+_ON_LABELS = 'they train on the labels alone'
 
 
 class QueryDetector(Family):
@@ -58,7 +69,8 @@ class QueryDetector(Family):
         """Return the steps of the transformer but the one that chooses queries."""
         names = ('pre_transformer', 'forward_encoder', 'forward_decoder')
         steps = [name for name in names if hasattr(self.model, name)]
-        return [self.features, *steps, *head_seams(self.model)]
+        text = text_seams(self.model)
+        return [self.features, *text, *steps, *head_seams(self.model)]
 
     def state(self) -> dict[str, str]:
         """Return where DDQ keeps the numbers of its queries."""
@@ -74,7 +86,7 @@ class QueryDetector(Family):
     def skipped(self) -> dict[str, str]:
         """Return the predictions that are not compared."""
         return {
-            'decoder layers but the last': 'the last one teaches them already',
+            'decoder layers but the last': _ON_LABELS,
             'denoising queries': 'they are given what to answer',
         }
 
@@ -119,6 +131,7 @@ def _sides(boxes: Tensor) -> Tensor:
     return corners_as_distances(torch.cat([centre - size / 2, centre + size / 2], 1))
 
 
+_QUERIES = ('query_embed', 'query_feat', 'query_pos_embed')
 _MASK_HEADS = ('panoptic_head', 'track_head', 'decode_head')
 
 
@@ -157,9 +170,11 @@ class QuerySegmentor(Family):
     def shared(self) -> list[str]:
         """Return the learned queries."""
         head = self.model.get_submodule(self.path)
-        names = ('query_embed', 'query_feat')
-        known = dict(head.named_children())
-        return [f'{self.path}.{name}' for name in names if name in known]
+        # SAN's are parameters, of a network inside its head
+        paths = [name for name, _ in head.named_modules()]
+        paths += [name for name, _ in head.named_parameters()]
+        found = [path for path in paths if path.rpartition('.')[2] in _QUERIES]
+        return [f'{self.path}.{path}' for path in found]
 
     def readers(self) -> dict[str, Reader]:
         """Return the sites of the last decoder layer."""
@@ -168,7 +183,7 @@ class QuerySegmentor(Family):
 
     def skipped(self) -> dict[str, str]:
         """Return the predictions that are not compared."""
-        return {'decoder layers but the last': 'the last one teaches them already'}
+        return {'decoder layers but the last': _ON_LABELS}
 
     def _read_logits(self, replayed: Replayed) -> list[Pair]:
         context = dict(activation='softmax', average_over='positives')

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmselfdistill.replay import tensors_in
@@ -25,8 +26,8 @@ class Segmentor(Family):
     features   stages of the backbone, or of the neck where there is one: PKD
     logits     (N, C, H, W) of each prediction that the heads train, at its own
                resolution; (N * points, C) of a head that refines the student's
-               uncertain points. KL, binary where there is one channel; pixels
-               with the ignored label do not count
+               uncertain points. KL, binary where the head trains sigmoids;
+               pixels and points with the ignored label do not count
     ========== ================================================================
     """
 
@@ -57,19 +58,29 @@ class Segmentor(Family):
         ]
         return [*super().seams(), *steps]
 
+    def observed(self) -> list[str]:
+        """Return where the places of the points are seen: their loss."""
+        heads = zip(self.paths, self.heads)
+        return [
+            f'{path}.loss_by_feat' for path, h in heads if hasattr(h, _POINT_STEPS[0])
+        ]
+
     def readers(self) -> dict[str, Reader]:
         """Return the sites of a segmentor."""
-        if self.skipped():
+        if self._depths():
             return super().readers()
         return {**super().readers(), 'logits': self._read_logits}
 
     def skipped(self) -> dict[str, str]:
-        """Return heads that predict no classes."""
-        return {
-            path: 'it predicts depth, which has no scale to compare it by'
-            for path, head in zip(self.paths, self.heads)
-            if hasattr(head, 'max_depth')
-        }
+        """Return heads that predict no classes, or none that inference uses."""
+        why = 'it predicts depth, which has no scale to compare it by'
+        found = dict.fromkeys(self._depths(), why)
+        auxiliary = stages(self.model, 'auxiliary_head')
+        return {**found, **dict.fromkeys(auxiliary, 'it is no part of inference')}
+
+    def _depths(self) -> list[str]:
+        heads = zip(self.paths, self.heads)
+        return [path for path, head in heads if hasattr(head, 'max_depth')]
 
     def _read_logits(self, replayed: Replayed) -> list[Pair]:
         pairs: list[Pair] = []
@@ -80,21 +91,44 @@ class Segmentor(Family):
                 for student, teacher in both:
                     if student.dim() > 2 and student.shape[1] == head.out_channels:
                         name = f'logits[{len(pairs)}]'
-                        pairs.append(_pair(name, student, teacher, head, replayed))
+                        valid = self._valid(path, head, student, replayed)
+                        pairs.append(_pair(name, student, teacher, head, valid))
         return pairs
+
+    def _valid(
+        self, path: str, head: Any, logits: Tensor, replayed: Replayed
+    ) -> Tensor:
+        """Return 1 where there is a label: (N, H, W), or (N * points)."""
+        samples, ignored = replayed.data_samples, head.ignore_index
+        if logits.dim() == 4:
+            return labelled(samples, logits.shape[2:], ignored)
+        ((call, _),) = replayed.of(f'{path}.loss_by_feat')
+        points = call.kwargs.get('points', (*call.args, None, None)[1])
+        labels = labelled(samples, samples[0].gt_sem_seg.shape, ignored)
+        grid = 2 * points[:, :, None] - 1
+        align = head.align_corners
+        found = F.grid_sample(labels[:, None], grid, 'nearest', align_corners=align)
+        return found.flatten()
 
 
 def _pair(
-    name: str, student: Tensor, teacher: Tensor, head: Any, replayed: Replayed
+    name: str, student: Tensor, teacher: Tensor, head: Any, valid: Tensor
 ) -> Pair:
-    activation = 'sigmoid' if head.out_channels == 1 else 'softmax'
-    context: dict[str, Any] = dict(activation=activation)
     if student.dim() == 3:
         student, teacher = _points(student), _points(teacher)
-    else:
-        size, ignored = student.shape[2:], head.ignore_index
-        context.update(valid=labelled(replayed.data_samples, size, ignored))
+    context = dict(activation=_activation(head), valid=valid)
     return Pair(name, student, teacher, context)
+
+
+def _activation(head: Any) -> str:
+    """Say what the losses of the classes train: a Dice takes sigmoids of either."""
+    losses = head.loss_decode
+    listed = losses if isinstance(losses, nn.ModuleList) else [losses]
+    of_classes = [each for each in listed if 'CrossEntropy' in type(each).__name__]
+    sigmoid = of_classes and all(
+        getattr(each, 'use_sigmoid', False) for each in of_classes
+    )
+    return 'sigmoid' if sigmoid or head.out_channels == 1 else 'softmax'
 
 
 def _points(logits: Tensor) -> Tensor:

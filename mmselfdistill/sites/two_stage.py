@@ -10,9 +10,28 @@ from torch import Tensor, nn
 
 from mmselfdistill.replay import Call
 
-from .family import Family, Pair, Reader, Replayed, labelled, stages
+from .family import (
+    UNREAD,
+    Family,
+    Pair,
+    Reader,
+    Replayed,
+    labelled,
+    stages,
+    unread_heads,
+)
 from .predictions import activation_of, corners_as_distances, foreground
 
+# SCNet hands features of the positives from the boxes to the masks.
+_STEPS = (
+    '_bbox_forward',
+    '_slice_pos_feats',
+    'feat_relay_head',
+    '_mask_forward',
+    'semantic_head',
+    'glbctx_head',
+)
+_READ = ('shared_head', 'bbox_head', 'mask_head', 'semantic_head', 'feat_relay_head')
 # Parts that are not compared.
 _SKIPPED = {
     'rpn_head': "its proposals are the same on both sides: the student's",
@@ -33,7 +52,7 @@ class TwoStageDetector(Family):
     ========== ================================================================
     features   neck, one (N, C, H, W) a level: PKD
     logits     one (RoIs, C + 1) a stage: KL; of sigmoid heads (Sparse R-CNN)
-               over the teacher's positives; of Seesaw's heads object or not,
+               (RoIs, C), over the teacher's positives; of Seesaw's object or not,
                and the classes where the teacher sees an object
     boxes      one (RoIs, 4) a stage, by the teacher's confidence: L1 of the
                offsets of its likeliest class, GIoU of boxes that come decoded
@@ -63,9 +82,8 @@ class TwoStageDetector(Family):
 
     def seams(self) -> list[str]:
         """Return the steps of the RoI head, of which none proposes or samples."""
-        names = ('_bbox_forward', '_mask_forward', 'semantic_head', 'glbctx_head')
         paths = [self.features]
-        for name in names:
+        for name in _STEPS:
             part = getattr(self.roi_head, name, None)
             if part is not None:
                 call = '.forward' if isinstance(part, nn.Module) else ''
@@ -95,6 +113,8 @@ class TwoStageDetector(Family):
         """Return parts that are not compared."""
         parts = {name for name, _ in self.model.named_modules()}
         found = {name: why for name, why in _SKIPPED.items() if name in parts}
+        for name in unread_heads(self.roi_head, _READ):
+            found.setdefault(f'roi_head.{name}', UNREAD)
         if any(hasattr(head, 'num_buckets') for head in self._heads()):
             found['boxes'] = 'buckets and offsets in them: only together a box'
         return found
@@ -118,19 +138,15 @@ class TwoStageDetector(Family):
         for ours, theirs in replayed.of('roi_head._bbox_forward'):
             head = self._head(ours)
             student, teacher = _scores(head, ours), _scores(head, theirs)
-            name = f'logits[{len(pairs)}]'
-            if getattr(head.loss_cls, 'custom_activation', False):
-                # Seesaw: classes, then object and background
-                sure = foreground(teacher[:, -2:], 'softmax')
+            context: dict[str, Any] = dict(activation=activation_of(head))
+            if _is_seesaw(head, teacher):
                 both = (student[:, -2:], teacher[:, -2:])
                 pairs.append(Pair('objects', *both, dict(activation='softmax')))
-                student, teacher = student[:, :-2], teacher[:, :-2]
-                context = dict(activation='softmax', valid=sure)
-            else:
-                context = dict(activation=activation_of(head))
-                if context['activation'] == 'sigmoid':
-                    context.update(average_over='positives')
-            pairs.append(Pair(name, student, teacher, context))
+                context.update(valid=_objects(head, teacher))
+            elif context['activation'] == 'sigmoid':
+                context.update(average_over='positives')
+            both = (_classes(head, student), _classes(head, teacher))
+            pairs.append(Pair(f'logits[{len(pairs)}]', *both, context))
         return pairs
 
     def _read_boxes(self, replayed: Replayed) -> list[Pair]:
@@ -138,9 +154,7 @@ class TwoStageDetector(Family):
         for ours, theirs in replayed.of('roi_head._bbox_forward'):
             head = self._head(ours)
             scores = _scores(head, theirs)
-            custom = getattr(head.loss_cls, 'custom_activation', False)
-            sure = foreground(scores[:, -2:] if custom else scores, activation_of(head))
-            context = dict(confidence=sure, box_kind='deltas')
+            context = dict(confidence=_objects(head, scores), box_kind='deltas')
             if 'decoded_bboxes' in ours.output:
                 context.update(box_kind='distances')
                 student = corners_as_distances(ours.output['decoded_bboxes'])
@@ -201,6 +215,29 @@ def _scores(head: Any, call: Call) -> Tensor:
         return scores.flatten(0, 1)
     count = getattr(head, 'num_instance', 1)
     return scores.reshape(len(scores) * count, scores.shape[1] // count)
+
+
+def _is_seesaw(head: Any, scores: Tensor) -> bool:
+    # other losses have an activation of their own too, and no such channels
+    custom = getattr(head.loss_cls, 'custom_activation', False)
+    return bool(custom) and scores.shape[1] == head.num_classes + 2
+
+
+def _classes(head: Any, scores: Tensor) -> Tensor:
+    """Return (RoIs, C), or (RoIs, C + 1) where a softmax needs the background."""
+    if _is_seesaw(head, scores):
+        # then object and background
+        return scores[:, :-2]
+    if activation_of(head) == 'sigmoid':
+        return scores[:, : head.num_classes]
+    return scores
+
+
+def _objects(head: Any, scores: Tensor) -> Tensor:
+    """Return the probability (RoIs) of any object."""
+    if _is_seesaw(head, scores):
+        return foreground(scores[:, -2:], 'softmax')
+    return foreground(_classes(head, scores), activation_of(head))
 
 
 def _offsets(boxes: Tensor, count: int) -> Tensor:
