@@ -37,6 +37,8 @@ from mmselfdistill.distiller import Distiller, build_distiller, describe
 from mmselfdistill.hooks import EMATeacherHook
 from mmselfdistill.teacher import make_teacher
 
+SCOPES = ('mmdet', 'mmseg', 'mmpretrain')
+
 
 def settings(cfg: Config) -> dict[str, Any]:
     """Return terms, schedule and weight of a config's hook, or of the default."""
@@ -62,9 +64,14 @@ def inspect(cfg: Config, size: int | None) -> str:
     """Return what is distilled of a config's model, and what is not.
 
     Raises:
-        ValueError: If a term is wrong, or no family covers the model.
+        ValueError: If a term is wrong, no family covers the model, or it makes no
+            training step here.
     """
-    zoo = cfg.default_scope
+    zoo = cfg.get('default_scope')
+    if zoo not in SCOPES:
+        raise ValueError(
+            f'default_scope: expected one of {SCOPES} in the config, but got {zoo!r}'
+        )
     model_cfg = prepared(cfg.model, zoo_folder(zoo), few={})
     enter(zoo, model_cfg)
     size = size or size_of(model_cfg)
@@ -73,7 +80,14 @@ def inspect(cfg: Config, size: int | None) -> str:
     distiller.teacher = make_teacher(model)
     model.train()
     batch = make_batch(zoo, model, model_cfg, size, wants_masks(cfg))
-    stock = operations(lambda: step(model, batch))
+    try:
+        stock = operations(lambda: step(model, batch))
+    except Exception as error:
+        first = str(error).strip().partition('\n')[0]
+        raise ValueError(
+            f'{type(model).__name__} makes no training step on this machine, without '
+            f'self-distillation: {type(error).__name__}: {first}'
+        ) from error
     distiller.attach()
     distiller.progress = 0.5  # past a warm-up
     ours = operations(lambda: step(model, batch))

@@ -43,7 +43,7 @@ def enter(zoo: str, model: Any) -> None:
 
 def wants_masks(cfg: Any) -> bool:
     """Say whether a config's pipeline loads the masks of objects."""
-    pipeline = str(cfg.train_dataloader)
+    pipeline = str(cfg.get('train_dataloader'))
     return "'with_mask': True" in pipeline or 'LoadPanoptic' in pipeline
 
 

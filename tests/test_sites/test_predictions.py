@@ -78,6 +78,20 @@ def test_fovea_predicts_logarithms_though_it_has_the_coder_of_distances() -> Non
     assert kinds == ['distances', 'deltas']
 
 
+def test_padding_of_a_text_is_never_a_class() -> None:
+    head = SimpleNamespace(use_sigmoid_cls=True)
+    masks = torch.tensor([[1, 1, 0], [1, 0, 0]])
+    levels = [torch.randn(2, count, 3) for count in (4, 2)]
+    found = read_head(head, dict(cls_scores=levels, text_masks=masks))
+    first, second = (torch.cat([level[i] for level in levels]) for i in (0, 1))
+    kept = found.logits.isfinite()
+    assert int(kept.sum()) == 6 * 2 + 6 * 1
+    # of each level, all positions of the first image, then of the second
+    assert torch.equal(found.logits[:4, :2], first[:4, :2])
+    assert torch.equal(found.logits[4:8, 0], second[:4, 0])
+    assert (found.foreground()[4:8] == second[:4, 0].sigmoid()).all()
+
+
 def test_levels_may_differ_in_their_anchors() -> None:
     head = SimpleNamespace(cls_out_channels=3, use_sigmoid_cls=False)
     scores = [torch.randn(2, 4 * 3, 4, 4), torch.randn(2, 6 * 3, 2, 2)]

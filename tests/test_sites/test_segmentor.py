@@ -142,6 +142,19 @@ def test_one_channel_is_a_sigmoid(
     assert pair.context['activation'] == 'sigmoid'
 
 
+@pytest.mark.parametrize('several', [False, True], ids=['one loss', 'two losses'])
+def test_classes_trained_as_sigmoids_are_compared_as_such(
+    digits: Callable[..., Any], iterate: Callable[..., Any], several: bool
+) -> None:
+    loss: Any = dict(type='CrossEntropyLoss', use_sigmoid=True)
+    if several:
+        loss = [loss, dict(type='DiceLoss', loss_name='loss_dice')]
+    model = digits(SEGFORMER, decode_head__loss_decode=loss)
+    (pair,) = iterate(model).read('logits')
+    assert pair.student.shape[1] == 11
+    assert pair.context['activation'] == 'sigmoid'
+
+
 @pytest.fixture(scope='module')
 def cascade(digits: Callable[..., Any], iterate: Callable[..., Any]) -> Any:
     return iterate(digits(DEEPLAB, **CASCADE))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mmselfdistill.losses import MaskDistillLoss
 from mmselfdistill.replay import Call
-from mmselfdistill.sites.two_stage import _offsets, _scores
+from mmselfdistill.sites.two_stage import _classes, _objects, _offsets, _scores
 
 FASTER = 'faster-rcnn_r18_fpn_50e_digits'
 MASK = 'mask-rcnn_r18_fpn_50e_digits'
@@ -247,3 +247,39 @@ def test_offsets_and_scores_of_no_roi_are_read() -> None:
     for count in (0, 3):
         call.output = dict(cls_score=torch.zeros(count, 4))
         assert _scores(head, call).shape == (2 * count, 2)
+
+
+@pytest.mark.parametrize(
+    ('loss', 'columns', 'classes', 'objects'),
+    [
+        # softmax: background is the last
+        (dict(use_sigmoid=False), 4, 4, lambda s: 1 - s.softmax(1)[:, -1]),
+        # sigmoid with a channel for the background, which is no object
+        (dict(use_sigmoid=True), 4, 3, lambda s: s[:, :3].amax(1).sigmoid()),
+        # V3Det's: an activation of its own, and a channel for each class
+        (
+            dict(use_sigmoid=True, custom_activation=True),
+            3,
+            3,
+            lambda s: s.amax(1).sigmoid(),
+        ),
+        # Seesaw: classes, then object or not
+        (
+            dict(use_sigmoid=False, custom_activation=True),
+            5,
+            3,
+            lambda s: s[:, 3:].softmax(1)[:, 0],
+        ),
+    ],
+    ids=['softmax', 'sigmoid', 'v3det', 'seesaw'],
+)
+def test_the_background_is_no_object(
+    loss: dict[str, Any],
+    columns: int,
+    classes: int,
+    objects: Callable[[Tensor], Tensor],
+) -> None:
+    head = SimpleNamespace(num_classes=3, loss_cls=SimpleNamespace(**loss))
+    scores = torch.randn(7, columns)
+    assert torch.equal(_classes(head, scores), scores[:, :classes])
+    torch.testing.assert_close(_objects(head, scores), objects(scores))

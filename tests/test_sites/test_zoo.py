@@ -10,11 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from mmengine.config import Config
 from mmengine.logging import MMLogger
+from torch import nn
 
 sys.path.append(str(Path(__file__).parents[2] / 'tools'))
 from launching import zoo_folder
-from zoo_check import check_config
+from zoo_check import check_config, disturb, loss_of, ours, silent_parts
+from zoo_inputs import make_batch
+from zoo_models import build, calibrate, enter, prepared, wants_masks
+
+from mmselfdistill.distiller import build_distiller
+from mmselfdistill.sites import find_family
+from mmselfdistill.teacher import make_teacher, still
+
+AUXILIARY, PROPOSALS = ['auxiliary_head'], ['rpn_head']
 
 # config: its family, and its terms besides features
 ZOO = {
@@ -85,3 +96,72 @@ def test_a_family_of_the_zoo_trains(key: str) -> None:
     for term in record['terms'].values():
         assert term['equal'] <= 1e-6 * term['apart']
         assert len(term['steps']) == 3
+
+
+def trained(key: str) -> tuple[Any, Any]:
+    """Return the distiller of a config, and a batch for its model."""
+    zoo, name = key.split('::')
+    root = zoo_folder(zoo)
+    whole = Config.fromfile(root / name)
+    cfg = prepared(whole.model, root)
+    enter(zoo, cfg)
+    model = build(zoo, cfg, 64)
+    batch = make_batch(zoo, model, cfg, 64, wants_masks(whole))
+    calibrate(model, batch)
+    still(model)
+    distiller = build_distiller(model)
+    distiller.teacher = make_teacher(model)
+    distiller.attach()
+    return distiller, batch
+
+
+def test_a_learned_scale_of_boxes_is_each_sides_own() -> None:
+    distiller, batch = trained('mmdet::reppoints/reppoints-moment_r50_fpn_1x_coco.py')
+    losses = ours(loss_of(distiller.student, batch))
+    assert [float(each) for each in losses.values()] == [0.0, 0.0, 0.0]
+    with torch.no_grad():
+        distiller.teacher.bbox_head.moment_transfer.add_(1.0)
+    losses = ours(loss_of(distiller.student, batch))
+    assert losses['boxes'] > 1e-3
+    assert losses['logits'] == losses['features'] == 0
+
+
+def test_points_without_a_label_do_not_count() -> None:
+    key = 'mmseg::point_rend/pointrend_r50_4xb4-160k_ade20k-512x512.py'
+    distiller, batch = trained(key)
+    disturb(distiller.teacher)
+    assert ours(loss_of(distiller.student, batch))['logits'] > 1e-3
+    for sample in batch['data_samples']:
+        sample.gt_sem_seg.data.fill_(255)
+    assert ours(loss_of(distiller.student, batch))['logits'] == 0
+
+
+@pytest.mark.parametrize(
+    ('key', 'parts'),
+    [
+        ('mmseg::pspnet/pspnet_r18-d8_4xb2-80k_cityscapes-512x1024.py', AUXILIARY),
+        ('mmdet::faster_rcnn/faster-rcnn_r18_fpn_8xb8-amp-lsj-200e_coco.py', PROPOSALS),
+    ],
+)
+def test_parts_that_move_no_term_are_found(key: str, parts: list[str]) -> None:
+    distiller, batch = trained(key)
+    distiller.detach()
+    assert silent_parts(distiller, batch) == parts
+
+
+def test_a_mask_head_of_another_kind_is_not_read_but_named() -> None:
+    class WithMasks(nn.Module):
+        def __init__(self, model: Any) -> None:
+            super().__init__()
+            for name, part in model.named_children():
+                setattr(self, name, part)
+            self.mask_head = nn.Conv2d(8, 5, 1)
+            self.extract_feat = model.extract_feat
+
+    key = 'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py'
+    distiller, _ = trained(key)
+    family = find_family(WithMasks(distiller.student))
+    assert list(family.readers()) == ['features', 'logits', 'boxes']
+    assert family.skipped() == {
+        'mask_head': 'it is not known how to read what it returns'
+    }

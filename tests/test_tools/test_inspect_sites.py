@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
 
@@ -75,3 +76,24 @@ def test_counts_the_operations_of_both_passes() -> None:
     # two for each multiplication; two gradients cost as much again, each
     assert operations(lambda: layer(x)) == 2 * 7 * 3 * 5
     assert operations(lambda: layer(x).sum().backward()) == 3 * 2 * 7 * 3 * 5
+
+
+@pytest.mark.parametrize(
+    ('config', 'option', 'message'),
+    [
+        (RETINANET, 'default_scope=None', 'default_scope: expected one of'),
+        (
+            'mmdet::carafe/faster-rcnn_r50_fpn-carafe_1x_coco',
+            'train_dataloader=None',
+            'FasterRCNN makes no training step on this machine, without '
+            'self-distillation: RuntimeError: carafe_forward_impl',
+        ),
+    ],
+)
+def test_says_in_a_line_why_nothing_can_be_shown(
+    config: str, option: str, message: str
+) -> None:
+    done = inspect(config, '--cfg-options', option)
+    assert done.returncode == 1
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith(message)
