@@ -122,12 +122,9 @@ def _pair(
 
 def _activation(head: Any) -> str:
     """Say what the losses of the classes train: a Dice takes sigmoids of either."""
-    losses = head.loss_decode
-    listed = losses if isinstance(losses, nn.ModuleList) else [losses]
-    of_classes = [each for each in listed if 'CrossEntropy' in type(each).__name__]
-    sigmoid = of_classes and all(
-        getattr(each, 'use_sigmoid', False) for each in of_classes
-    )
+    # K-Net's are those of the heads inside it
+    losses = [m for m in head.modules() if 'CrossEntropy' in type(m).__name__]
+    sigmoid = losses and all(getattr(m, 'use_sigmoid', False) for m in losses)
     return 'sigmoid' if sigmoid or head.out_channels == 1 else 'softmax'
 
 

@@ -79,6 +79,10 @@ ZOO = {
         'segmentor',
         'logits',
     ),
+    'mmseg::knet/knet-s3_r50-d8_fcn_8xb2-adamw-80k_ade20k-512x512.py': (
+        'segmentor',
+        'logits',
+    ),
 }
 
 
