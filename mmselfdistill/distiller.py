@@ -59,6 +59,7 @@ class Distiller:
             if term.site not in family.readers()
         ]
         self.observed = family.observed()
+        self.shared = family.shared()
         self.seams = list(dict.fromkeys([*family.seams(), *self.observed, *paths]))
         self._recording = ExitStack()
         self._calls: list[Call] | None = None
@@ -151,7 +152,7 @@ class Distiller:
     def _replay(self, calls: list[Call]) -> list[Call]:
         assert self.teacher is not None
         family = self.family
-        with lend(self.student, self.teacher, family.shared()):
+        with lend(self.student, self.teacher, self.shared):
             return replay(
                 self.teacher, calls, self.seams, self.observed, family.state()
             )

@@ -41,6 +41,8 @@ class Segmentor(Family):
         super().__init__(model)
         self.paths = stages(model, 'decode_head')
         self.heads: list[Any] = [model.get_submodule(path) for path in self.paths]
+        # it looks at every module of a head: once, not in each iteration
+        self.activations = [_activation(head) for head in self.heads]
 
     @classmethod
     def matches(cls, model: nn.Module) -> bool:
@@ -84,15 +86,18 @@ class Segmentor(Family):
 
     def _read_logits(self, replayed: Replayed) -> list[Pair]:
         pairs: list[Pair] = []
-        for path, head in zip(self.paths, self.heads):
+        heads = zip(self.paths, self.heads, self.activations)
+        for path, head, activation in heads:
             # a cascade calls a stage again to feed the next one
             for ours, theirs in replayed.of(f'{path}.forward')[:1]:
-                both = zip(tensors_in(ours.output), tensors_in(theirs.output))
-                for student, teacher in both:
+                outputs = zip(tensors_in(ours.output), tensors_in(theirs.output))
+                for student, teacher in outputs:
                     if student.dim() > 2 and student.shape[1] == head.out_channels:
                         name = f'logits[{len(pairs)}]'
                         valid = self._valid(path, head, student, replayed)
-                        pairs.append(_pair(name, student, teacher, head, valid))
+                        context = dict(activation=activation, valid=valid)
+                        both = (_rows(student), _rows(teacher))
+                        pairs.append(Pair(name, *both, context))
         return pairs
 
     def _valid(
@@ -111,15 +116,6 @@ class Segmentor(Family):
         return found.flatten()
 
 
-def _pair(
-    name: str, student: Tensor, teacher: Tensor, head: Any, valid: Tensor
-) -> Pair:
-    if student.dim() == 3:
-        student, teacher = _points(student), _points(teacher)
-    context = dict(activation=_activation(head), valid=valid)
-    return Pair(name, student, teacher, context)
-
-
 def _activation(head: Any) -> str:
     """Say what the losses of the classes train: a Dice takes sigmoids of either."""
     # K-Net's are those of the heads inside it
@@ -128,6 +124,6 @@ def _activation(head: Any) -> str:
     return 'sigmoid' if sigmoid or head.out_channels == 1 else 'softmax'
 
 
-def _points(logits: Tensor) -> Tensor:
-    """Return (N, C, points) as (N * points, C)."""
-    return logits.transpose(1, 2).flatten(0, 1)
+def _rows(logits: Tensor) -> Tensor:
+    """Return (N, C, H, W) as it is, and (N, C, points) as (N * points, C)."""
+    return logits if logits.dim() == 4 else logits.transpose(1, 2).flatten(0, 1)

@@ -130,6 +130,12 @@ def run_on_two_ranks(*configs: Path) -> None:
     assert done.returncode == 0, done.stdout[-5000:]
 
 
+def seen_by_both(path: Path) -> list[list[dict[str, Any]]]:
+    """Return what each rank saw of a config, by iteration."""
+    files = [path.with_suffix(f'.{rank}') for rank in (0, 1)]
+    return [torch.load(file, weights_only=True) for file in files]
+
+
 def split(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return parameters, and running statistics."""
     statistics = {key: t for key, t in state.items() if 'running_' in key}
@@ -145,10 +151,7 @@ def test_two_processes(runs: Runs, tmp_path: Path) -> None:
         deeplab_of(runs, hook).dump(path)
     run_on_two_ranks(*paths)
     for path in paths:
-        zero, one = (
-            torch.load(path.with_suffix(f'.{rank}'), weights_only=True)
-            for rank in (0, 1)
-        )
+        zero, one = seen_by_both(path)
         assert len(zero) == len(one) == 5
         for step, both in enumerate(zip(zero, one)):
             check_equal_weights(runs, step, *both)
@@ -167,10 +170,7 @@ def test_one_teacher_for_every_kind_of_model(runs: Runs, tmp_path: Path) -> None
         config_of(runs, name, EMA, 2).dump(path)
     run_on_two_ranks(*paths)
     for path in paths:
-        zero, one = (
-            torch.load(path.with_suffix(f'.{rank}'), weights_only=True)
-            for rank in (0, 1)
-        )
+        zero, one = seen_by_both(path)
         last, first = zero[-1], zero[0]
         assert runs.differences(last['teacher_after'], one[-1]['teacher_after']) == []
         parameters = split(last['after'])[0], split(one[-1]['after'])[0]
