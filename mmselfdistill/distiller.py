@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from mmselfdistill.replay import Call, lend, record, replay
+from mmselfdistill.replay import Call, record, replay
 from mmselfdistill.sites import Family, Pair, Replayed, find_family
-from mmselfdistill.teacher import cost_of
+from mmselfdistill.teacher import cost_of, lend
 from mmselfdistill.terms import ScheduleConfig, Term, TermConfigs, resolve_terms
 
 
@@ -60,7 +60,9 @@ class Distiller:
         ]
         self.observed = family.observed()
         self.shared = family.shared()
-        self.seams = list(dict.fromkeys([*family.seams(), *self.observed, *paths]))
+        self.kept = family.kept()
+        seams = [*family.seams(), *self.observed, *self.kept, *paths]
+        self.seams = list(dict.fromkeys(seams))
         self._recording = ExitStack()
         self._calls: list[Call] | None = None
         self._handles: list[Any] = []
@@ -154,7 +156,12 @@ class Distiller:
         family = self.family
         with lend(self.student, self.teacher, self.shared):
             return replay(
-                self.teacher, calls, self.seams, self.observed, family.state()
+                self.teacher,
+                calls,
+                self.seams,
+                self.observed,
+                family.state(),
+                self.kept,
             )
 
     def _value(self, term: Term, pairs: list[Pair]) -> Tensor:

@@ -7,7 +7,7 @@ module knows no model family: it is told the seams.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Callable, Iterator, Mapping, Sequence
@@ -16,6 +16,8 @@ import torch
 from mmengine.structures import BaseDataElement
 from mmengine.utils import apply_to
 from torch import Tensor, nn
+
+Method = Callable[..., Any]
 
 
 @dataclass
@@ -78,14 +80,26 @@ def record(
     calls: list[Call] = []
     # the number of seams being called at this moment, shared by all wrappers
     depth = [0]
-    owners = [resolve(model, path) for path in seams]
+
+    def recording(path: str, method: Method) -> Method:
+        owner, _ = resolve(model, path)
+        told = getattr(owner, state[path]) if path in state else {}
+        return _recording(path, method, calls, depth, told)
+
+    with _wrapped(model, seams, recording):
+        yield calls
+
+
+@contextmanager
+def _wrapped(
+    model: nn.Module, paths: Sequence[str], wrap: Callable[[str, Method], Method]
+) -> Iterator[None]:
+    owners = [resolve(model, path) for path in paths]
     originals = [owner.__dict__.get(name) for owner, name in owners]
     try:
-        for path, (owner, name) in zip(seams, owners):
-            told = getattr(owner, state[path]) if path in state else {}
-            wrapper = _recording(path, getattr(owner, name), calls, depth, told)
-            owner.__dict__[name] = wrapper
-        yield calls
+        for path, (owner, name) in zip(paths, owners):
+            owner.__dict__[name] = wrap(path, getattr(owner, name))
+        yield
     finally:
         for (owner, name), original in zip(owners, originals):
             if original is None:
@@ -97,11 +111,11 @@ def record(
 
 def _recording(
     path: str,
-    method: Callable[..., Any],
+    method: Method,
     calls: list[Call],
     depth: list[int],
     told: dict[str, Any],
-) -> Callable[..., Any]:
+) -> Method:
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         rng = _rng_states() if depth[0] == 0 else []
         # a module in the dict is the model's own: the teacher has another
@@ -127,6 +141,7 @@ def replay(
     seams: Sequence[str],
     observed: Sequence[str] = (),
     state: Mapping[str, str] = MappingProxyType({}),
+    kept: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> list[Call]:
     """Let the teacher make the student's calls.
 
@@ -145,6 +160,10 @@ def replay(
             teacher does not make these calls, its version of them holds its
             arguments and no output. Defaults to ().
         state (Mapping[str, str]): As it was recorded. Defaults to none.
+        kept (Mapping[str, Sequence[str]]): Seams that are called inside others,
+            and the names of those keyword arguments that stay the student's: what
+            the teacher would choose for itself. Outside of others the teacher does
+            not make these calls. Defaults to none.
 
     Returns:
         list[Call]: The teacher's version of each call: same length and order.
@@ -155,13 +174,17 @@ def replay(
     teachers: dict[int, Any] = {}
     made: list[Call] = []
     repeated = [path for path in seams if path not in observed]
-    with torch.no_grad(), _forked_rng(), record(teacher, repeated) as own:
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(_forked_rng())
+        own = stack.enter_context(record(teacher, repeated))
+        stack.enter_context(_keeping(teacher, calls, kept))
         for call in calls:
             if call.depth > 0:
                 continue
             args = _substitute(call.args, teachers)
             kwargs = _substitute(call.kwargs, teachers)
-            if call.path in observed:
+            if call.path in observed or call.path in kept:
                 made.append(Call(call.path, 0, args, kwargs, []))
                 continue
             _set_rng_states(call.rng)
@@ -179,34 +202,23 @@ def replay(
 
 
 @contextmanager
-def lend(
-    student: nn.Module, teacher: nn.Module, paths: Sequence[str]
+def _keeping(
+    teacher: nn.Module, calls: Sequence[Call], kept: Mapping[str, Sequence[str]]
 ) -> Iterator[None]:
-    """Let a teacher use the student's parameters of some modules for a while.
+    def keeping(path: str, method: Method) -> Method:
+        inside = iter([call for call in calls if call.path == path and call.depth > 0])
 
-    Args:
-        student (nn.Module): The recorded model.
-        teacher (nn.Module): A copy of it.
-        paths (Sequence[str]): Dotted paths of parameters, or of modules that hold
-            some themselves.
-    """
-    lent = [_parameters_at(student, path) for path in paths]
-    borrowed = [_parameters_at(teacher, path) for path in paths]
-    try:
-        for (owner, _), (_, parameters) in zip(borrowed, lent):
-            owner._parameters.update(parameters)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            # where the teacher makes more calls, the check at the end says so
+            ours = next(inside, None)
+            if ours is not None:
+                kwargs.update({name: ours.kwargs[name] for name in kept[path]})
+            return method(*args, **kwargs)
+
+        return wrapper
+
+    with _wrapped(teacher, [*kept], keeping):
         yield
-    finally:
-        for owner, parameters in borrowed:
-            owner._parameters.update(parameters)
-
-
-def _parameters_at(model: nn.Module, path: str) -> tuple[nn.Module, dict[str, Any]]:
-    owner, name = resolve(model, path)
-    part = getattr(owner, name)
-    if isinstance(part, nn.Module):
-        return part, dict(part._parameters)
-    return owner, {name: part}
 
 
 def tensors_in(data: Any) -> list[Tensor]:

@@ -22,6 +22,7 @@ from mmselfdistill.teacher import (
     average_into,
     copy_into,
     cost_of,
+    lend,
     make_teacher,
     still,
     tensors_of,
@@ -352,3 +353,18 @@ def test_mmcv_s_own_sync_bn_is_copied_and_stilled(tmp_path: Path) -> None:
         assert torch.equal(teacher[1].running_mean, torch.zeros(4))
     finally:
         torch.distributed.destroy_process_group()
+
+
+def test_parameters_are_lent_and_returned() -> None:
+    student, teacher = (nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1)) for _ in '12')
+    own = teacher[1].weight
+    # of a whole module, and one parameter of another
+    with lend(student, teacher, ['1', '0.bias']):
+        assert teacher[1].weight is student[1].weight
+        assert teacher[0].bias is student[0].bias
+        assert teacher[0].weight is not student[0].weight
+    assert teacher[1].weight is own
+    with pytest.raises(KeyError), lend(student, teacher, ['1']):
+        raise KeyError
+    assert teacher[1].weight is own
+    assert teacher[0].bias is not student[0].bias

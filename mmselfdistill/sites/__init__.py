@@ -12,6 +12,7 @@ from functools import partial
 from torch import nn
 
 from .classifier import Classifier
+from .collaborative import CollaborativeDetector
 from .dense import DenseDetector
 from .family import Family, Pair, Reader, Replayed, Unknown, read_outputs
 from .instance_masks import MaskGridDetector
@@ -23,6 +24,7 @@ from .two_stage import TwoStageDetector
 FAMILIES: list[type[Family]] = [
     Nested,
     QueryDetector,
+    CollaborativeDetector,
     QuerySegmentor,
     TwoStageDetector,
     DenseDetector,
@@ -52,6 +54,7 @@ def module_reader(path: str) -> Reader:
 __all__ = [
     'FAMILIES',
     'Classifier',
+    'CollaborativeDetector',
     'DenseDetector',
     'Family',
     'MaskGridDetector',

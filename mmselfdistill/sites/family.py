@@ -110,6 +110,14 @@ class Family:
         """
         return []
 
+    def kept(self) -> dict[str, tuple[str, ...]]:
+        """Return what a model chooses within a seam, where the student's choice counts.
+
+        A call inside of the seam, and the names of the keyword arguments that hold
+        what was chosen.
+        """
+        return {}
+
     def readers(self) -> dict[str, Reader]:
         """Return the sites: how each is read from the calls of an iteration."""
         return {'features': partial(read_outputs, self.features, 'features')}

@@ -51,6 +51,10 @@ class Nested(Family):
         """Return the inner model's shared modules."""
         return [self._under(path) for path in self.inner.shared()]
 
+    def kept(self) -> dict[str, tuple[str, ...]]:
+        """Return the inner model's choices."""
+        return {self._under(path): names for path, names in self.inner.kept().items()}
+
     def readers(self) -> dict[str, Reader]:
         """Return the inner model's sites."""
         return {

@@ -43,6 +43,7 @@ class QueryDetector(Family):
     """
 
     name = 'query detector'
+    path = 'bbox_head'
     defaults: ClassVar[dict[str, dict[str, Any]]] = {
         **Family.defaults,
         'logits': dict(type='SoftTargetLoss', weight=0.5, beta=1.0),
@@ -51,7 +52,7 @@ class QueryDetector(Family):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
-        self.head: Any = model.bbox_head
+        self.head: Any = getattr(model, self.path)
         # DDQ gives its decoder these branches in a step that is not repeated;
         # a plain entry keeps the keys of the state_dict as they are
         if hasattr(self.head, 'aux_reg_branches'):
@@ -62,7 +63,7 @@ class QueryDetector(Family):
     @classmethod
     def matches(cls, model: nn.Module) -> bool:
         """Say whether a model's ``bbox_head`` predicts after each decoder layer."""
-        names = output_names(getattr(model, 'bbox_head', None))
+        names = output_names(getattr(model, cls.path, None))
         return super().matches(model) and 'all_layers_cls_scores' in names
 
     def seams(self) -> list[str]:
@@ -90,6 +91,11 @@ class QueryDetector(Family):
             'denoising queries': 'they are given what to answer',
         }
 
+    def queries(self) -> int:
+        """Return the number of matching queries."""
+        count: Any = self.model.num_queries
+        return int(count)
+
     def _read_logits(self, replayed: Replayed) -> list[Pair]:
         activation = activation_of(self.head)
         context = dict(activation=activation, average_over='positives')
@@ -100,12 +106,12 @@ class QueryDetector(Family):
                 self._last(theirs.output[0]),
                 context,
             )
-            for ours, theirs in replayed.of('bbox_head.forward')
+            for ours, theirs in replayed.of(f'{self.path}.forward')
         ]
 
     def _read_boxes(self, replayed: Replayed) -> list[Pair]:
         pairs = []
-        for ours, theirs in replayed.of('bbox_head.forward'):
+        for ours, theirs in replayed.of(f'{self.path}.forward'):
             logits = self._last(theirs.output[0])
             sure = foreground(logits, activation_of(self.head))
             student, teacher = self._last(ours.output[1]), self._last(theirs.output[1])
@@ -123,7 +129,7 @@ class QueryDetector(Family):
         told = getattr(self.model, 'cache_dict', {})
         dense = told.get('num_dense_queries', 0)
         end = queries.shape[1] - dense
-        return queries[:, end - self.model.num_queries : end].flatten(0, 1)
+        return queries[:, end - self.queries() : end].flatten(0, 1)
 
 
 def _sides(boxes: Tensor) -> Tensor:

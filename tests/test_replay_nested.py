@@ -1,0 +1,156 @@
+"""Seams that are called inside of others."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mmselfdistill.replay import record, replay
+
+
+class Scale(nn.Module):
+    """Multiplies by one number."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.tensor(factor))
+        self.runs = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.runs += 1
+        return x * self.factor
+
+
+def image() -> Tensor:
+    return torch.arange(4.0)
+
+
+class Nested(nn.Module):
+    """A seam whose second part is a seam too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = Scale(2.0)
+        self.second = Scale(3.0)
+        self.both = True
+
+    def extract_feat(self, x: Tensor) -> Tensor:
+        x = self.first(x) + 1
+        return self.second(x) if self.both else x
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.second(self.extract_feat(x))
+        return result
+
+
+NESTED = ['extract_feat', 'second.forward', 'first.forward']
+
+
+def test_only_the_outermost_of_nested_calls_is_repeated() -> None:
+    student, teacher = Nested(), Nested()
+    with torch.no_grad():
+        teacher.first.factor.fill_(5.0)
+    with record(student, NESTED) as calls:
+        student(image())
+    made = replay(teacher, calls, NESTED)
+    order = [
+        ('extract_feat', 0),
+        ('first.forward', 1),
+        ('second.forward', 1),
+        ('second.forward', 0),
+    ]
+    assert [(call.path, call.depth) for call in calls] == order
+    assert [(call.path, call.depth) for call in made] == order
+    assert (teacher.first.runs, teacher.second.runs) == (1, 2)
+    # the inner calls are the teacher's own, with what it computed in between
+    assert torch.equal(made[1].output, 5 * image())
+    assert torch.equal(made[2].args[0], 5 * image() + 1)
+    assert torch.equal(made[0].output, 3 * (5 * image() + 1))
+    assert torch.equal(made[3].output, 9 * (5 * image() + 1))
+
+
+def test_differing_calls_are_an_error_that_names_them() -> None:
+    student, teacher = Nested(), Nested()
+    teacher.both = False
+    with record(student, NESTED) as calls:
+        student(image())
+    message = (
+        r"The teacher did not repeat the student's calls: the student made "
+        r"\[\('extract_feat', 0\), \('first.forward', 1\), \('second.forward', 1\), "
+        r"\('second.forward', 0\)\], the teacher \[\('extract_feat', 0\), "
+        r"\('first.forward', 1\), \('second.forward', 0\)\]"
+    )
+    with pytest.raises(RuntimeError, match=message):
+        replay(teacher, calls, NESTED)
+
+
+class Chooser(nn.Module):
+    """Chooses the larger half of what its encoder returns, and decodes it."""
+
+    def __init__(self, encoder: float, decoder: float, sign: float) -> None:
+        super().__init__()
+        self.encoder, self.decoder = Scale(encoder), Decoder(decoder)
+        self.sign = sign
+        self.again = True
+
+    def head(self, x: Tensor) -> Tensor:
+        memory = self.encoder(x)
+        chosen = (self.sign * memory).topk(2).indices
+        decoded: Tensor = self.decoder(query=chosen, memory=memory)
+        return decoded
+
+    def forward(self, x: Tensor) -> Tensor:
+        result = self.head(x)
+        # outside of the head, for something that is not compared
+        beside = torch.tensor([0, 1])
+        return result + self.decoder(query=beside, memory=x)
+
+
+class Decoder(Scale):
+    """Multiplies the memory at its queries."""
+
+    def forward(self, query: Tensor, memory: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(memory[query])
+
+
+CHOSEN = ['head', 'decoder.forward']
+KEPT = {'decoder.forward': ('query',)}
+
+
+def test_what_the_student_chose_is_kept_inside_a_seam() -> None:
+    student, teacher = Chooser(2.0, 3.0, 1.0), Chooser(5.0, 7.0, -1.0)
+    with record(student, CHOSEN) as calls:
+        student(image())
+    # left to itself the teacher chooses 0 and 1, whose memory is 0 and 5
+    alone = replay(teacher, calls, CHOSEN)
+    assert alone[0].output.tolist() == [0.0, 35.0]
+    made = replay(teacher, calls, CHOSEN, kept=KEPT)
+    order = [('head', 0), ('decoder.forward', 1), ('decoder.forward', 0)]
+    assert [(call.path, call.depth) for call in made] == order
+    # at the student's 3 and 2 the teacher's memory is 15 and 10
+    assert calls[0].output.tolist() == [18.0, 12.0]
+    assert made[0].output.tolist() == [105.0, 70.0]
+    assert made[1].kwargs['memory'].tolist() == [0.0, 5.0, 10.0, 15.0]
+
+
+def test_a_kept_call_outside_of_seams_is_not_repeated() -> None:
+    student, teacher = Chooser(2.0, 3.0, 1.0), Chooser(5.0, 7.0, -1.0)
+    with record(student, CHOSEN) as calls:
+        student(image())
+    made = replay(teacher, calls, CHOSEN, kept=KEPT)
+    assert teacher.decoder.runs == 1
+    assert made[2].output is None
+    assert 'forward' not in vars(teacher.decoder)
+
+
+def test_choices_of_several_calls_are_kept_in_order() -> None:
+    student, teacher = Chooser(2.0, 3.0, 1.0), Chooser(5.0, 7.0, -1.0)
+    with record(student, CHOSEN) as calls:
+        student.head(image())
+        student.head(-image())
+    made = replay(teacher, calls, CHOSEN, kept=KEPT)
+    assert [call.output.tolist() for call in (made[0], made[2])] == [
+        [105.0, 70.0],
+        [0.0, -35.0],
+    ]
