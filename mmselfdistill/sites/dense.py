@@ -127,6 +127,8 @@ class DenseDetector(Family):
         found.update(dict.fromkeys(unread_heads(self.model, read), UNREAD))
         if 'shape_preds' in self.outputs:
             found['bbox_preds'] = 'offsets from anchors that each model predicts itself'
+        if 'bbox_preds_refine' in self.outputs:
+            found['bbox_preds'] = 'a first guess: compared as what it is refined to'
         if hasattr(self.heads[-1], 'num_buckets'):
             found['bbox_preds'] = 'buckets and offsets in them: only together a box'
         return found

@@ -86,10 +86,13 @@ class QueryDetector(Family):
 
     def skipped(self) -> dict[str, str]:
         """Return the predictions that are not compared."""
-        return {
-            'decoder layers but the last': _ON_LABELS,
-            'denoising queries': 'they are given what to answer',
-        }
+        found = {'decoder layers but the last': _ON_LABELS}
+        parts = [path.rpartition('.')[2] for path, _ in self.model.named_modules()]
+        if {'dn_query_generator', 'dn_generator'} & {*parts}:
+            found['denoising queries'] = 'they are given what to answer'
+        if hasattr(self.model, 'dense_topk_ratio'):
+            found['dense queries'] = 'they help in training, on the labels alone'
+        return found
 
     def queries(self) -> int:
         """Return the number of matching queries."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from pathlib import Path
 from typing import Any, Callable
 
@@ -13,8 +14,14 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import PixelData
 
-from mmselfdistill.replay import record, replay
-from mmselfdistill.sites import Replayed, find_family
+sys.path.append(str(Path(__file__).parents[2] / 'tools'))
+from launching import zoo_folder
+from zoo_inputs import make_batch
+from zoo_models import FEW, build, calibrate, enter, prepared, wants_masks
+
+from mmselfdistill.distiller import build_distiller
+from mmselfdistill.replay import record
+from mmselfdistill.sites import Replayed
 from mmselfdistill.teacher import make_teacher, still
 
 CONFIGS = Path(__file__).parents[2] / 'configs' / 'digits'
@@ -38,22 +45,37 @@ class Iteration:
     def __init__(self, model: Any, data: dict[str, Any] | None = None) -> None:
         torch.manual_seed(1)
         self.model = model
-        self.family = find_family(model)
+        distiller = build_distiller(model)
+        self.family = distiller.family
         self.teacher: Any = make_teacher(model)
+        distiller.teacher = self.teacher
         with torch.no_grad():
             for parameter in self.teacher.parameters():
                 parameter.mul_(1 + 0.2 * torch.rand_like(parameter))
         self.data = data or batch_for(model)
-        seams = [*self.family.seams(), *self.family.observed()]
         samples = self.data['data_samples']
-        with record(model, seams) as calls:
+        with record(model, distiller.seams, self.family.state()) as calls:
             model.loss(self.data['inputs'], copy.deepcopy(samples))
-        made = replay(self.teacher, calls, seams, self.family.observed())
-        self.replayed = Replayed(list(zip(calls, made)), samples)
+        made = distiller._replay(calls)
+        self.replayed = Replayed(list(zip(calls, made)), samples, self.teacher)
 
     def read(self, site: str) -> Any:
         """Return the pairs of a site."""
         return self.family.readers()[site](self.replayed)
+
+
+def build_zoo(key: str, **few: int) -> tuple[Any, dict[str, Any]]:
+    """Build a zoo's model with random weights, stilled, and a batch of noise."""
+    zoo, name = key.split('::')
+    root = zoo_folder(zoo)
+    whole = Config.fromfile(root / name)
+    cfg = prepared(whole.model, root, {**FEW, **few})
+    enter(zoo, cfg)
+    model = build(zoo, cfg, 64)
+    batch = make_batch(zoo, model, cfg, 64, wants_masks(whole))
+    calibrate(model, batch)
+    still(model)
+    return model, batch
 
 
 def batch_for(model: Any) -> dict[str, Any]:
@@ -85,6 +107,11 @@ def segmentation_batch() -> dict[str, Any]:
 @pytest.fixture(scope='session')
 def digits() -> Callable[..., Any]:
     return build_digits
+
+
+@pytest.fixture(scope='session')
+def zoo() -> Callable[..., tuple[Any, dict[str, Any]]]:
+    return build_zoo
 
 
 @pytest.fixture(scope='session')

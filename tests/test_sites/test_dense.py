@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from mmselfdistill.sites import find_family
+
 CLASSES = 10
 FCOS = dict(
     _delete_=True,
@@ -222,3 +224,27 @@ def test_defaults_are_for_every_site(iteration: Any) -> None:
         (32, 8, 8),
         (32, 4, 4),
     ]
+
+
+LEFT_OUT = {
+    'mmdet::vfnet/vfnet_r50_fpn_1x_coco.py': ({'boxes'}, {'bbox_preds'}),
+    'mmdet::reppoints/reppoints-moment_r50_fpn_1x_coco.py': (
+        {'boxes'},
+        {'pts_preds_init'},
+    ),
+    'mmdet::guided_anchoring/ga-retinanet_r50_fpn_1x_coco.py': (
+        set(),
+        {'bbox_preds', 'shape_preds', 'loc_preds'},
+    ),
+    'mmdet::yolox/yolox_tiny_8xb8-300e_coco.py': ({'boxes', 'quality'}, set()),
+}
+
+
+@pytest.mark.parametrize('key', LEFT_OUT)
+def test_outputs_that_are_not_compared_are_named(
+    key: str, zoo: Callable[..., Any]
+) -> None:
+    family = find_family(zoo(key)[0])
+    sites, left_out = LEFT_OUT[key]
+    assert set(family.readers()) == {'features', 'logits', *sites}
+    assert set(family.skipped()) == left_out

@@ -7,23 +7,22 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable, Tuple
 
 import pytest
 import torch
-from mmengine.config import Config
 from mmengine.logging import MMLogger
 from torch import nn
 
 sys.path.append(str(Path(__file__).parents[2] / 'tools'))
 from launching import zoo_folder
 from zoo_check import check_config, disturb, loss_of, ours, silent_parts
-from zoo_inputs import make_batch
-from zoo_models import build, calibrate, enter, prepared, wants_masks
 
 from mmselfdistill.distiller import build_distiller
 from mmselfdistill.sites import find_family
-from mmselfdistill.teacher import make_teacher, still
+from mmselfdistill.teacher import make_teacher
+
+Trained = Callable[[str], Tuple[Any, Any]]
 
 AUXILIARY, PROPOSALS = ['auxiliary_head'], ['rpn_head']
 
@@ -102,24 +101,20 @@ def test_a_family_of_the_zoo_trains(key: str) -> None:
         assert len(term['steps']) == 3
 
 
-def trained(key: str) -> tuple[Any, Any]:
-    """Return the distiller of a config, and a batch for its model."""
-    zoo, name = key.split('::')
-    root = zoo_folder(zoo)
-    whole = Config.fromfile(root / name)
-    cfg = prepared(whole.model, root)
-    enter(zoo, cfg)
-    model = build(zoo, cfg, 64)
-    batch = make_batch(zoo, model, cfg, 64, wants_masks(whole))
-    calibrate(model, batch)
-    still(model)
-    distiller = build_distiller(model)
-    distiller.teacher = make_teacher(model)
-    distiller.attach()
-    return distiller, batch
+@pytest.fixture
+def trained(zoo: Callable[..., Any]) -> Trained:
+    def build(key: str) -> tuple[Any, Any]:
+        """Return the distiller of a config, and a batch for its model."""
+        model, batch = zoo(key)
+        distiller = build_distiller(model)
+        distiller.teacher = make_teacher(model)
+        distiller.attach()
+        return distiller, batch
+
+    return build
 
 
-def test_a_learned_scale_of_boxes_is_each_sides_own() -> None:
+def test_a_learned_scale_of_boxes_is_each_sides_own(trained: Trained) -> None:
     distiller, batch = trained('mmdet::reppoints/reppoints-moment_r50_fpn_1x_coco.py')
     losses = ours(loss_of(distiller.student, batch))
     assert [float(each) for each in losses.values()] == [0.0, 0.0, 0.0]
@@ -130,7 +125,7 @@ def test_a_learned_scale_of_boxes_is_each_sides_own() -> None:
     assert losses['logits'] == losses['features'] == 0
 
 
-def test_points_without_a_label_do_not_count() -> None:
+def test_points_without_a_label_do_not_count(trained: Trained) -> None:
     key = 'mmseg::point_rend/pointrend_r50_4xb4-160k_ade20k-512x512.py'
     distiller, batch = trained(key)
     disturb(distiller.teacher)
@@ -147,13 +142,15 @@ def test_points_without_a_label_do_not_count() -> None:
         ('mmdet::faster_rcnn/faster-rcnn_r18_fpn_8xb8-amp-lsj-200e_coco.py', PROPOSALS),
     ],
 )
-def test_parts_that_move_no_term_are_found(key: str, parts: list[str]) -> None:
+def test_parts_that_move_no_term_are_found(
+    key: str, parts: list[str], trained: Trained
+) -> None:
     distiller, batch = trained(key)
     distiller.detach()
     assert silent_parts(distiller, batch) == parts
 
 
-def test_a_mask_head_of_another_kind_is_not_read_but_named() -> None:
+def test_a_mask_head_of_another_kind_is_not_read_but_named(trained: Trained) -> None:
     class WithMasks(nn.Module):
         def __init__(self, model: Any) -> None:
             super().__init__()
