@@ -6,11 +6,16 @@ from typing import Any, Callable
 
 import pytest
 import torch
+from mmengine.registry import MODELS
+from mmengine.structures import PixelData
+from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
+from mmselfdistill.distiller import build_distiller
 from mmselfdistill.losses import SoftTargetLoss
 from mmselfdistill.replay import Call
 from mmselfdistill.sites import Replayed
+from mmselfdistill.teacher import make_teacher, still
 
 DEEPLAB = 'deeplabv3plus_r18-d8_1xb8-1500_digits-64x64'
 SEGFORMER = 'segformer_mit-b0_1xb8-1500_digits-64x64'
@@ -180,3 +185,55 @@ def test_later_stages_of_a_cascade_see_the_teachers_earlier_ones(cascade: Any) -
 def test_a_cascade_has_a_pair_a_stage(cascade: Any) -> None:
     shapes = [tuple(pair.student.shape) for pair in cascade.read('logits')]
     assert shapes == [(2, CLASSES, 8, 8)] * 2
+
+
+DEPTH: dict[str, Any] = dict(
+    type='DepthEstimator',
+    auxiliary_head=None,
+    data_preprocessor=dict(type='SegDataPreProcessor', size=(64, 64)),
+    backbone=dict(
+        type='ResNetV1c',
+        depth=18,
+        base_channels=16,
+        num_stages=4,
+        norm_cfg=dict(type='BN'),
+    ),
+    # of VPD, whose backbone is Stable Diffusion
+    decode_head=dict(
+        type='VPDDepthHead',
+        in_channels=[16, 32, 64, 128],
+        embed_dim=16,
+        feature_dim=128,
+        num_deconv_filters=(16, 16, 16),
+    ),
+)
+
+
+def test_depth_is_left_out_and_named_while_features_are_compared(
+    digits: Callable[..., Any],
+) -> None:
+    digits(SEGFORMER)  # mmseg's scope
+    torch.manual_seed(0)
+    model: Any = MODELS.build(DEPTH)
+    still(model)
+    samples = [
+        SegDataSample(gt_depth_map=PixelData(data=1 + 9 * torch.rand(1, 64, 64)))
+        for _ in '12'
+    ]
+    for sample in samples:
+        sample.set_metainfo(dict(img_shape=(64, 64)))
+    distiller = build_distiller(model)
+    assert distiller.family.readers().keys() == {'features'}
+    assert distiller.family.skipped().keys() == {'decode_head'}
+    distiller.teacher = make_teacher(model)
+    distiller.attach()
+    images = torch.rand(2, 3, 64, 64)
+    losses = model(images, samples, mode='loss')
+    assert losses.keys() == {'decode.loss_silog', 'loss_sd_features'}
+    assert float(losses['loss_sd_features'].detach()) == 0.0
+    with torch.no_grad():
+        distiller.teacher.get_parameter('backbone.layer4.1.conv2.weight').mul_(2)
+    term = model(images, samples, mode='loss')['loss_sd_features']
+    (gradient,) = torch.autograd.grad(term, model.backbone.stem[0].weight)
+    assert float(term.detach()) > 1e-4
+    assert gradient.abs().sum() > 0
