@@ -1,0 +1,106 @@
+"""What a checkpoint remembers of the settings, and what has changed since."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from mmselfdistill.losses import BoxDistillLoss
+from mmselfdistill.sites import Family, find_family
+from mmselfdistill.terms import Term, differences, resolve_terms
+
+CONFIG = Path(__file__).parents[1] / 'configs/digits/gfl_r18_fpn_50e_digits.py'
+
+
+@pytest.fixture(scope='module')
+def family() -> Family:
+    """GFL: a dense detector with features, logits and boxes."""
+    return find_family(MODELS.build(Config.fromfile(CONFIG).model))
+
+
+def only(terms: list[Term], name: str) -> Term:
+    (term,) = (term for term in terms if term.name == name)
+    return term
+
+
+def test_the_fingerprint_is_plain_and_loads_from_a_checkpoint(family: Family) -> None:
+    configs = ConfigDict(
+        boxes=dict(weight=1, schedule=dict(type='step', milestones=(0.5, 0.75))),
+        deep=dict(type='PKDLoss', site='backbone.layer3'),
+    )
+    terms = resolve_terms(family, configs, 'cosine')
+    saved = {term.name: term.config for term in terms}
+    step = dict(type='step', milestones=[0.5, 0.75])
+    assert saved['boxes'] == dict(
+        type='BoxDistillLoss', site='boxes', weight=1.0, schedule=step
+    )
+    assert saved['deep'] == dict(
+        type='PKDLoss', site='backbone.layer3', weight=1.0, schedule='cosine'
+    )
+    assert saved['logits'] == dict(
+        type='SoftTargetLoss', site='logits', weight=1.0, beta=1.0, schedule='cosine'
+    )
+    assert isinstance(only(terms, 'boxes').loss, BoxDistillLoss)
+    assert type(saved['boxes']['schedule']) is dict
+
+    # strict loading knows no ConfigDict
+    file = io.BytesIO()
+    torch.save(saved, file)
+    file.seek(0)
+    assert torch.load(file, weights_only=True) == saved
+
+
+def test_the_fingerprint_holds_what_is_no_plain_value_as_text(family: Family) -> None:
+    @MODELS.register_module()
+    class WithDevice(nn.Module):
+        def __init__(self, device: torch.device) -> None:
+            super().__init__()
+
+        def forward(self, student: Tensor, teacher: Tensor, **_: Any) -> Tensor:
+            return student.sum()
+
+    try:
+        cfg = dict(type='WithDevice', site='features', device=torch.device('cpu'))
+        term = only(resolve_terms(family, dict(mine=cfg), None), 'mine')
+    finally:
+        MODELS.module_dict.pop('WithDevice')
+    assert term.config['device'] == "device(type='cpu')"
+
+
+def test_equal_settings_differ_in_nothing(family: Family) -> None:
+    """However they are written: 1 and 1.0, tuples and lists, given or by default."""
+
+    def fingerprint(configs: dict[str, Any]) -> dict[str, Any]:
+        return {t.name: t.config for t in resolve_terms(family, configs, 'cosine')}
+
+    plain = fingerprint({})
+    same = dict(
+        logits=dict(weight=1, site='logits', schedule='cosine'),
+        boxes=dict(type='BoxDistillLoss'),
+    )
+    assert differences(fingerprint(same), plain) == []
+
+
+def test_differences_are_said_both_ways() -> None:
+    saved = dict(
+        boxes=dict(type='BoxDistillLoss', weight=0.25),
+        logits=dict(type='SoftTargetLoss', weight=1.0, beta=1.0),
+    )
+    given = dict(
+        logits=dict(type='SoftTargetLoss', weight=2.0, temperature=4.0, beta=1.0),
+        masks=dict(type='MaskDistillLoss'),
+    )
+    assert differences(given, saved) == [
+        "terms.boxes.type: 'BoxDistillLoss' in the checkpoint, None now",
+        'terms.boxes.weight: 0.25 in the checkpoint, None now',
+        'terms.logits.temperature: None in the checkpoint, 4.0 now',
+        'terms.logits.weight: 1.0 in the checkpoint, 2.0 now',
+        "terms.masks.type: None in the checkpoint, 'MaskDistillLoss' now",
+    ]

@@ -1,0 +1,141 @@
+"""Identity, gradients and a still teacher, on the stock models of configs."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from mmdet.testing import demo_mm_inputs
+from mmengine.config import Config
+from mmengine.config.utils import MODULE2PACKAGE
+from mmengine.registry import MODELS, init_default_scope
+from mmengine.structures import PixelData
+from mmengine.utils import get_installed_path
+from torch import Tensor, nn
+
+from mmselfdistill.distiller import build_distiller
+from mmselfdistill.teacher import make_teacher, still, tensors_of
+
+DENSE = {'features', 'logits', 'boxes'}
+
+
+CONFIGS = {
+    'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py': DENSE,
+    'mmdet::gfl/gfl_r50_fpn_1x_coco.py': DENSE,
+    'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py': DENSE,
+    'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py': {*DENSE, 'masks'},
+    'mmdet::cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py': {*DENSE, 'masks'},
+    'mmseg::deeplabv3plus/deeplabv3plus_r50-d8_4xb2-40k_cityscapes-512x1024.py': {
+        'features',
+        'logits',
+    },
+    'mmseg::segformer/segformer_mit-b0_8xb1-160k_cityscapes-1024x1024.py': {
+        'features',
+        'logits',
+    },
+}
+
+
+# PyTorch multiplies a strided sequence by a weight in one product when the weight
+# requires a gradient, and image by image when it does not: the rounding differs
+ROUNDING = {'segformer': dict(features=1e-12, logits=2e-8)}
+
+
+def small(cfg: Any) -> Any:
+    """Ask for no pretrained weights and few RoIs; what is left is the stock model."""
+    if isinstance(cfg, dict):
+        values = {key: small(value) for key, value in cfg.items()}
+        for key in values.keys() & {'init_cfg', 'pretrained'}:
+            values[key] = None
+        if values.get('type') == 'RandomSampler':
+            values['num'] = 32
+        return type(cfg)(values)
+    return [small(each) for each in cfg] if isinstance(cfg, list) else cfg
+
+
+def build(name: str) -> tuple[nn.Module, dict[str, Any]]:
+    """Build a stock model as its config says, and a batch of two images of 64x64."""
+    scope, _, config = name.partition('::')
+    init_default_scope(scope)
+    torch.manual_seed(0)
+    root = get_installed_path(MODULE2PACKAGE[scope])
+    cfg = small(Config.fromfile(f'{root}/.mim/configs/{config}').model)
+    if scope == 'mmseg':
+        cfg.data_preprocessor.size = (64, 64)
+    model = MODELS.build(cfg)
+    still(model)
+    inputs = detection_batch() if scope == 'mmdet' else segmentation_batch()
+    return model, model.data_preprocessor(inputs, True)
+
+
+def detection_batch(classes: int = 10) -> Any:
+    return demo_mm_inputs(
+        2, [[3, 64, 64]] * 2, num_items=[3, 2], num_classes=classes, with_mask=True
+    )
+
+
+def segmentation_batch(classes: int = 19) -> dict[str, Any]:
+    from mmseg.structures import SegDataSample
+
+    samples = [
+        SegDataSample(
+            metainfo=dict(img_shape=(64, 64)),
+            gt_sem_seg=PixelData(data=torch.randint(0, classes, (1, 64, 64))),
+        )
+        for _ in range(2)
+    ]
+    return dict(inputs=list(torch.rand(2, 3, 64, 64) * 255), data_samples=samples)
+
+
+def added(losses: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key[8:]: loss for key, loss in losses.items() if key[:8] == 'loss_sd_'}
+
+
+@torch.no_grad()
+def disturb(teacher: nn.Module) -> None:
+    for parameter in teacher.parameters():
+        parameter.mul_(1.1)
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_terms_are_zero_at_equal_weights_and_teach_the_student_alone(name: str) -> None:
+    model, data = build(name)
+    distiller = build_distiller(model)
+    distiller.teacher = make_teacher(model)
+    distiller.attach()
+    before = {key: t.clone() for key, t in tensors_of(distiller.teacher).items()}
+    ours = added(model(**copy.deepcopy(data), mode='loss'))
+    assert ours.keys() == CONFIGS[name]
+    bound = ROUNDING.get(name[7:].split('/')[0], {})
+    for term, loss in ours.items():
+        assert abs(float(loss.detach())) <= bound.get(term, 0.0)
+
+    disturb(distiller.teacher)
+    weight = next(p for p in model.parameters() if p.requires_grad)
+    changed = model(**copy.deepcopy(data), mode='loss')
+    for loss in added(changed).values():
+        assert float(loss.detach()) > 1e-6
+        (gradient,) = torch.autograd.grad(loss, weight, retain_graph=True)
+        assert gradient.abs().sum() > 0
+    assert all(p.grad is None for p in distiller.teacher.parameters())
+    for key, buffer in distiller.teacher.named_buffers():
+        assert torch.equal(buffer, before[key])
+
+    distiller.detach()
+    plain = model(**copy.deepcopy(data), mode='loss')
+    assert plain.keys() == {key for key in changed if key[:8] != 'loss_sd_'}
+    assert 'extract_feat' not in vars(model)
+
+
+def test_attention_is_exact_where_both_sides_use_the_same_kernels() -> None:
+    (name,) = (name for name in CONFIGS if 'segformer' in name)
+    model, data = build(name)
+    # as the teacher's: no weight requires a gradient
+    model.requires_grad_(False)
+    distiller = build_distiller(model)
+    distiller.teacher = make_teacher(model)
+    distiller.attach()
+    losses = added(model(**data, mode='loss'))
+    assert [float(loss) for loss in losses.values()] == [0.0, 0.0]

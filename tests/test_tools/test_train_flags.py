@@ -1,0 +1,123 @@
+"""What the flags of `tools/train.py` make of a config."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mmengine.config import Config
+
+sys.path.append(str(Path(__file__).parents[2] / 'tools'))
+import train
+
+
+def prepare(*flags: object) -> Config:
+    return train.prepare(train.build_parser().parse_args([str(f) for f in flags]))
+
+
+def hook_of(*flags: object) -> dict[str, Any]:
+    return dict(prepare(*flags).default_hooks.self_distill)
+
+
+def test_flags_become_the_hook(data: Path, tmp_path: Path) -> None:
+    kind = 'mmselfdistill.GenerationHook'
+    det = (data / 'mmdet.py', '--self-distill')
+    seg = (data / 'mmseg.py', '--self-distill')
+    assert hook_of(*det, 'generation') == dict(type=kind, generations=2)
+    assert hook_of(*det, 'generation', '--generations', 3, '--student', 'reinit') == (
+        dict(type=kind, generations=3, student='reinit')
+    )
+    for flags, by_epoch in ((det, True), (seg, False)):
+        assert hook_of(*flags, 'generation', '--interval', 5) == (
+            dict(type=kind, interval=5, by_epoch=by_epoch)
+        )
+    assert hook_of(*det, 'ema') == dict(type='mmselfdistill.EMATeacherHook')
+    weights = tmp_path / 'weights.pth'
+    weights.touch()
+    for teacher in (str(weights), 'https://host/weights.pth'):
+        assert hook_of(*det, teacher) == (
+            dict(type='mmselfdistill.SelfDistillHook', teacher=teacher)
+        )
+    # a resumed run has its teacher in its own checkpoint
+    assert hook_of(*det, 'gone.pth', '--resume')['teacher'] == 'gone.pth'
+    ours = ('mmselfdistill::gfl/gfl_r50_fpn_generation-2x1x_coco', '--self-distill')
+    assert hook_of(*ours, 'ema') == dict(type='mmselfdistill.EMATeacherHook')
+
+
+def test_the_flag_replaces_the_hook_whatever_its_key(
+    data: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / 'named.py'
+    path.write_text(
+        f'_base_ = {str(data / "mmdet.py")!r}\n'
+        "default_hooks = dict(distil=dict(type='mmselfdistill.GenerationHook', "
+        'interval=2))\n'
+        "custom_hooks = [dict(type='SelfDistillHook', teacher='a.pth'), "
+        "dict(type='EMAHook')]\n"
+    )
+    cfg = prepare(path, '--self-distill', 'ema')
+    assert cfg.default_hooks.self_distill == dict(type='mmselfdistill.EMATeacherHook')
+    assert 'distil' not in cfg.default_hooks
+    assert [hook.type for hook in cfg.custom_hooks] == ['EMAHook']
+
+
+def test_usual_flags(data: Path) -> None:
+    config = data / 'mmdet.py'
+    cfg = prepare(config)
+    assert 'self_distill' not in cfg.default_hooks
+    assert cfg.work_dir == 'work_dirs/mmdet' and not cfg.get('resume')
+    assert prepare(config, '--self-distill', 'ema').work_dir == 'work_dirs/mmdet_ema'
+    cfg = prepare(config, '--resume', '--amp', '--auto-scale-lr', '--work-dir', 'here')
+    assert (cfg.resume, cfg.load_from, cfg.work_dir) == (True, None, 'here')
+    assert cfg.optim_wrapper.type == 'AmpOptimWrapper'
+    assert cfg.optim_wrapper.loss_scale == 'dynamic' and cfg.auto_scale_lr.enable
+    assert prepare(config, '--resume', 'last.pth').load_from == 'last.pth'
+
+
+@pytest.mark.parametrize(
+    ('name', 'scope', 'model'),
+    [
+        ('mmdet::retinanet/retinanet_r50_fpn_1x_coco', 'mmdet', 'RetinaNet'),
+        ('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py', 'mmdet', 'RetinaNet'),
+        (
+            'mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512',
+            'mmseg',
+            'EncoderDecoder',
+        ),
+        (
+            'mmselfdistill::retinanet/retinanet_r50_fpn_ema-1x_coco',
+            'mmdet',
+            'RetinaNet',
+        ),
+    ],
+)
+def test_zoo_names(name: str, scope: str, model: str) -> None:
+    cfg = prepare(name)
+    assert (cfg.default_scope, cfg.model.type) == (scope, model)
+    assert cfg.work_dir == f'work_dirs/{name.rpartition("/")[2].replace(".py", "")}'
+
+
+@pytest.mark.parametrize(
+    ('flags', 'message'),
+    [
+        (
+            ['mmdet::retinanet/retinanet_r50_fpn_1x_coko'],
+            'retinanet_r50_fpn_1x_coco.py',
+        ),
+        (['mmdett::retinanet/retinanet_r50_fpn_1x_coco'], 'mmdet, '),
+        (['CONFIG', '--self-distill', 'genration'], "mean 'generation'"),
+        (['CONFIG', '--self-distill', 'ema', '--interval', '2'], '--interval: only'),
+        (['CONFIG', '--generations', '2'], 'only together with'),
+    ],
+)
+def test_wrong_flags(flags: list[str], message: str, data: Path) -> None:
+    flags = [str(data / 'mmdet.py') if f == 'CONFIG' else f for f in flags]
+    with pytest.raises(SystemExit, match=message):
+        prepare(*flags)
+
+
+def test_config_without_base_batch_size(data: Path) -> None:
+    with pytest.raises(SystemExit, match='base_batch_size'):
+        prepare(data / 'mmseg.py', '--auto-scale-lr')
