@@ -11,6 +11,8 @@ import pytest
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.utils import get_installed_path
 
+import mmselfdistill  # noqa: F401  (OneDL's packages are found)
+
 STOCK = {
     zoo: Path(get_installed_path(MODULE2PACKAGE[zoo]), '.mim', 'tools', 'train.py')
     for zoo in ('mmdet', 'mmseg')
