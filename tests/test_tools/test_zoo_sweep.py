@@ -109,7 +109,12 @@ def test_noise_has_the_channels_that_are_normalised() -> None:
     enter('mmseg', {})
     name = 'swin-tiny-patch4-window7_upernet_1xb8-20k_levir-256x256.py'
     cfg = Config.fromfile(ROOT / 'swin' / name)
-    model = build('mmseg', prepared(cfg.model, ROOT), 64)
+    try:
+        model = build('mmseg', prepared(cfg.model, ROOT), 64)
+    except AssertionError as error:
+        # OneDL's: the config does not build there
+        assert str(error).startswith('`mean` should have 1 or 3 values')
+        pytest.skip('no preprocessor of this MMEngine takes pairs of images')
     batch = make_batch('mmseg', model, cfg.model, 64, False)
     assert batch['inputs'].shape == (2, 6, 64, 64)
 
