@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from mmselfdistill.replay import Call, record, replay
+from mmselfdistill.replay import Call, lend, record, replay
 from mmselfdistill.sites import Family, Pair, Replayed, find_family
-from mmselfdistill.teacher import cost_of, lend
+from mmselfdistill.teacher import cost_of
 from mmselfdistill.terms import ScheduleConfig, Term, TermConfigs, resolve_terms
 
 

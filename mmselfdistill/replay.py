@@ -82,8 +82,7 @@ def record(
     depth = [0]
 
     def recording(path: str, method: Method) -> Method:
-        owner, _ = resolve(model, path)
-        told = getattr(owner, state[path]) if path in state else {}
+        told = getattr(resolve(model, path)[0], state[path]) if path in state else {}
         return _recording(path, method, calls, depth, told)
 
     with _wrapped(model, seams, recording):
@@ -219,6 +218,37 @@ def _keeping(
 
     with _wrapped(teacher, [*kept], keeping):
         yield
+
+
+@contextmanager
+def lend(
+    student: nn.Module, teacher: nn.Module, paths: Sequence[str]
+) -> Iterator[None]:
+    """Let a teacher use the student's parameters of some modules for a while.
+
+    Args:
+        student (nn.Module): The student.
+        teacher (nn.Module): A copy of it.
+        paths (Sequence[str]): Dotted paths of parameters, or of modules that hold
+            some themselves.
+    """
+    lent = [_parameters_at(student, path) for path in paths]
+    borrowed = [_parameters_at(teacher, path) for path in paths]
+    try:
+        for (owner, _), (_, parameters) in zip(borrowed, lent):
+            owner._parameters.update(parameters)
+        yield
+    finally:
+        for owner, parameters in borrowed:
+            owner._parameters.update(parameters)
+
+
+def _parameters_at(model: nn.Module, path: str) -> tuple[nn.Module, dict[str, Any]]:
+    owner, name = resolve(model, path)
+    part = getattr(owner, name)
+    if isinstance(part, nn.Module):
+        return part, dict(part._parameters)
+    return owner, {name: part}
 
 
 def tensors_in(data: Any) -> list[Tensor]:

@@ -7,8 +7,7 @@ something else in evaluation), with all that is random or statistical stilled.
 from __future__ import annotations
 
 import copy
-from contextlib import contextmanager
-from typing import Any, Iterable, Iterator, Sequence
+from typing import Iterable
 
 import torch
 from mmengine.dist import broadcast, get_world_size
@@ -142,35 +141,3 @@ def mismatches(expected: dict[str, Tensor], given: dict[str, Tensor]) -> list[st
         'another shape': shapes,
     }
     return [f'{name}: {", ".join(keys)}' for name, keys in groups.items() if keys]
-
-
-@contextmanager
-def lend(
-    student: nn.Module, teacher: nn.Module, paths: Sequence[str]
-) -> Iterator[None]:
-    """Let a teacher use the student's parameters of some modules for a while.
-
-    Args:
-        student (nn.Module): The student.
-        teacher (nn.Module): A copy of it.
-        paths (Sequence[str]): Dotted paths of parameters, or of modules that hold
-            some themselves.
-    """
-    lent = [_parameters_at(student, path) for path in paths]
-    borrowed = [_parameters_at(teacher, path) for path in paths]
-    try:
-        for (owner, _), (_, parameters) in zip(borrowed, lent):
-            owner._parameters.update(parameters)
-        yield
-    finally:
-        for owner, parameters in borrowed:
-            owner._parameters.update(parameters)
-
-
-def _parameters_at(model: nn.Module, path: str) -> tuple[nn.Module, dict[str, Any]]:
-    prefix, _, name = path.rpartition('.')
-    owner = model.get_submodule(prefix)
-    part = getattr(owner, name)
-    if isinstance(part, nn.Module):
-        return part, dict(part._parameters)
-    return owner, {name: part}

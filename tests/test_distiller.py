@@ -8,32 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from mmdet.testing import demo_mm_inputs
+from helpers import added, detection_batch, disturb
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
-from torch import Tensor, nn
 
 from mmselfdistill.distiller import build_distiller, describe
 from mmselfdistill.losses import pkd_loss
 from mmselfdistill.teacher import make_teacher, still, tensors_of
 
 DENSE = {'features', 'logits', 'boxes'}
-
-
-def detection_batch(classes: int = 10) -> Any:
-    return demo_mm_inputs(
-        2, [[3, 64, 64]] * 2, num_items=[3, 2], num_classes=classes, with_mask=True
-    )
-
-
-def added(losses: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {key[8:]: loss for key, loss in losses.items() if key[:8] == 'loss_sd_'}
-
-
-@torch.no_grad()
-def disturb(teacher: nn.Module) -> None:
-    for parameter in teacher.parameters():
-        parameter.mul_(1.1)
 
 
 Small = tuple[Any, dict[str, Any]]

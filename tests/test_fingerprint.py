@@ -3,31 +3,17 @@
 from __future__ import annotations
 
 import io
-from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
-from mmengine.config import Config, ConfigDict
+from helpers import only
+from mmengine.config import ConfigDict
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from mmselfdistill.losses import BoxDistillLoss
-from mmselfdistill.sites import Family, find_family
-from mmselfdistill.terms import Term, differences, resolve_terms
-
-CONFIG = Path(__file__).parents[1] / 'configs/digits/gfl_r18_fpn_50e_digits.py'
-
-
-@pytest.fixture(scope='module')
-def family() -> Family:
-    """GFL: a dense detector with features, logits and boxes."""
-    return find_family(MODELS.build(Config.fromfile(CONFIG).model))
-
-
-def only(terms: list[Term], name: str) -> Term:
-    (term,) = (term for term in terms if term.name == name)
-    return term
+from mmselfdistill.sites import Family
+from mmselfdistill.terms import differences, resolve_terms
 
 
 def test_the_fingerprint_is_plain_and_loads_from_a_checkpoint(family: Family) -> None:

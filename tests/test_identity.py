@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from mmdet.testing import demo_mm_inputs
+from helpers import added, detection_batch, disturb
 from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import PixelData
 from mmengine.utils import get_installed_path
-from torch import Tensor, nn
+from torch import nn
 
 from mmselfdistill.distiller import build_distiller
 from mmselfdistill.teacher import make_teacher, still, tensors_of
@@ -70,12 +70,6 @@ def build(name: str) -> tuple[nn.Module, dict[str, Any]]:
     return model, model.data_preprocessor(inputs, True)
 
 
-def detection_batch(classes: int = 10) -> Any:
-    return demo_mm_inputs(
-        2, [[3, 64, 64]] * 2, num_items=[3, 2], num_classes=classes, with_mask=True
-    )
-
-
 def segmentation_batch(classes: int = 19) -> dict[str, Any]:
     from mmseg.structures import SegDataSample
 
@@ -87,16 +81,6 @@ def segmentation_batch(classes: int = 19) -> dict[str, Any]:
         for _ in range(2)
     ]
     return dict(inputs=list(torch.rand(2, 3, 64, 64) * 255), data_samples=samples)
-
-
-def added(losses: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {key[8:]: loss for key, loss in losses.items() if key[:8] == 'loss_sd_'}
-
-
-@torch.no_grad()
-def disturb(teacher: nn.Module) -> None:
-    for parameter in teacher.parameters():
-        parameter.mul_(1.1)
 
 
 @pytest.mark.parametrize('name', CONFIGS)

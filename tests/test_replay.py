@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import Scale, image
 from torch import Tensor, nn
 
 from mmselfdistill.replay import record, replay, resolve, tensors_in
@@ -18,19 +19,6 @@ SEAMS = ['extract_feat', 'head.forward', 'box_head.forward']
 
 
 Sizes = namedtuple('Sizes', ['image', 'feature'])
-
-
-class Scale(nn.Module):
-    """Multiplies by one number."""
-
-    def __init__(self, factor: float) -> None:
-        super().__init__()
-        self.factor = nn.Parameter(torch.tensor(factor))
-        self.runs = 0
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.runs += 1
-        return x * self.factor
 
 
 class Head(nn.Module):
@@ -80,10 +68,6 @@ def detector_pair() -> tuple[Detector, Detector]:
         for parameter, factor in zip(teacher.parameters(), (7.0, 11.0, 13.0)):
             parameter.fill_(factor)
     return student, teacher
-
-
-def image() -> Tensor:
-    return torch.arange(4.0)
 
 
 def test_tensors_of_earlier_calls_become_the_teachers_and_others_stay() -> None:

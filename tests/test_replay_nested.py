@@ -4,26 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers import Scale, image
 from torch import Tensor, nn
 
 from mmselfdistill.replay import record, replay
-
-
-class Scale(nn.Module):
-    """Multiplies by one number."""
-
-    def __init__(self, factor: float) -> None:
-        super().__init__()
-        self.factor = nn.Parameter(torch.tensor(factor))
-        self.runs = 0
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.runs += 1
-        return x * self.factor
-
-
-def image() -> Tensor:
-    return torch.arange(4.0)
 
 
 class Nested(nn.Module):

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from mmselfdistill.replay import record, replay
-
-
-def image() -> Tensor:
-    return torch.arange(4.0)
+from mmselfdistill.replay import lend, record, replay
 
 
 class Positives(nn.Module):
@@ -60,3 +57,18 @@ def test_a_seam_is_told_the_teachers_version_of_what_the_model_noted() -> None:
     assert made[2].output.tolist() == [29.0, 8.0]
     assert calls[2].output.tolist() == [13.0, 4.0]
     assert teacher.head.noted['branch'] is own
+
+
+def test_parameters_are_lent_and_returned() -> None:
+    student, teacher = (nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1)) for _ in '12')
+    own = teacher[1].weight
+    # of a whole module, and one parameter of another
+    with lend(student, teacher, ['1', '0.bias']):
+        assert teacher[1].weight is student[1].weight
+        assert teacher[0].bias is student[0].bias
+        assert teacher[0].weight is not student[0].weight
+    assert teacher[1].weight is own
+    with pytest.raises(KeyError), lend(student, teacher, ['1']):
+        raise KeyError
+    assert teacher[1].weight is own
+    assert teacher[0].bias is not student[0].bias

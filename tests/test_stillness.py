@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import assert_bitwise, values_of
 from mmcv.cnn.bricks import Dropout, DropPath
 from mmcv.cnn.bricks.transformer import MultiheadAttention
 from mmdet.models.layers import DropBlock
@@ -17,24 +18,9 @@ from mmengine.registry import MODELS, init_default_scope
 from mmseg.models.decode_heads.ema_head import EMAModule
 from torch import Tensor, nn
 
-from mmselfdistill.teacher import (
-    make_teacher,
-    still,
-    tensors_of,
-)
+from mmselfdistill.teacher import make_teacher, still
 
 CONFIGS = Path(__file__).parents[1] / 'configs' / 'digits'
-
-
-def values_of(model: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in tensors_of(model).items()}
-
-
-def assert_bitwise(model: nn.Module, expected: dict[str, Tensor]) -> None:
-    found = tensors_of(model)
-    assert found.keys() == expected.keys()
-    different = [name for name in found if not torch.equal(found[name], expected[name])]
-    assert different == []
 
 
 NORMS: list[dict[str, Any]] = [

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import assert_bitwise, values_of
 from mmcv.ops.sync_bn import SyncBatchNorm
 from torch import Tensor, nn
 
@@ -13,7 +14,6 @@ from mmselfdistill.teacher import (
     average_into,
     copy_into,
     cost_of,
-    lend,
     make_teacher,
     tensors_of,
 )
@@ -41,17 +41,6 @@ class Student(nn.Module):
 def student() -> Student:
     torch.manual_seed(0)
     return Student()
-
-
-def values_of(model: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in tensors_of(model).items()}
-
-
-def assert_bitwise(model: nn.Module, expected: dict[str, Tensor]) -> None:
-    found = tensors_of(model)
-    assert found.keys() == expected.keys()
-    different = [name for name in found if not torch.equal(found[name], expected[name])]
-    assert different == []
 
 
 def train_a_step(model: Student) -> None:
@@ -179,18 +168,3 @@ def test_mmcv_s_own_sync_bn_is_copied_and_stilled(tmp_path: Path) -> None:
         assert torch.equal(teacher[1].running_mean, torch.zeros(4))
     finally:
         torch.distributed.destroy_process_group()
-
-
-def test_parameters_are_lent_and_returned() -> None:
-    student, teacher = (nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1)) for _ in '12')
-    own = teacher[1].weight
-    # of a whole module, and one parameter of another
-    with lend(student, teacher, ['1', '0.bias']):
-        assert teacher[1].weight is student[1].weight
-        assert teacher[0].bias is student[0].bias
-        assert teacher[0].weight is not student[0].weight
-    assert teacher[1].weight is own
-    with pytest.raises(KeyError), lend(student, teacher, ['1']):
-        raise KeyError
-    assert teacher[1].weight is own
-    assert teacher[0].bias is not student[0].bias

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import copy
 import re
-from pathlib import Path
 from typing import Any, Mapping
 
 import pytest
-from mmengine.config import Config, ConfigDict
+from helpers import only
+from mmengine.config import ConfigDict
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from mmselfdistill.losses import PKDLoss, SoftTargetLoss
 from mmselfdistill.sites import FAMILIES, Family, Unknown, find_family
-from mmselfdistill.terms import Term, merge_terms, resolve_terms
-
-CONFIG = Path(__file__).parents[1] / 'configs/digits/gfl_r18_fpn_50e_digits.py'
-
+from mmselfdistill.terms import merge_terms, resolve_terms
 
 LOSSES = (
     "'BoxDistillLoss', 'FeatureMSELoss', 'InfoNCELoss', 'MaskDistillLoss', "
@@ -29,12 +26,6 @@ DEFAULTS: dict[str, dict[str, Any]] = dict(
     features=dict(type='PKDLoss', weight=0.5),
     logits=dict(type='SoftTargetLoss', weight=1.0, beta=1.0, site='logits'),
 )
-
-
-@pytest.fixture(scope='module')
-def family() -> Family:
-    """GFL: a dense detector with features, logits and boxes."""
-    return find_family(MODELS.build(Config.fromfile(CONFIG).model))
 
 
 class Plain(nn.Module):
@@ -49,11 +40,6 @@ class Plain(nn.Module):
 @pytest.fixture
 def unknown() -> Family:
     return find_family(Plain())
-
-
-def only(terms: list[Term], name: str) -> Term:
-    (term,) = (term for term in terms if term.name == name)
-    return term
 
 
 MERGES: dict[str, tuple[Mapping[str, Any], dict[str, Any]]] = {

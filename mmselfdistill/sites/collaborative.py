@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from .family import unread_heads
 from .query import QueryDetector
 
 
@@ -35,8 +36,7 @@ class CollaborativeDetector(QueryDetector):
 
     def skipped(self) -> dict[str, str]:
         """Return the predictions that are not compared, and the heads beside."""
-        names = ('rpn_head', 'roi_head', 'bbox_head')
-        beside = [name for name in names if hasattr(self.model, name)]
+        beside = unread_heads(self.model, [self.path])
         why = 'it helps in training, on the labels alone'
         return {**super().skipped(), **dict.fromkeys(beside, why)}
 

@@ -9,7 +9,7 @@ from typing import Any, Callable
 
 import pytest
 import torch
-from mmdet.testing import demo_mm_inputs
+from helpers import detection_batch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import PixelData
@@ -80,12 +80,8 @@ def build_zoo(key: str, **few: int) -> tuple[Any, dict[str, Any]]:
 
 def batch_for(model: Any) -> dict[str, Any]:
     """Return two images of 64x64 with the labels that the model needs."""
-    if hasattr(model, 'decode_head'):
-        batch = segmentation_batch()
-    else:
-        batch = demo_mm_inputs(
-            2, [[3, 64, 64]] * 2, num_items=[3, 2], num_classes=10, with_mask=True
-        )
+    segments = hasattr(model, 'decode_head')
+    batch = segmentation_batch() if segments else detection_batch()
     data: dict[str, Any] = model.data_preprocessor(batch, True)
     return data
 

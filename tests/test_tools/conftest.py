@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-from mmengine.config.utils import MODULE2PACKAGE
-from mmengine.utils import get_installed_path
 
-import mmselfdistill  # noqa: F401  (OneDL's packages are found)
-
-STOCK = {
-    zoo: Path(get_installed_path(MODULE2PACKAGE[zoo]), '.mim', 'tools', 'train.py')
-    for zoo in ('mmdet', 'mmseg')
-}
-
+sys.path.append(str(Path(__file__).parents[2] / 'tools'))
+from launching import zoo_folder
 
 DETECTOR = """
 _base_ = ['mmdet::_base_/models/retinanet_r50_fpn.py',
@@ -115,6 +109,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, text in (('mmdet', DETECTOR), ('mmseg', SEGMENTOR)):
         text = text.replace('DATA', str(root))
         # OneDL's MMEngine does not know its own mmseg:: until we are imported
-        text = text.replace('MMSEG', str(STOCK['mmseg'].parents[1] / 'configs'))
+        text = text.replace('MMSEG', str(zoo_folder('mmseg')))
         (root / f'{name}.py').write_text(text)
     return root

@@ -1,0 +1,61 @@
+"""What several files of tests build on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from mmdet.testing import demo_mm_inputs
+from torch import Tensor, nn
+
+from mmselfdistill.teacher import tensors_of
+from mmselfdistill.terms import Term
+
+
+class Scale(nn.Module):
+    """Multiplies by one number."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.tensor(factor))
+        self.runs = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.runs += 1
+        return x * self.factor
+
+
+def image() -> Tensor:
+    return torch.arange(4.0)
+
+
+def values_of(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in tensors_of(model).items()}
+
+
+def assert_bitwise(model: nn.Module, expected: dict[str, Tensor]) -> None:
+    found = tensors_of(model)
+    assert found.keys() == expected.keys()
+    different = [name for name in found if not torch.equal(found[name], expected[name])]
+    assert different == []
+
+
+def detection_batch(classes: int = 10) -> Any:
+    return demo_mm_inputs(
+        2, [[3, 64, 64]] * 2, num_items=[3, 2], num_classes=classes, with_mask=True
+    )
+
+
+def added(losses: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key[8:]: loss for key, loss in losses.items() if key[:8] == 'loss_sd_'}
+
+
+@torch.no_grad()
+def disturb(teacher: nn.Module) -> None:
+    for parameter in teacher.parameters():
+        parameter.mul_(1.1)
+
+
+def only(terms: list[Term], name: str) -> Term:
+    (term,) = (term for term in terms if term.name == name)
+    return term
