@@ -72,6 +72,7 @@ setup(
     install_requires=[],
     extras_require={name: requirements(name) for name in EXTRAS},
     cmdclass={'build_py': BuildWithMim},
+    entry_points={'console_scripts': ['mmselfdistill = mmselfdistill.cli:main']},
     zip_safe=False,
     classifiers=[
         'Development Status :: 3 - Alpha',

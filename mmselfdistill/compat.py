@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import sys
-from typing import Any, Callable
+from contextlib import contextmanager
+from typing import Any, Callable, Iterator
 
 import mmengine
 import numpy as np
@@ -12,6 +14,11 @@ import torch
 from mmengine.config import Config
 from mmengine.config import utils as config_utils
 from mmengine.logging import HistoryBuffer
+from mmengine.runner.checkpoint import (
+    CheckpointLoader,
+    load_from_http,
+    load_from_local,
+)
 from mmengine.utils import digit_version, get_installed_path
 
 
@@ -23,7 +30,7 @@ def check_versions() -> None:
     """
     found = {
         'Python': ('.'.join(map(str, sys.version_info[:3])), '3.8'),
-        'PyTorch': (torch.__version__, '2.0'),
+        'PyTorch': (torch.__version__, '2.1'),
         'mmengine': (mmengine.__version__, '0.10'),
     }
     for name, (version, least) in found.items():
@@ -38,11 +45,13 @@ def allow_mmengine_checkpoints() -> None:
 
     ``torch.load`` refuses what it does not know. The types allowed here hold
     numbers and arrays only. The file also names ``getattr``, for the methods of
-    ``HistoryBuffer``: that name is given a function that looks up nothing else.
+    ``HistoryBuffer``: see :func:`mmengine_checkpoints`, in which MMEngine's own
+    loaders run from now on.
     """
     if digit_version(torch.__version__) < digit_version('2.6'):
         return
-    multiarray = getattr(np, '_core', np.core).multiarray
+    # numpy 2 renamed the module; the old name may be gone
+    core = np._core if hasattr(np, '_core') else np.core
     scalars = (np.float64, np.float32, np.int64, np.int32, np.bool_)
     dtypes = {type(np.dtype(scalar)) for scalar in scalars}
     torch.serialization.add_safe_globals(
@@ -52,12 +61,40 @@ def allow_mmengine_checkpoints() -> None:
                 (kind, f'{kind.__module__}.{kind.__name__}')
                 for kind in (HistoryBuffer, np.ndarray, np.dtype, *dtypes)
             ),
-            # numpy 2 renamed the module; files of either are met
-            *_both_names(multiarray._reconstruct, '_reconstruct'),
-            *_both_names(multiarray.scalar, 'scalar'),
-            (_statistic_of_history_buffer, 'builtins.getattr'),
+            # files of either numpy are met
+            *_both_names(core.multiarray._reconstruct, '_reconstruct'),
+            *_both_names(core.multiarray.scalar, 'scalar'),
         ]
     )
+    for prefixes, load in (
+        ('', load_from_local),
+        (('http://', 'https://'), load_from_http),
+    ):
+        CheckpointLoader.register_scheme(prefixes, _guarded(load), force=True)
+
+
+@contextmanager
+def mmengine_checkpoints() -> Iterator[None]:
+    """Let ``torch.load`` look up the statistics of MMEngine's ``HistoryBuffer``.
+
+    A checkpoint names ``getattr`` for them, which could look up anything. It is given
+    a function that looks up nothing else, and only while a checkpoint is loaded.
+    """
+    if digit_version(torch.__version__) < digit_version('2.6'):
+        yield
+        return
+    allowed: list[Any] = [(_statistic_of_history_buffer, 'builtins.getattr')]
+    with torch.serialization.safe_globals(allowed):
+        yield
+
+
+def _guarded(load: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(load)
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        with mmengine_checkpoints():
+            return load(*args, **kwargs)
+
+    return guarded
 
 
 def _both_names(function: Callable[..., Any], name: str) -> list[Any]:

@@ -1,21 +1,28 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS
 
-from mmselfdistill.sites import Family, find_family
+from mmselfdistill.families import Plan, find_plan
 
 # Several threads on busy cores wait for each other longer than they compute.
 torch.set_num_threads(1)
 
 
 @pytest.fixture(scope='module')
-def family() -> Family:
+def gfl() -> Any:
     """GFL: a dense detector with features, logits and boxes."""
     root = Path(__file__).parents[1]
     cfg = Config.fromfile(root / 'configs/digits/gfl_r18_fpn_50e_digits.py')
-    return find_family(MODELS.build(cfg.model))
+    return MODELS.build(cfg.model)
+
+
+@pytest.fixture(scope='module')
+def plan(gfl: Any) -> Plan:
+    """Return what GFL's family says of it."""
+    return find_plan(gfl)

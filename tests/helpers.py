@@ -8,8 +8,11 @@ import torch
 from mmdet.testing import demo_mm_inputs
 from torch import Tensor, nn
 
-from mmselfdistill.teacher import tensors_of
-from mmselfdistill.terms import Term
+from mmselfdistill.core.teacher import tensors_of
+from mmselfdistill.core.terms import Term
+
+# of a level of an image, as many masks are compared
+CELLS = 8
 
 
 class Scale(nn.Module):
@@ -59,3 +62,20 @@ def disturb(teacher: nn.Module) -> None:
 def only(terms: list[Term], name: str) -> Term:
     (term,) = (term for term in terms if term.name == name)
     return term
+
+
+def surest(logits: Tensor) -> tuple[list[float], list[tuple[int, int, int]]]:
+    """Return the surest cells (image, row, column) of each image, and how sure."""
+    scores, cells = [], []
+    for image, maps in enumerate(logits.sigmoid().amax(1)):
+        order = sorted(
+            (
+                (float(maps[y, x]), y, x)
+                for y in range(len(maps))
+                for x in range(len(maps[0]))
+            ),
+            reverse=True,
+        )
+        scores += [score for score, _, _ in order[:CELLS]]
+        cells += [(image, y, x) for _, y, x in order[:CELLS]]
+    return scores, cells

@@ -17,10 +17,15 @@ from mmengine.dataset import default_collate
 from mmengine.logging import HistoryBuffer
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
+from mmengine.runner.checkpoint import _load_checkpoint
 from mmengine.utils import digit_version
 from torch import Tensor, nn
 
-from mmselfdistill.compat import check_versions, name_our_configs
+from mmselfdistill.compat import (
+    check_versions,
+    mmengine_checkpoints,
+    name_our_configs,
+)
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
 strict_loading = pytest.mark.skipif(
@@ -32,7 +37,7 @@ strict_loading = pytest.mark.skipif(
 @pytest.mark.parametrize(
     ('module', 'name', 'version', 'message'),
     [
-        (torch, 'PyTorch', '1.13.1', 'PyTorch >= 2.0, but 1.13.1 is installed'),
+        (torch, 'PyTorch', '1.13.1', 'PyTorch >= 2.1, but 1.13.1 is installed'),
         (mmengine, 'mmengine', '0.9.1', 'mmengine >= 0.10, but 0.9.1 is installed'),
     ],
 )
@@ -62,9 +67,10 @@ def accepted() -> bool:
     ('version', 'expected'),
     [
         ('1.13.1', False),
-        ('2.0.0rc1', False),
-        ('2.0.0', True),
-        ('2.0.1+cu118', True),
+        ('2.0.1', False),
+        ('2.1.0rc1', False),
+        ('2.1.0', True),
+        ('2.1.2+cu118', True),
         ('2.13.0+cpu', True),
         ('3.0', True),
     ],
@@ -115,7 +121,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @strict_loading
 def test_checkpoints_of_mmengine_load_strictly(checkpoint: Path) -> None:
-    loaded = torch.load(checkpoint, weights_only=True)
+    # by MMEngine's own loader, which looks up the methods of its log
+    loaded = _load_checkpoint(str(checkpoint), map_location='cpu')
     trusted = torch.load(checkpoint, weights_only=False)
     assert loaded['meta']['iter'] == 4
     assert torch.equal(
@@ -143,6 +150,19 @@ def test_checkpoints_of_mmengine_load_strictly(checkpoint: Path) -> None:
     )
 
 
+@strict_loading
+def test_getattr_is_looked_up_only_while_a_checkpoint_is_loaded(
+    checkpoint: Path,
+) -> None:
+    _load_checkpoint(str(checkpoint), map_location='cpu')
+    allowed = torch.serialization.get_safe_globals()
+    assert 'builtins.getattr' not in [x[1] for x in allowed if isinstance(x, tuple)]
+    with pytest.raises(pickle.UnpicklingError, match='GLOBAL getattr'):
+        torch.load(checkpoint, weights_only=True)
+    with mmengine_checkpoints():
+        assert torch.load(checkpoint, weights_only=True)['meta']['iter'] == 4
+
+
 class Forged:
     """Pickles as a call of any function."""
 
@@ -155,7 +175,8 @@ class Forged:
 
 def load_forged(path: Path, value: Any) -> Any:
     torch.save(dict(state_dict=value), path)
-    return torch.load(path, weights_only=True)
+    with mmengine_checkpoints():
+        return torch.load(path, weights_only=True)
 
 
 @strict_loading

@@ -16,10 +16,10 @@ from torch import nn
 
 import mmselfdistill
 import mmselfdistill.losses
-from mmselfdistill.distiller import Distiller
+from mmselfdistill.core.distiller import Distiller
+from mmselfdistill.core.terms import default_terms, resolve_terms
+from mmselfdistill.families import FAMILIES, AnyModel, Nested, Plan, find_plan
 from mmselfdistill.schedules import Schedule, build_schedule
-from mmselfdistill.sites import FAMILIES, Family, Nested, find_family
-from mmselfdistill.terms import resolve_terms
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
@@ -76,19 +76,20 @@ def headings(text: str, level: int, below: str = '') -> list[str]:
     return re.findall(rf'^{"#" * level} `(\w+)`$', part, re.MULTILINE)
 
 
-def family_of(name: str) -> Family:
+def model_of(name: str) -> Any:
     if '::' in name:
         init_default_scope('mmdet')
         package = get_installed_path('mmdet')
         path = Path(package, '.mim', 'configs', name.partition('::')[2])
     else:
         path = ROOT / f'configs/digits/{name}.py'
-    return find_family(MODELS.build(Config.fromfile(path).model))
+    return MODELS.build(Config.fromfile(path).model)
 
 
 @pytest.fixture(scope='module')
-def gfl() -> Family:
-    return family_of('gfl_r18_fpn_50e_digits')
+def gfl() -> tuple[Any, Plan]:
+    model = model_of('gfl_r18_fpn_50e_digits')
+    return model, find_plan(model)
 
 
 def test_every_hook_and_loss_has_its_settings() -> None:
@@ -123,17 +124,17 @@ def test_the_hooks_own_schedules() -> None:
         assert build_schedule(value(schedule), '') == build_schedule(own, '')
 
 
-def test_a_terms_own_keys(gfl: Family) -> None:
+def test_a_terms_own_keys(gfl: tuple[Any, Plan]) -> None:
     table = {code(key): default for key, default, _ in rows(SETTINGS, 'Terms')}
     assert list(table) == ['type', 'site', 'weight', 'schedule']
     configs: Any = dict(_delete_=True, boxes=dict(type='PKDLoss'))
-    (term,) = resolve_terms(gfl, configs, 'linear')
-    assert (term.site, term.weight) == ('boxes', value(table['weight']))
+    (term,) = resolve_terms(*gfl, configs, 'linear')
+    assert (term.site.name, term.weight) == ('boxes', value(table['weight']))
     assert term.schedule == build_schedule('linear', '')
     with pytest.raises(
         ValueError, match=r'^terms\.mine: .* needs the type of its loss'
     ):
-        resolve_terms(gfl, dict(mine=dict(site='boxes')), None)
+        resolve_terms(*gfl, dict(mine=dict(site='boxes')), None)
 
 
 def documented_terms() -> dict[str, dict[str, dict[str, Any]]]:
@@ -149,17 +150,18 @@ def documented_terms() -> dict[str, dict[str, dict[str, Any]]]:
 
 @pytest.mark.parametrize('name', FAMILY_MODELS)
 def test_default_terms_and_sites_of_a_family(name: str) -> None:
-    family = family_of(FAMILY_MODELS[name])
-    assert family.name == name
+    plan = find_plan(model_of(FAMILY_MODELS[name]))
+    assert plan.name == name
     # what the model does not predict is missing
-    assert family.default_terms().items() <= documented_terms()[name].items()
+    assert default_terms(plan).items() <= documented_terms()[name].items()
     (cells,) = (
         r for r in rows(HOW, 'Families, seams and sites') if r[0].startswith(name)
     )
-    assert set(re.findall(r'`(\w+)`', cells[3])) >= family.readers().keys()
+    assert set(re.findall(r'`(\w+)`', cells[3])) >= {s.name for s in plan.sites}
     listed = set(re.findall(r'`(\w+)`', cells[2]))
-    for seam in family.seams():
-        assert listed & set(seam.split('.')) or 'each head' in cells[2], seam
+    for seam in plan.seams:
+        parts = set(seam.path.split('.'))
+        assert listed & parts or not seam.repeat or 'each head' in cells[2], seam
 
 
 def test_every_family_is_documented() -> None:
@@ -169,8 +171,8 @@ def test_every_family_is_documented() -> None:
 
 
 def test_any_other_model_is_distilled_by_its_features() -> None:
-    family = Family(nn.Module())
-    assert family.default_terms() == documented_terms()[family.name]
+    plan = AnyModel.plan(nn.ModuleDict(dict(backbone=nn.Conv2d(3, 3, 1))))
+    assert default_terms(plan) == documented_terms()[plan.name]
 
 
 def test_schedule_keys_and_types() -> None:
@@ -201,11 +203,11 @@ def messages() -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize(('setting', 'message'), messages())
 def test_wrong_settings_are_answered_as_shown(
-    setting: str, message: str, gfl: Family
+    setting: str, message: str, gfl: tuple[Any, Plan]
 ) -> None:
     with pytest.raises(ValueError) as error:
         hook = mmselfdistill.EMATeacherHook(**value(f'`dict({setting})`'))
-        resolve_terms(gfl, hook.terms, hook.schedule)
+        resolve_terms(*gfl, hook.terms, hook.schedule)
     shown, shortened, _ = ' '.join(message.split()).partition(' …')
     assert (
         str(error.value).startswith(shown) if shortened else str(error.value) == shown
@@ -213,7 +215,7 @@ def test_wrong_settings_are_answered_as_shown(
 
 
 def test_delete_in_a_derived_config_reaches_only_the_base(
-    tmp_path: Path, gfl: Family
+    tmp_path: Path, gfl: tuple[Any, Plan]
 ) -> None:
     hook = (
         "dict(type='mmselfdistill.EMATeacherHook', terms=dict(logits=dict(weight=3)))"
@@ -224,20 +226,20 @@ def test_delete_in_a_derived_config_reaches_only_the_base(
         f"_base_ = 'base.py'\ndefault_hooks = dict(self_distill=dict(terms={terms}))"
     )
     derived = Config.fromfile(tmp_path / 'derived.py').default_hooks.self_distill.terms
-    resolved = resolve_terms(gfl, derived, None)
+    resolved = resolve_terms(*gfl, derived, None)
     assert {term.name: term.weight for term in resolved} == dict(
         features=0.5, logits=1.0, boxes=0.25
     )
 
 
-def test_what_a_checkpoint_holds(gfl: Family) -> None:
+def test_what_a_checkpoint_holds(gfl: tuple[Any, Plan]) -> None:
     table = rows(HOW, 'Checkpoints')
     only = [key for key, meaning in table if 'GenerationHook` only' in meaning]
     listed = {
         code(name) for key, _ in table if key not in only for name in key.split(', ')
     }
     hook = mmselfdistill.EMATeacherHook()
-    hook.distiller = Distiller(gfl, resolve_terms(gfl, None, None))
+    hook.distiller = Distiller(*gfl, resolve_terms(*gfl, None, None))
     checkpoint: dict[str, Any] = {}
     unused: Any = None
     hook.before_save_checkpoint(unused, checkpoint)

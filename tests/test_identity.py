@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import added, detection_batch, disturb
+from helpers import added, assert_bitwise, detection_batch, disturb, values_of
 from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.registry import MODELS, init_default_scope
@@ -15,8 +15,11 @@ from mmengine.structures import PixelData
 from mmengine.utils import get_installed_path
 from torch import nn
 
-from mmselfdistill.distiller import build_distiller
-from mmselfdistill.teacher import make_teacher, still, tensors_of
+from mmselfdistill.core.distiller import build_distiller
+from mmselfdistill.core.recorder import resolve
+from mmselfdistill.core.teacher import make_teacher, still
+from mmselfdistill.testing import check_identity
+from mmselfdistill.testing.identity import is_ours
 
 DENSE = {'features', 'logits', 'boxes'}
 
@@ -86,40 +89,44 @@ def segmentation_batch(classes: int = 19) -> dict[str, Any]:
 @pytest.mark.parametrize('name', CONFIGS)
 def test_terms_are_zero_at_equal_weights_and_teach_the_student_alone(name: str) -> None:
     model, data = build(name)
+    report = check_identity(model, data)
+    assert report.problems == []
+    assert report.terms.keys() == CONFIGS[name]
+    bound = ROUNDING.get(name[7:].split('/')[0], {})
+    for term, check in report.terms.items():
+        assert check.equal <= bound.get(term, 0.0)
+        # where both sides use the same kernels even attention is exact
+        assert check.frozen == 0.0
+        assert check.apart > 1e-6
+        assert check.backbone > 0
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_every_term_reaches_the_first_weight_and_leaves_nothing_behind(
+    name: str,
+) -> None:
+    model, data = build(name)
     distiller = build_distiller(model)
     distiller.teacher = make_teacher(model)
-    distiller.attach()
-    before = {key: t.clone() for key, t in tensors_of(distiller.teacher).items()}
-    ours = added(model(**copy.deepcopy(data), mode='loss'))
-    assert ours.keys() == CONFIGS[name]
-    bound = ROUNDING.get(name[7:].split('/')[0], {})
-    for term, loss in ours.items():
-        assert abs(float(loss.detach())) <= bound.get(term, 0.0)
-
     disturb(distiller.teacher)
+    before = values_of(distiller.teacher)
+    distiller.attach()
     weight = next(p for p in model.parameters() if p.requires_grad)
     changed = model(**copy.deepcopy(data), mode='loss')
+    assert added(changed).keys() == CONFIGS[name]
     for loss in added(changed).values():
         assert float(loss.detach()) > 1e-6
         (gradient,) = torch.autograd.grad(loss, weight, retain_graph=True)
         assert gradient.abs().sum() > 0
     assert all(p.grad is None for p in distiller.teacher.parameters())
-    for key, buffer in distiller.teacher.named_buffers():
-        assert torch.equal(buffer, before[key])
+    assert_bitwise(distiller.teacher, before)
 
     distiller.detach()
     plain = model(**copy.deepcopy(data), mode='loss')
-    assert plain.keys() == {key for key in changed if key[:8] != 'loss_sd_'}
-    assert 'extract_feat' not in vars(model)
-
-
-def test_attention_is_exact_where_both_sides_use_the_same_kernels() -> None:
-    (name,) = (name for name in CONFIGS if 'segformer' in name)
-    model, data = build(name)
-    # as the teacher's: no weight requires a gradient
-    model.requires_grad_(False)
-    distiller = build_distiller(model)
-    distiller.teacher = make_teacher(model)
-    distiller.attach()
-    losses = added(model(**data, mode='loss'))
-    assert [float(loss) for loss in losses.values()] == [0.0, 0.0]
+    assert plain.keys() == {key for key in changed if not is_ours(key)}
+    # what is added of each term: its share, its value and its weight
+    assert len(changed) - len(plain) == 3 * len(CONFIGS[name])
+    for seam in distiller.plan.seams:
+        owner, method = resolve(model, seam.path)
+        assert method not in vars(owner)
+    assert 'forward' not in vars(model)

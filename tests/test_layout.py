@@ -73,6 +73,8 @@ def test_only_hooks_know_a_runner(path: Path) -> None:
         for name in imports(path)
         if re.match(r'mmengine\.(runner|hooks|optim)\b', name)
     ]
+    # the loader of checkpoints is no Runner
+    known = [name for name in known if 'runner.checkpoint' not in name]
     assert not known or part_of(path) == 'hooks'
 
 
@@ -81,7 +83,7 @@ def test_the_package_imports_without_the_frameworks(path: Path) -> None:
     every = {name.split('.')[0] for name in imports(path)}
     first = {name.split('.')[0] for name in imports(path, at_import=True)}
     assert not first & {*FRAMEWORKS}
-    assert not every & {*FRAMEWORKS} or part_of(path) == 'sites'
+    assert not every & {*FRAMEWORKS} or part_of(path) in ('families', 'testing')
 
 
 def test_losses_have_a_test_of_their_name() -> None:

@@ -15,6 +15,8 @@ from mmengine.registry import DATASETS, MODELS, init_default_scope
 from mmengine.runner import find_latest_checkpoint
 from torch import Tensor
 
+from mmselfdistill.compat import mmengine_checkpoints
+
 BATCH = 32
 # of detections that are shown and compared
 MIN_SCORE = 0.4
@@ -46,7 +48,8 @@ def load_both(arm: Arm) -> tuple[Any, Any, Any]:
     init_default_scope(cfg.default_scope)
     path = find_latest_checkpoint(str(arm.folder))
     assert path is not None
-    checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+    with mmengine_checkpoints():
+        checkpoint = torch.load(path, map_location='cpu', weights_only=True)
     states = checkpoint['state_dict'], checkpoint['mmselfdistill']['teacher']
     models = [MODELS.build(cfg.model) for _ in states]
     for model, state in zip(models, states):

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 # Importing it lets PyTorch read the types that MMEngine saves, and no others.
-import mmselfdistill  # noqa: F401
+from mmselfdistill.compat import mmengine_checkpoints
 
 
 def read_teacher(path: Path) -> dict[str, Any]:
@@ -34,7 +34,8 @@ def read_teacher(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise SystemExit(f'CHECKPOINT: {str(path)!r} does not exist.')
     try:
-        checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+        with mmengine_checkpoints():
+            checkpoint = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:
         raise SystemExit(
             f'CHECKPOINT: {str(path)!r} is no checkpoint that can be read: '

@@ -15,36 +15,37 @@ import io
 import warnings
 from typing import Any, Callable
 
-from launching import (  # type: ignore[import-not-found]
-    find_config,
-    pop_self_distill,
-    zoo_folder,
-)
 from mmengine.config import Config, DictAction
 from mmengine.logging import MMLogger
 from mmengine.registry import HOOKS
 from torch.utils.flop_counter import FlopCounterMode
-from zoo_inputs import make_batch  # type: ignore[import-not-found]
-from zoo_models import (  # type: ignore[import-not-found]
+
+from mmselfdistill.cli import SCOPES
+from mmselfdistill.core.distiller import Distiller, build_distiller
+from mmselfdistill.core.report import describe
+from mmselfdistill.core.teacher import make_teacher
+from mmselfdistill.hooks import EMATeacherHook
+from mmselfdistill.testing.inputs import make_batch
+from mmselfdistill.testing.models import (
     build,
     enter,
     prepared,
     size_of,
     wants_masks,
 )
-
-from mmselfdistill.distiller import Distiller, build_distiller, describe
-from mmselfdistill.hooks import EMATeacherHook
-from mmselfdistill.teacher import make_teacher
-
-SCOPES = ('mmdet', 'mmseg', 'mmpretrain')
+from mmselfdistill.zoo import find_config, pop_self_distill, zoo_folder
 
 
 def settings(cfg: Config) -> dict[str, Any]:
     """Return terms, schedule and weight of a config's hook, or of the default."""
     hook_cfg = pop_self_distill(cfg)
     hook = HOOKS.build(hook_cfg) if hook_cfg else EMATeacherHook()
-    return dict(terms=hook.terms, schedule=hook.schedule, loss_weight=hook.loss_weight)
+    return dict(
+        terms=hook.terms,
+        schedule=hook.schedule,
+        loss_weight=hook.loss_weight,
+        seams=hook.seams,
+    )
 
 
 def operations(run: Callable[[], Any]) -> int:
@@ -90,15 +91,17 @@ def inspect(cfg: Config, size: int | None) -> str:
         ) from error
     distiller.attach()
     distiller.progress = 0.5  # past a warm-up
+    step(model, batch)  # in the first iteration, every term is tried besides
     ours = operations(lambda: step(model, batch))
     return '\n'.join([describe(distiller), *_more(distiller, ours, stock, size)])
 
 
 def _more(distiller: Distiller, ours: int, stock: int, size: int) -> list[str]:
-    sites = ', '.join(distiller.family.readers()) or 'none'
+    sites = ', '.join(site.name for site in distiller.plan.sites) or 'none'
+    repeated = [seam.path for seam in distiller.plan.seams if seam.repeat]
     return [
         f'Sites: {sites}, and any module by its path.',
-        f'The teacher repeats: {", ".join(distiller.seams)}.',
+        f'The teacher repeats: {", ".join(repeated)}.',
         f"The teacher's forward is {(ours - stock) / ours:.0%} of a step's operations "
         f'({ours / stock:.2f} of stock): of convolutions and matrix products, in the '
         f'middle of a run, with 2 images of {size} x {size} pixels.',

@@ -32,8 +32,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from mmselfdistill.distiller import build_distiller
-from mmselfdistill.teacher import make_teacher
+from mmselfdistill.core.distiller import build_distiller
+from mmselfdistill.core.teacher import make_teacher
 
 KINDS = ('stock', 'bare', 'ours')
 

@@ -18,11 +18,11 @@ from launching import (  # type: ignore[import-not-found]
     build_runner,
     load_config,
     parse_args,
-    pop_self_distill,
 )
 from mmengine.config import Config
 
 from mmselfdistill.errors import nearest
+from mmselfdistill.zoo import pop_self_distill
 
 SCHEMES = ('generation', 'ema')
 

@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Sequence
 
-from zoo_check import TOLERANCE  # type: ignore[import-not-found]
+from mmselfdistill.testing.identity import TOLERANCE
 
 NEEDED = ('torch', 'mmengine', 'mmcv', 'mmdet', 'mmsegmentation')
 # some models are made with

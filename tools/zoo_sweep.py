@@ -31,7 +31,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from launching import zoo_folder  # type: ignore[import-not-found]
 from mmengine.logging import MMLogger
 from zoo_check import check_config  # type: ignore[import-not-found]
 from zoo_configs import (  # type: ignore[import-not-found]
@@ -40,6 +39,8 @@ from zoo_configs import (  # type: ignore[import-not-found]
     next_of_kind,
 )
 from zoo_report import write_report  # type: ignore[import-not-found]
+
+from mmselfdistill.zoo import zoo_folder
 
 ZOOS = ('mmdet', 'mmseg')
 # how many more of a kind are tried until one trains in stock

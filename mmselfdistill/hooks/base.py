@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any, Mapping
+from typing import Any, Mapping, Sequence
 
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
-from mmengine.runner import EpochBasedTrainLoop, Runner
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 from mmengine.runner.checkpoint import weights_to_cpu
 from torch import nn
 
-from mmselfdistill.distiller import Distiller, build_distiller
+from mmselfdistill.core.distiller import Distiller, build_distiller
+from mmselfdistill.core.teacher import make_teacher, mismatches
+from mmselfdistill.core.terms import ScheduleConfig, TermConfigs, differences
 from mmselfdistill.errors import check_number, nearest
 from mmselfdistill.schedules import build_schedule
-from mmselfdistill.teacher import make_teacher, mismatches
-from mmselfdistill.terms import ScheduleConfig, TermConfigs, differences
+
+from .buffers import put_buffers, unsaved_buffers
+from .learned import losses_of, train_losses
 
 STATE_KEY = 'mmselfdistill'
 STATE_VERSION = 1
@@ -34,6 +37,8 @@ class DistillHook(Hook):
             Defaults to 1.0.
         schedule (dict | str, optional): Weight over time of the terms without
             one of their own. Defaults to None: the hook's own default.
+        seams (Sequence[str]): Paths of methods or modules of the model that the
+            teacher has to repeat besides those that are found. Defaults to ().
         **unknown: Nothing; taken to name what was meant in the message.
 
     Raises:
@@ -47,6 +52,7 @@ class DistillHook(Hook):
         terms: TermConfigs | None = None,
         loss_weight: float = 1.0,
         schedule: ScheduleConfig = None,
+        seams: Sequence[str] = (),
         **unknown: Any,
     ) -> None:
         check_arguments(type(self), unknown)
@@ -54,29 +60,51 @@ class DistillHook(Hook):
         self.loss_weight = check_number('loss_weight', loss_weight, 0.0)
         self.schedule = self.default_schedule if schedule is None else schedule
         build_schedule(self.schedule, 'schedule')
+        if isinstance(seams, str) or not all(isinstance(path, str) for path in seams):
+            raise ValueError(f'seams: expected a list of paths, but got {seams!r}')
+        self.seams = tuple(seams)
         self.generation = 0
         self.updates = 0
         self.distiller: Distiller | None = None
-        self._teacher: nn.Module | None = None
         self._resumed: dict[str, Any] | None = None
+        # the run that was set up, and whether it has begun
+        self._loop: BaseLoop | None = None
+        self._begun = False
+
+    def before_run(self, runner: Runner) -> None:
+        """Set up a run, unless it goes on after a failure."""
+        loop = runner._train_loop
+        if isinstance(loop, BaseLoop) and loop is not self._loop:
+            self.set_up(runner)
+            self._loop, self._begun = loop, False
+
+    def set_up(self, runner: Runner) -> None:
+        """Build the terms: losses may have parameters for the run's optimizer."""
+        _check_alone(self, runner)
+        settings = (self.terms, self.schedule, self.loss_weight, self.seams)
+        self.distiller = build_distiller(bare_model(runner), *settings)
+        train_losses(runner, self.distiller)
 
     def before_train(self, runner: Runner) -> None:
-        """Build teacher and terms: weights are loaded, no step is made yet."""
+        """Make the teacher: weights are loaded, no step is made yet."""
+        assert self.distiller is not None
         student = bare_model(runner)
-        _check_alone(self, runner)
-        self.distiller = build_distiller(
-            student, self.terms, self.schedule, self.loss_weight
-        )
-        self._teacher = make_teacher(student)
-        if self._resumed is None:
-            self.init_teacher(runner)
-        else:
-            self._restore(self._resumed)
-        self._resumed = None
+        _release(student)
+        self.distiller.shapes.clear()
+        # what a teacher cannot be made of fails here, not hours later
+        teacher = make_teacher(student)
+        if self._resumed is not None:
+            self._restore(self._resumed, teacher)
+        elif not (self._begun and runner.iter > 0):
+            self.generation = self.updates = 0
+            self.init_teacher(runner, teacher)
+        # where there is no teacher yet, the first iteration is checked with this one
+        self.distiller.trial = None if self.distiller.teacher else teacher
+        self._resumed, self._begun = None, True
         self.distiller.attach()
 
-    def init_teacher(self, runner: Runner) -> None:
-        """Give the teacher its first weights; called unless a run is resumed."""
+    def init_teacher(self, runner: Runner, teacher: nn.Module) -> None:
+        """Give the teacher its first weights; called unless a run goes on."""
         raise NotImplementedError
 
     def before_train_iter(
@@ -89,10 +117,37 @@ class DistillHook(Hook):
         else:
             self.distiller.progress = runner.iter / runner.max_iters
 
+    def after_train_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: Any = None,
+        outputs: Any = None,
+    ) -> None:
+        """See that the model's loss goes through its ``forward``.
+
+        Raises:
+            RuntimeError: If it does not: nothing would ever be distilled.
+        """
+        assert self.distiller is not None
+        if self.distiller.forwards == 0:
+            raise RuntimeError(
+                f'self_distill: {type(self.distiller.student).__name__} was not called '
+                "with mode='loss' in the first iteration: its train_step computes the "
+                'loss in another way, and nothing would be distilled'
+            )
+
     def after_train(self, runner: Runner) -> None:
-        """Leave the student as it was."""
-        if self.distiller is not None:
-            self.distiller.detach()
+        """Leave the student as it was, and say so if nothing was distilled."""
+        if self.distiller is None:
+            return
+        self.distiller.detach()
+        wanted = any(self.loss_weight * term.weight for term in self.distiller.terms)
+        if wanted and self.distiller.forwards and not self.distiller.computed:
+            runner.logger.warning(
+                'self_distill: no term was computed in this run: it ended before its '
+                'first teacher, or before a schedule began.'
+            )
 
     def before_save_checkpoint(
         self, runner: Runner, checkpoint: dict[str, Any]
@@ -104,6 +159,16 @@ class DistillHook(Hook):
         checkpoint[STATE_KEY] = dict(
             **self.identity(),
             teacher=None if teacher is None else weights_to_cpu(teacher.state_dict()),
+            buffers={
+                name: buffer.cpu()
+                for name, buffer in (
+                    unsaved_buffers(teacher) if teacher else {}
+                ).items()
+            },
+            losses={
+                name: weights_to_cpu(loss.state_dict())
+                for name, loss in losses_of(self.distiller).items()
+            },
             generation=self.generation,
             updates=self.updates,
             terms={term.name: term.config for term in self.distiller.terms},
@@ -131,17 +196,19 @@ class DistillHook(Hook):
             )
         self._resumed = state
 
-    def _restore(self, state: dict[str, Any]) -> None:
-        assert self.distiller is not None and self._teacher is not None
+    def _restore(self, state: dict[str, Any], teacher: nn.Module) -> None:
+        assert self.distiller is not None
         wrong = [
             f'{key}: {state.get(key)!r} in the checkpoint, {value!r} now'
             for key, value in self.identity().items()
             if state.get(key) != value
         ]
         terms = {term.name: term.config for term in self.distiller.terms}
+        # a checkpoint of an earlier version has neither buffers nor losses
         wrong += differences(terms, state['terms'])
         if state['teacher'] is not None:
-            differing = mismatches(self._teacher.state_dict(), state['teacher'])
+            put_buffers(teacher, state['teacher'], state.get('buffers', {}))
+            differing = mismatches(teacher.state_dict(), state['teacher'])
             wrong += [f'teacher: {each}' for each in differing]
         if wrong:
             raise ValueError(
@@ -149,9 +216,19 @@ class DistillHook(Hook):
                 + '\n  '.join(wrong)
             )
         self.generation, self.updates = state['generation'], state['updates']
+        losses = losses_of(self.distiller)
+        for name, weights in state.get('losses', {}).items():
+            losses[name].load_state_dict(weights, strict=True)
         if state['teacher'] is not None:
-            self._teacher.load_state_dict(state['teacher'], strict=True)
-            self.distiller.teacher = self._teacher
+            teacher.load_state_dict(state['teacher'], strict=True)
+            self.distiller.teacher = teacher
+
+
+def _release(student: nn.Module) -> None:
+    """Detach what a run that failed has left: MMEngine skips ``after_train`` then."""
+    left = getattr(vars(student).get('forward'), 'distiller', None)
+    if isinstance(left, Distiller):
+        left.detach()
 
 
 def _check_alone(hook: DistillHook, runner: Runner) -> None:

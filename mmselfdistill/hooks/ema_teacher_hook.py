@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Sequence
 
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
+from torch import nn
 
+from mmselfdistill.core.teacher import Average, copy_into
+from mmselfdistill.core.terms import ScheduleConfig, TermConfigs
 from mmselfdistill.errors import check_number
-from mmselfdistill.teacher import average_into, copy_into
-from mmselfdistill.terms import ScheduleConfig, TermConfigs
 
 from .base import DistillHook, bare_model
-from .restart import optim_wrappers
+from .optimizers import optim_wrappers
 
 
 @HOOKS.register_module()
@@ -26,8 +27,9 @@ class EMATeacherHook(DistillHook):
         \theta_T \leftarrow m_t \, \theta_T + (1 - m_t) \, \theta_S, \quad
         m_t = \min\left(m, \frac{1 + t}{10 + t}\right),
 
-    buffers included, so that the first weights are soon forgotten. Under
-    gradient accumulation this is once for each real step.
+    for parameters and for the running statistics of norms; other buffers are copied.
+    The first weights are soon forgotten. Under gradient accumulation this is once for
+    each real step.
 
     Args:
         momentum (float): The share :math:`m` that the teacher keeps. Defaults
@@ -37,6 +39,7 @@ class EMATeacherHook(DistillHook):
         schedule (dict | str, optional): Weight over the run. Defaults to None:
             0 for the first 15 %, while the teacher is too young to teach, then
             a ramp to 1 over the next 15 %.
+        seams (Sequence[str]): See :class:`DistillHook`. Defaults to ().
 
     Raises:
         ValueError: If a value is wrong.
@@ -50,16 +53,24 @@ class EMATeacherHook(DistillHook):
         terms: TermConfigs | None = None,
         loss_weight: float = 1.0,
         schedule: ScheduleConfig = None,
+        seams: Sequence[str] = (),
         **unknown: Any,
     ) -> None:
-        super().__init__(terms, loss_weight, schedule, **unknown)
+        super().__init__(terms, loss_weight, schedule, seams, **unknown)
         self.momentum = check_number('momentum', momentum, 0.0, 1.0)
+        self._average: Average | None = None
 
-    def init_teacher(self, runner: Runner) -> None:
+    def before_train(self, runner: Runner) -> None:
+        """Make the teacher, and pair its tensors with the student's."""
+        super().before_train(runner)
+        assert self.distiller is not None and self.distiller.teacher is not None
+        self._average = Average(self.distiller.teacher, bare_model(runner))
+
+    def init_teacher(self, runner: Runner, teacher: nn.Module) -> None:
         """Start from the student."""
-        assert self.distiller is not None and self._teacher is not None
-        copy_into(self._teacher, bare_model(runner))
-        self.distiller.teacher = self._teacher
+        assert self.distiller is not None
+        copy_into(teacher, bare_model(runner))
+        self.distiller.teacher = teacher
 
     def after_train_iter(
         self,
@@ -69,9 +80,9 @@ class EMATeacherHook(DistillHook):
         outputs: Any = None,
     ) -> None:
         """Average, if the optimizer made a step in this iteration."""
-        assert self._teacher is not None
+        super().after_train_iter(runner, batch_idx, data_batch, outputs)
+        assert self._average is not None
         if any(each.should_update() for each in optim_wrappers(runner)):
             young = (1 + self.updates) / (10 + self.updates)
-            momentum = min(self.momentum, young)
-            average_into(self._teacher, bare_model(runner), momentum)
+            self._average.update(min(self.momentum, young))
             self.updates += 1

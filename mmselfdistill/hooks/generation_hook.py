@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import numbers
-from typing import Any
+from typing import Any, Sequence
 
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
-from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
+from mmengine.runner import EpochBasedTrainLoop, Runner
+from torch import nn
 
+from mmselfdistill.core.teacher import copy_into, make_teacher
+from mmselfdistill.core.terms import ScheduleConfig, TermConfigs
 from mmselfdistill.errors import check_choice
-from mmselfdistill.teacher import copy_into
-from mmselfdistill.terms import ScheduleConfig, TermConfigs
 
 from .base import STATE_KEY, DistillHook, bare_model, epochs_done
-from .restart import Beginning, reinitialize
+from .learned import losses_of
+from .restart import Beginning, reinitialize, try_fresh_model
 
 
 @HOOKS.register_module()
@@ -52,6 +54,7 @@ class GenerationHook(DistillHook):
         loss_weight (float): Multiplies all terms. Defaults to 1.0.
         schedule (dict | str, optional): Weight over a generation. Defaults to
             None: a cosine from 1 to 0.01.
+        seams (Sequence[str]): See :class:`DistillHook`. Defaults to ().
 
     Raises:
         ValueError: If a value is wrong.
@@ -70,9 +73,10 @@ class GenerationHook(DistillHook):
         terms: TermConfigs | None = None,
         loss_weight: float = 1.0,
         schedule: ScheduleConfig = None,
+        seams: Sequence[str] = (),
         **unknown: Any,
     ) -> None:
-        super().__init__(terms, loss_weight, schedule, **unknown)
+        super().__init__(terms, loss_weight, schedule, seams, **unknown)
         if (interval is None) == (generations is None):
             raise ValueError(
                 'GenerationHook: expected either interval or generations, but got '
@@ -88,18 +92,11 @@ class GenerationHook(DistillHook):
         self.student = check_choice('student', student, ('continue', 'reinit'))
         self._beginning: Beginning | None = None
 
-    def before_run(self, runner: Runner) -> None:
+    def set_up(self, runner: Runner) -> None:
         """Lengthen the run, and remember how its schedules begin."""
-        loop = runner._train_loop
-        if not isinstance(loop, BaseLoop):
-            return
+        loop = runner.train_loop
         epochs = isinstance(loop, EpochBasedTrainLoop)
-        if self.generations is not None and self._beginning is None:
-            self.by_epoch = epochs
-            self.interval = loop.max_epochs if epochs else loop.max_iters
-            loop._max_epochs *= self.generations if epochs else 1
-            loop._max_iters *= self.generations
-        elif self.by_epoch and not epochs:
+        if self.generations is None and self.by_epoch and not epochs:
             raise ValueError(
                 f'GenerationHook: by_epoch=True, but {type(loop).__name__} counts '
                 'iterations; set by_epoch=False and interval in iterations, or give '
@@ -107,7 +104,14 @@ class GenerationHook(DistillHook):
             )
         if self.student == 'reinit':
             _check_can_reinitialize(runner)
-        self._beginning = Beginning(runner)
+        super().set_up(runner)
+        if self.generations is not None:
+            self.by_epoch = epochs
+            self.interval = loop.max_epochs if epochs else loop.max_iters
+            loop._max_epochs *= self.generations if epochs else 1
+            loop._max_iters *= self.generations
+        assert self.distiller is not None
+        self._beginning = Beginning(runner, losses_of(self.distiller))
         self._warn(runner, loop.max_epochs if self.by_epoch else loop.max_iters)
 
     def _warn(self, runner: Runner, length: int) -> None:
@@ -146,13 +150,22 @@ class GenerationHook(DistillHook):
         if STATE_KEY in checkpoint and self._beginning is not None:
             checkpoint[STATE_KEY]['beginning'] = self._beginning.state
 
-    def _restore(self, state: dict[str, Any]) -> None:
-        super()._restore(state)
+    def _restore(self, state: dict[str, Any], teacher: nn.Module) -> None:
+        super()._restore(state, teacher)
         assert self._beginning is not None
-        self._beginning.state = state['beginning']
+        # a checkpoint of an earlier version has no losses
+        self._beginning.state.update(state['beginning'])
 
-    def init_teacher(self, runner: Runner) -> None:
+    def before_train(self, runner: Runner) -> None:
+        """Try what the boundary will do, before a step is made."""
+        if self.student == 'reinit':
+            try_fresh_model(runner)
+        super().before_train(runner)
+
+    def init_teacher(self, runner: Runner, teacher: nn.Module) -> None:
         """Leave the first generation without a teacher."""
+        assert self.distiller is not None
+        self.distiller.teacher = None
 
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None
@@ -166,15 +179,19 @@ class GenerationHook(DistillHook):
         self.distiller.progress = part / self.interval
 
     def _begin(self, runner: Runner, generation: int) -> None:
-        assert self.distiller is not None and self._teacher is not None
-        assert self._beginning is not None
-        copy_into(self._teacher, bare_model(runner))
-        self.distiller.teacher = self._teacher
-        self.generation = generation
+        assert self.distiller is not None and self._beginning is not None
+        student = bare_model(runner)
+        if self.distiller.teacher is None:
+            self.distiller.detach()
+            self.distiller.teacher = make_teacher(student, self.distiller.acting)
+            self.distiller.attach()
+        copy_into(self.distiller.teacher, student)
         if self.student == 'reinit':
             reinitialize(runner, generation)
+            self._beginning.restore_losses(losses_of(self.distiller))
         if self._restarts():
             self._beginning.restore(runner)
+        self.generation = generation
         runner.logger.info(
             f'Generation {generation + 1} begins (student: {self.student}): the '
             f'teacher has the weights of iteration {runner.iter}.'

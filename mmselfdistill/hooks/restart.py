@@ -3,33 +3,38 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, Iterator
+import random
+from contextlib import contextmanager
+from typing import Any, Iterator, Mapping
 
+import numpy as np
 import torch
 from mmengine.hooks import EMAHook
-from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import MODELS
 from mmengine.runner import Runner
+from torch import nn
 
-from mmselfdistill.teacher import broadcast_from_rank_0, tensors_of
+from mmselfdistill.core.teacher import broadcast_from_rank_0, tensors_of
 
 from .base import bare_model
+from .optimizers import optim_wrappers, schedulers_of
 
 
 class Beginning:
-    """The schedules as they are before the first step, to be put back.
+    """Schedules and losses as they are before the first step, to be put back.
 
     MMEngine's schedulers scale the value that a parameter group has at present,
     so the groups' values are put back with the schedulers' own state.
 
     Args:
         runner (Runner): With optimizer and schedulers built, and no step made.
+        losses (Mapping[str, nn.Module]): Losses that learn, by the names of terms.
 
     Attributes:
-        state (dict): Plain numbers and lists: what a checkpoint holds.
+        state (dict): Plain numbers, lists and tensors: what a checkpoint holds.
     """
 
-    def __init__(self, runner: Runner) -> None:
+    def __init__(self, runner: Runner, losses: Mapping[str, nn.Module]) -> None:
         self.state: dict[str, Any] = dict(
             groups=[
                 [copy.deepcopy(_settings(group)) for group in wrapper.param_groups]
@@ -37,9 +42,18 @@ class Beginning:
             ],
             schedulers=[
                 copy.deepcopy(scheduler.state_dict())
-                for scheduler in _schedulers(runner)
+                for scheduler in schedulers_of(runner)
             ],
+            losses={
+                name: {key: t.cpu().clone() for key, t in loss.state_dict().items()}
+                for name, loss in losses.items()
+            },
         )
+
+    def restore_losses(self, losses: Mapping[str, nn.Module]) -> None:
+        """Put the weights of losses back to their beginning."""
+        for name, loss in losses.items():
+            loss.load_state_dict(self.state['losses'][name], strict=True)
 
     def restore(self, runner: Runner) -> None:
         """Put every scheduled value and scheduler back to its beginning."""
@@ -47,31 +61,101 @@ class Beginning:
         for wrapper, groups in zip(optim_wrappers(runner), state['groups']):
             for group, settings in zip(wrapper.param_groups, groups):
                 group.update(settings)
-        for scheduler, each in zip(_schedulers(runner), state['schedulers']):
+        for scheduler, each in zip(schedulers_of(runner), state['schedulers']):
             scheduler.load_state_dict(each)
+
+
+def fresh_model(runner: Runner, generation: int) -> nn.Module:
+    """Build the model of the run's config anew, as the Runner does.
+
+    The weights depend on the run's seed and the generation alone, so that a run
+    resumed at a boundary draws the same ones. No random stream of the run is moved.
+
+    Args:
+        runner (Runner): Was made from a config, which has the model.
+        generation (int): Index of the generation that begins.
+    """
+    cfg = copy.deepcopy(runner.cfg.model)
+    preprocessor = runner.cfg.get('data_preprocessor')
+    if preprocessor is not None:
+        cfg.setdefault('data_preprocessor', copy.deepcopy(preprocessor))
+    with _seeded((runner.seed or 0) + generation):
+        fresh: Any = MODELS.build(cfg)
+        if hasattr(fresh, 'init_weights'):
+            fresh.init_weights()
+    model: nn.Module = fresh
+    return model
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    states = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed % 2**32)
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+
+
+def try_fresh_model(runner: Runner) -> None:
+    """See before the first step that the student can be given fresh weights.
+
+    Raises:
+        ValueError: If a fresh model is not like the student.
+    """
+    try:
+        fresh = fresh_model(runner, 1)
+    except Exception as error:
+        raise ValueError(
+            "GenerationHook: student='reinit' cannot build a fresh model from the "
+            f'config: {type(error).__name__}: {error}'
+        ) from error
+    wrong = _differences(bare_model(runner), fresh)
+    if wrong:
+        raise ValueError(
+            "GenerationHook: student='reinit' builds a model that is not the student:"
+            '\n  ' + '\n  '.join(wrong)
+        )
+
+
+def _differences(student: nn.Module, fresh: nn.Module) -> list[str]:
+    ours, theirs = tensors_of(student), tensors_of(fresh)
+    buffers = dict(student.named_buffers())
+    found = [
+        f'{name}: {tuple(theirs[name].shape)} in the fresh model, '
+        f'{tuple(tensor.shape)} in the student'
+        for name, tensor in ours.items()
+        if name in theirs and theirs[name].shape != tensor.shape
+    ]
+    # a model may make a buffer at its first forward
+    lacking = ours.keys() - theirs.keys() - buffers.keys()
+    found += [f'{name}: not in the fresh model' for name in sorted(lacking)]
+    more = theirs.keys() - ours.keys()
+    return found + [f'{name}: not in the student' for name in sorted(more)]
 
 
 def reinitialize(runner: Runner, generation: int) -> None:
     """Give the student fresh weights, and empty its optimizer's state.
 
-    The weights depend on the run's seed and the generation alone, so that a run
-    resumed at a boundary draws the same ones; they are equal on all ranks.
+    They are equal on all ranks. What the model averages of itself begins anew as at
+    the start of the run. Buffers that it made, or gave their size, in a forward stay.
 
     Args:
         runner (Runner): Was made from a config, which has the model.
         generation (int): Index of the generation that begins.
     """
     student = bare_model(runner)
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed((runner.seed or 0) + generation)
-        fresh: Any = MODELS.build(copy.deepcopy(runner.cfg.model))
-        if hasattr(fresh, 'init_weights'):
-            fresh.init_weights()
-    values = tensors_of(fresh)
+    values = tensors_of(fresh_model(runner, generation))
     with torch.no_grad():
         for name, tensor in tensors_of(student).items():
-            tensor.copy_(values[name])
+            value = values.get(name, tensor)
+            if value.shape == tensor.shape:
+                tensor.copy_(value)
     broadcast_from_rank_0(tensors_of(student).values())
     for wrapper in optim_wrappers(runner):
         wrapper.optimizer.state.clear()
@@ -80,23 +164,9 @@ def reinitialize(runner: Runner, generation: int) -> None:
         if isinstance(hook, EMAHook):
             # its next update copies instead of averaging with the old weights
             hook.ema_model.steps.zero_()
-
-
-def optim_wrappers(runner: Runner) -> list[OptimWrapper]:
-    """Return the optimizer wrappers, of which there are several for few models."""
-    wrapper = runner.optim_wrapper
-    return (
-        list(wrapper.values()) if isinstance(wrapper, OptimWrapperDict) else [wrapper]
-    )
-
-
-def _schedulers(runner: Runner) -> Iterator[Any]:
-    schedulers = runner.param_schedulers or []
-    if isinstance(schedulers, dict):
-        for each in schedulers.values():
-            yield from each
-    else:
-        yield from schedulers
+        if callable(getattr(hook, 'momentum_update', None)):
+            # the teacher that a semi-supervised model has itself: a copy
+            hook.momentum_update(student, 1)
 
 
 def _settings(group: dict[str, Any]) -> dict[str, Any]:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Mapping
+from collections import OrderedDict
+from typing import Any, Mapping, Sequence
 
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from mmengine.runner.checkpoint import _load_checkpoint
-from torch import Tensor
+from torch import Tensor, nn
 
-from mmselfdistill.teacher import broadcast_from_rank_0, mismatches, tensors_of
-from mmselfdistill.terms import ScheduleConfig, TermConfigs
+from mmselfdistill.core.teacher import broadcast_from_rank_0, mismatches, tensors_of
+from mmselfdistill.core.terms import ScheduleConfig, TermConfigs
 
 from .base import DistillHook
 
@@ -25,11 +26,14 @@ class SelfDistillHook(DistillHook):
 
     Args:
         teacher (str): Path or URL of a checkpoint of the same model, of any
-            form that MMEngine loads. It is loaded strictly.
+            form that MMEngine loads. It is loaded strictly, as the model itself does:
+            old names are translated where the model knows how. Of a model that holds
+            the detector that it trains, a checkpoint of that detector will do.
         terms (dict, optional): See :class:`DistillHook`. Defaults to None.
         loss_weight (float): Multiplies all terms. Defaults to 1.0.
         schedule (dict | str, optional): Weight over the run. Defaults to None:
             a cosine from 1 to 0.01.
+        seams (Sequence[str]): See :class:`DistillHook`. Defaults to ().
 
     Raises:
         ValueError: If a value is wrong, or the teacher is missing, broken or of
@@ -44,27 +48,55 @@ class SelfDistillHook(DistillHook):
         terms: TermConfigs | None = None,
         loss_weight: float = 1.0,
         schedule: ScheduleConfig = None,
+        seams: Sequence[str] = (),
         **unknown: Any,
     ) -> None:
-        super().__init__(terms, loss_weight, schedule, **unknown)
+        super().__init__(terms, loss_weight, schedule, seams, **unknown)
         if not isinstance(teacher, str) or not teacher:
             raise ValueError(f'teacher: expected a path or URL, but got {teacher!r}')
         self.teacher = teacher
 
-    def init_teacher(self, runner: Runner) -> None:
+    def init_teacher(self, runner: Runner, teacher: nn.Module) -> None:
         """Load the checkpoint."""
-        assert self.distiller is not None and self._teacher is not None
-        state = load_weights(self.teacher)
-        wrong = mismatches(self._teacher.state_dict(), state)
-        if wrong:
-            raise ValueError(
-                f'teacher: {self.teacher} is of another model than this '
-                f'{type(self._teacher).__name__}:\n  ' + '\n  '.join(wrong)
-            )
-        self._teacher.load_state_dict(state, strict=True)
-        broadcast_from_rank_0(tensors_of(self._teacher).values())
-        self.distiller.teacher = self._teacher
-        runner.logger.info(f'The teacher is {self.teacher}.')
+        assert self.distiller is not None
+        part = load_strictly(teacher, self.teacher, self.distiller.plan.inner)
+        broadcast_from_rank_0(tensors_of(teacher).values())
+        self.distiller.teacher = teacher
+        of = f', of its {part}' if part else ''
+        runner.logger.info(f'The teacher{of} is {self.teacher}.')
+
+
+def load_strictly(teacher: nn.Module, path: str, inner: str) -> str:
+    """Load a checkpoint into a teacher, or into the model that it holds.
+
+    Args:
+        teacher (nn.Module): The teacher.
+        path (str): Path or URL of the checkpoint.
+        inner (str): Path of the model inside that is trained, or ''.
+
+    Returns:
+        str: What was loaded: '' for all of it, or ``inner``.
+
+    Raises:
+        ValueError: If it does not fit.
+    """
+    state = load_weights(path)
+    try:
+        teacher.load_state_dict(state, strict=True)
+        return ''
+    except RuntimeError as error:
+        reason = error
+    if inner:
+        try:
+            teacher.get_submodule(inner).load_state_dict(state, strict=True)
+            return inner
+        except RuntimeError:
+            pass
+    wrong = mismatches(teacher.state_dict(), state) or [str(reason)]
+    raise ValueError(
+        f'teacher: {path} is of another model than this {type(teacher).__name__}:\n  '
+        + '\n  '.join(wrong)
+    ) from reason
 
 
 def load_weights(path: str) -> dict[str, Tensor]:
@@ -83,7 +115,17 @@ def load_weights(path: str) -> dict[str, Tensor]:
     if not _is_state_dict(state):
         raise ValueError(f'teacher: {path!r} holds no state_dict of a model')
     # written by a script that saved the DDP wrapper
-    return {re.sub(r'^module\.', '', key): value for key, value in state.items()}
+    weights: Any = OrderedDict((_bare(key), value) for key, value in state.items())
+    versions = getattr(state, '_metadata', None)
+    if versions is not None:
+        # by these a module translates what older versions of it have saved
+        weights._metadata = OrderedDict((_bare(k), v) for k, v in versions.items())
+    found: dict[str, Tensor] = weights
+    return found
+
+
+def _bare(key: str) -> str:
+    return re.sub(r'^module(\.|$)', '', key)
 
 
 def _is_state_dict(state: Any) -> bool:

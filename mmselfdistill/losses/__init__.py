@@ -1,8 +1,10 @@
 """Losses between one tensor of the student and the same one of the teacher.
 
 Each is a pure function and a thin module in MMEngine's ``MODELS``. Called as
-``loss(student, teacher, **context)``, it returns an unweighted float32 scalar
-that is 0 when the two are equal, and ignores context that it has no use for.
+``loss(student, teacher, kind=...)``, it returns a plain divergence in float32 that is 0
+when the two are equal: one number for each row, position or mask, or a scalar where
+rows cannot be told apart. What counts, and how much, is applied by
+:func:`.common.reduced`.
 """
 
 from .box_distill import BoxDistillLoss, box_distill_loss

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from mmselfdistill.errors import check_choice, check_number
+from mmselfdistill.errors import check_number
 
-from .common import categorical_kl, in_full_precision, weighted_mean
+from .common import categorical_kl, check_kind, in_full_precision
+
+_BY_L1 = ('offsets', 'cxcywh')
 
 
 @in_full_precision
@@ -18,63 +18,56 @@ def box_distill_loss(
     student: Tensor,
     teacher: Tensor,
     *,
-    box_kind: str = 'deltas',
+    kind: str = 'offsets',
     temperature: float = 10.0,
-    confidence: Tensor | None = None,
 ) -> Tensor:
     r"""Difference of the student's boxes from the teacher's.
 
-    With :math:`w_i` the teacher's confidence of box :math:`i`, the result is
-    :math:`\sum_i w_i d_i / \max(\sum_i w_i, 1)`, where :math:`d_i` is
+    The loss of one box is
 
     - for 'bins', the mean over the four sides of
       :math:`T^2 \mathrm{KL}(p \| q)` of the distributions over distance
       (LD, arXiv 2102.12252);
-    - for 'deltas', the mean over the four numbers of :math:`|s - t|`;
-    - for 'distances', :math:`1 - \mathrm{GIoU}` of the two boxes
+    - for 'offsets' and 'cxcywh', the mean over the four numbers of :math:`|s - t|`;
+    - for 'sides', :math:`1 - \mathrm{GIoU}` of the two boxes
       (arXiv 1902.09630).
 
     Args:
         student (Tensor): 'bins': (N, 4 * (reg_max + 1)) logits, side by side;
-            'deltas': (N, 4) encoded offsets; 'distances': (N, 4) left, top,
-            right, bottom from one point, in any unit of length.
+            'offsets': (N, 4) encoded offsets; 'cxcywh': (N, 4) centre and size, in
+            parts of the image; 'sides': (N, 4) left, top, right, bottom from one
+            point, in any unit of length.
         teacher (Tensor): Same shape and kind. Gets no gradient.
-        box_kind (str): 'bins', 'deltas' or 'distances'. Defaults to 'deltas'.
+        kind (str): One of these. Defaults to 'offsets'.
         temperature (float): :math:`T` of the bins, above 0; other kinds do not
             use it. Defaults to 10.0.
-        confidence (Tensor, optional): (N), not negative. Defaults to None: all
-            boxes count as 1.
 
     Returns:
-        Tensor: A scalar in float32; 0 where the boxes are equal, or where there
-        is none.
+        Tensor: (N) in float32; 0 where the boxes are equal.
 
     Raises:
-        ValueError: If shapes do not fit, or the kind is unknown.
+        ValueError: If shapes do not fit, or the kind is another one.
     """
-    check_choice('box_kind', box_kind, ('bins', 'deltas', 'distances'))
-    _check_columns(student, box_kind)
-    if box_kind == 'bins':
+    check_kind('BoxDistillLoss', kind, ('bins', 'sides', *_BY_L1))
+    _check_columns(student, kind)
+    if kind == 'bins':
         sides = (len(student), 4, student.shape[1] // 4)
         student, teacher = student.reshape(sides), teacher.reshape(sides)
-        difference = categorical_kl(student, teacher, temperature, dim=-1).mean(-1)
-    elif box_kind == 'deltas':
-        difference = (student - teacher).abs().mean(-1)
-    else:
-        difference = _giou_loss(student, teacher)
-    return weighted_mean('confidence', difference, confidence)
+        return categorical_kl(student, teacher, temperature, dim=-1).mean(-1)
+    if kind in _BY_L1:
+        return (student - teacher).abs().mean(-1)
+    return _giou_loss(student, teacher)
 
 
-def _check_columns(boxes: Tensor, box_kind: str) -> None:
+def _check_columns(boxes: Tensor, kind: str) -> None:
     columns = boxes.shape[1] if boxes.ndim == 2 else 0
-    if box_kind == 'bins':
+    if kind == 'bins':
         fits, wanted = columns >= 8 and columns % 4 == 0, '(N, 4 * (reg_max + 1))'
     else:
         fits, wanted = columns == 4, '(N, 4)'
     if not fits:
         raise ValueError(
-            f'box_kind {box_kind!r}: expected boxes of shape {wanted}, but got '
-            f'{tuple(boxes.shape)}'
+            f'{kind!r}: expected boxes of shape {wanted}, but got {tuple(boxes.shape)}'
         )
 
 
@@ -111,20 +104,11 @@ class BoxDistillLoss(nn.Module):
         self.temperature = check_number('temperature', temperature, 0, above_low=True)
 
     def forward(
-        self,
-        student: Tensor,
-        teacher: Tensor,
-        box_kind: str = 'deltas',
-        confidence: Tensor | None = None,
-        **_: Any,
+        self, student: Tensor, teacher: Tensor, kind: str = 'offsets'
     ) -> Tensor:
-        """Return the loss of one pair; other context is not used."""
+        """Return the difference of each box."""
         return box_distill_loss(
-            student,
-            teacher,
-            box_kind=box_kind,
-            temperature=self.temperature,
-            confidence=confidence,
+            student, teacher, kind=kind, temperature=self.temperature
         )
 
     def extra_repr(self) -> str:

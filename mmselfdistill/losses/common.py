@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, Callable, TypeVar, cast
+from typing import Any, Callable, Sequence, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -46,40 +46,46 @@ def _raised(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def mean(values: Tensor) -> Tensor:
-    """Average over all elements; of none it is 0, still tied to the graph."""
-    return values.sum() / max(values.numel(), 1)
+def check_kind(loss: str, kind: str, kinds: Sequence[str]) -> None:
+    """Raise ValueError if a loss does not take what a site's numbers are."""
+    if kind not in kinds:
+        taken = ' or '.join(repr(each) for each in kinds)
+        raise ValueError(f'{loss} takes {taken}, but the site is {kind!r}')
 
 
-def weighted_mean(name: str, values: Tensor, weights: Tensor | None) -> Tensor:
-    r"""Average of values under weights: :math:`\sum w v / \max(\sum w, 1)`.
+def reduced(
+    divergence: Tensor, weight: Tensor | None = None, norm: Tensor | None = None
+) -> Tensor:
+    r"""Average a divergence over what counts: :math:`\sum_i w_i d_i / \max(n, 1)`.
 
     Args:
-        name (str): What the weights are called, for the message.
-        values (Tensor): Any shape.
-        weights (Tensor, optional): Same shape, boolean or not negative. None
-            is a plain mean.
+        divergence (Tensor): One number a row (N), a position (N, H, W) or a mask (P).
+            A scalar, of rows that cannot be told apart, is returned as it is.
+        weight (Tensor, optional): :math:`w`, same shape, boolean or not negative, gets
+            no gradient. Defaults to None: all 1.
+        norm (Tensor, optional): :math:`n`, a scalar. Defaults to None: the sum of the
+            weights, or the number of rows.
 
     Returns:
-        Tensor: A scalar.
+        Tensor: A scalar; 0 of no row, still tied to the graph.
 
     Raises:
-        ValueError: If the shapes differ.
+        ValueError: If the weights have another shape.
     """
-    if weights is None:
-        return mean(values)
-    weights = checked_weights(name, values, weights)
-    return (values * weights).sum() / weights.sum().clamp(min=1.0)
-
-
-def checked_weights(name: str, values: Tensor, weights: Tensor) -> Tensor:
-    """Return weights in the type of the values they belong to, without gradient."""
-    if weights.shape != values.shape:
-        raise ValueError(
-            f'{name}: expected shape {tuple(values.shape)}, but got '
-            f'{tuple(weights.shape)}'
-        )
-    return weights.detach().to(values.dtype)
+    if divergence.dim() == 0:
+        return divergence
+    if weight is not None:
+        if weight.shape != divergence.shape:
+            raise ValueError(
+                f'the loss has one number for each of {tuple(divergence.shape)}, but '
+                f'the site weighs {tuple(weight.shape)}'
+            )
+        weight = weight.detach().to(divergence.dtype)
+        divergence = divergence * weight
+        norm = weight.sum() if norm is None else norm
+    if norm is None:
+        return divergence.sum() / max(divergence.numel(), 1)
+    return divergence.sum() / norm.detach().to(divergence).clamp(min=1.0)
 
 
 def categorical_kl(

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from .common import in_full_precision, mean, standardized
+from mmselfdistill.errors import check_number
+
+from .common import in_full_precision, standardized
 
 
 @in_full_precision
-def feature_mse_loss(student: Tensor, teacher: Tensor) -> Tensor:
+def feature_mse_loss(
+    student: Tensor, teacher: Tensor, *, projector: Tensor | None = None
+) -> Tensor:
     r"""Mean squared difference of instance-normalised features.
 
     .. math::
@@ -27,22 +32,51 @@ def feature_mse_loss(student: Tensor, teacher: Tensor) -> Tensor:
         student (Tensor): Features (N, C, H, W), or (N, C), of which each row is
             standardised over C.
         teacher (Tensor): Features, same shape. Gets no gradient.
+        projector (Tensor, optional): (C, C), a 1x1 convolution of the student's
+            features. Defaults to None: they are compared as they are.
 
     Returns:
         Tensor: A scalar in float32; 0 when N is 0.
 
     Raises:
-        ValueError: If the shapes differ.
+        ValueError: If the shapes differ, or the projector has other channels.
     """
+    if projector is not None:
+        if student.shape[1] != len(projector):
+            raise ValueError(
+                f'projector: it has {len(projector)} channels, but the site '
+                f'{student.shape[1]}'
+            )
+        weight = projector.to(student.dtype)
+        student = torch.einsum('oc,nc...->no...', weight, student)
     dims = tuple(range(2, student.ndim)) or (1,)
     difference = standardized(student, dims) - standardized(teacher, dims)
-    return mean(difference.square())
+    return difference.square().sum() / max(difference.numel(), 1)
 
 
 @MODELS.register_module()
 class FeatureMSELoss(nn.Module):
-    """Squared difference of normalised features: see :func:`feature_mse_loss`."""
+    """Squared difference of normalised features: see :func:`feature_mse_loss`.
+
+    Args:
+        projector (int, optional): Channels of a learned 1x1 projector in front of the
+            student's features. It begins as the identity, and trains with the run's
+            optimizer. Defaults to None: no projector.
+
+    Raises:
+        ValueError: If the projector is not a whole number of at least 1.
+    """
+
+    def __init__(self, projector: int | None = None) -> None:
+        super().__init__()
+        self.projector: nn.Parameter | None = None
+        if projector is not None:
+            if check_number('projector', projector, 1) != int(projector):
+                raise ValueError(
+                    f'projector: expected a whole number, but got {projector!r}'
+                )
+            self.projector = nn.Parameter(torch.eye(int(projector)))
 
     def forward(self, student: Tensor, teacher: Tensor, **_: Any) -> Tensor:
-        """Return the loss of one pair; no context is used."""
-        return feature_mse_loss(student, teacher)
+        """Return the loss of one pair, whatever its numbers are."""
+        return feature_mse_loss(student, teacher, projector=self.projector)

@@ -98,7 +98,7 @@ class InfoNCELoss(nn.Module):
         self.max_positions = int(max_positions)
 
     def forward(self, student: Tensor, teacher: Tensor, **_: Any) -> Tensor:
-        """Return the loss of one pair; no context is used."""
+        """Return the loss of one pair, whatever its numbers are."""
         return info_nce_loss(
             student,
             teacher,

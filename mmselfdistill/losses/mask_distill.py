@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from mmselfdistill.errors import check_number
 
-from .common import bernoulli_kl, in_full_precision, mean, weighted_mean
+from .common import bernoulli_kl, check_kind, in_full_precision
 
 
 @in_full_precision
@@ -17,13 +15,15 @@ def mask_distill_loss(
     student: Tensor,
     teacher: Tensor,
     *,
+    kind: str = 'mask',
     temperature: float = 1.0,
-    confidence: Tensor | None = None,
 ) -> Tensor:
     r"""Divergence of the student's instance masks from the teacher's.
 
+    The loss of one mask is
+
     .. math::
-        \frac{T^2}{P H W} \sum_{p, h, w}
+        \frac{T^2}{H W} \sum_{h, w}
         m \log \frac{m}{q} + (1 - m) \log \frac{1 - m}{1 - q}
 
     with :math:`m, q` the sigmoid of the teacher's and the student's logits
@@ -34,22 +34,19 @@ def mask_distill_loss(
         student (Tensor): Mask logits (P, 1, H, W) or (P, H, W) of P instances,
             each of its labelled class.
         teacher (Tensor): Logits, same shape. Gets no gradient.
+        kind (str): 'mask'. Defaults to 'mask'.
         temperature (float): :math:`T`, above 0. Defaults to 1.0.
-        confidence (Tensor, optional): (P), not negative: the weight of each
-            instance; the sum is divided by theirs, at least 1. Defaults to
-            None: a plain mean over instances.
 
     Returns:
-        Tensor: A scalar in float32, the mean over pixels and instances; 0 when
-        there is no instance.
+        Tensor: (P) in float32, the mean over a mask's pixels.
 
     Raises:
-        ValueError: If the shapes differ.
+        ValueError: If the shapes differ, or the kind is another one.
     """
+    check_kind('MaskDistillLoss', kind, ('mask',))
     divergence = bernoulli_kl(student, teacher, temperature)
-    if confidence is None:
-        return mean(divergence)
-    return weighted_mean('confidence', divergence.flatten(1).mean(1), confidence)
+    pixels = divergence.flatten(1)
+    return pixels.sum(1) / max(pixels.shape[1], 1)
 
 
 @MODELS.register_module()
@@ -67,16 +64,10 @@ class MaskDistillLoss(nn.Module):
         super().__init__()
         self.temperature = check_number('temperature', temperature, 0, above_low=True)
 
-    def forward(
-        self,
-        student: Tensor,
-        teacher: Tensor,
-        confidence: Tensor | None = None,
-        **_: Any,
-    ) -> Tensor:
-        """Return the loss of one pair; other context is not used."""
+    def forward(self, student: Tensor, teacher: Tensor, kind: str = 'mask') -> Tensor:
+        """Return the divergence of each mask."""
         return mask_distill_loss(
-            student, teacher, temperature=self.temperature, confidence=confidence
+            student, teacher, kind=kind, temperature=self.temperature
         )
 
     def extra_repr(self) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from .common import in_full_precision, mean, standardized
+from .common import in_full_precision, standardized
 
 
 @in_full_precision
@@ -24,6 +24,7 @@ def pkd_loss(student: Tensor, teacher: Tensor) -> Tensor:
     The right side is what is computed: it is exactly 0 for equal features. A
     channel that is constant standardises to 0 (a variance far below 1e-6 is
     constant): 0 if it is so on both sides, one half if on one side only.
+    A single position has no correlation: the result is 0.
     Source: PKD, arXiv 2207.02039.
 
     Args:
@@ -38,7 +39,7 @@ def pkd_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """
     dims = (0, *range(2, student.ndim))
     difference = standardized(student, dims) - standardized(teacher, dims)
-    return mean(difference.square()) / 2
+    return difference.square().sum() / max(2 * difference.numel(), 1)
 
 
 @MODELS.register_module()
@@ -46,5 +47,5 @@ class PKDLoss(nn.Module):
     """One minus the channels' Pearson correlation: see :func:`pkd_loss`."""
 
     def forward(self, student: Tensor, teacher: Tensor, **_: Any) -> Tensor:
-        """Return the loss of one pair; no context is used."""
+        """Return the loss of one pair, whatever its numbers are."""
         return pkd_loss(student, teacher)

@@ -20,6 +20,7 @@ from mmengine.utils import get_installed_path
 from torch import Tensor
 
 import mmselfdistill
+from mmselfdistill.compat import mmengine_checkpoints
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = dict(
@@ -211,7 +212,8 @@ class Runs:
     def checkpoint(cfg: Config) -> dict[str, Any]:
         """Return what the last checkpoint of a run holds."""
         path = (Path(cfg.work_dir) / 'last_checkpoint').read_text()
-        return dict(torch.load(path, weights_only=True))
+        with mmengine_checkpoints():
+            return dict(torch.load(path, weights_only=True))
 
     def differences(self, one: Any, other: Any, where: str = '') -> list[str]:
         """List where two nests of tensors and values are not bitwise the same."""

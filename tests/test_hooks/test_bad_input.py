@@ -121,7 +121,7 @@ def test_hook_argument(hook: dict[str, Any], words: list[str], runs: Runs) -> No
         (
             # it would be due after 15 % of the run
             dict(logits=dict(type='mmdet.L1Loss')),
-            ['terms.logits.type', 'mmdet.L1Loss', 'student, teacher, **context'],
+            ['terms.logits.type', 'mmdet.L1Loss', 'student, teacher, kind=...'],
         ),
         (
             dict(mine=dict(site='features')),

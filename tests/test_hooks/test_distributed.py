@@ -29,6 +29,8 @@ EMA = dict(
 GENERATION = dict(
     type='mmselfdistill.GenerationHook', interval=2, by_epoch=False, loss_weight=20.0
 )
+# a loss with parameters: each rank has a gradient of its own
+PROJECTED = dict(features=dict(type='FeatureMSELoss', projector=32))
 RATE = 0.1
 
 
@@ -77,6 +79,8 @@ def watch(runner: Runner) -> list[dict[str, Any]]:
 
     def after_train_iter(runner: Runner, **_: Any) -> None:
         _, seen[-1]['after'], seen[-1]['teacher_after'] = look()
+        (ours,) = (hook for hook in runner.hooks if hasattr(hook, 'distiller'))
+        seen[-1]['losses'] = [state(term.loss) for term in ours.distiller.terms]
 
     hook = Hook()
     hook.before_train_iter = before_train_iter
@@ -167,7 +171,8 @@ def test_one_teacher_for_every_kind_of_model(runs: Runs, tmp_path: Path) -> None
     names = [name for name in runs.models if name != 'deeplabv3plus']
     paths = [tmp_path / f'{name}.py' for name in names]
     for name, path in zip(names, paths):
-        config_of(runs, name, EMA, 2).dump(path)
+        terms = PROJECTED if name == 'retinanet' else {}
+        config_of(runs, name, {**EMA, 'terms': terms}, 2).dump(path)
     run_on_two_ranks(*paths)
     for path in paths:
         zero, one = seen_by_both(path)
@@ -177,6 +182,10 @@ def test_one_teacher_for_every_kind_of_model(runs: Runs, tmp_path: Path) -> None
         assert runs.differences(*parameters) == []
         # and it has moved
         assert runs.differences(first['teacher_before'], last['teacher_after']) != []
+        assert runs.differences(last['losses'], one[-1]['losses']) == []
+        if path.stem == 'retinanet':
+            weight = last['losses'][0]['projector']
+            assert float((weight - torch.eye(32)).abs().max()) > 1e-3
 
 
 def check_equal_weights(

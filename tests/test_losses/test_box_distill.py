@@ -1,20 +1,36 @@
+from __future__ import annotations
+
+from typing import Any, Sequence
+
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from scipy.special import rel_entr, softmax
+from torch import Tensor
 
-from mmselfdistill.losses import box_distill_loss
+from mmselfdistill.losses import BoxDistillLoss, box_distill_loss
+from mmselfdistill.losses.common import reduced
 
-KINDS = {'bins': 4 * 8, 'deltas': 4, 'distances': 4}
+Array = NDArray[Any]
+
+KINDS = {'bins': 4 * 8, 'offsets': 4, 'cxcywh': 4, 'sides': 4}
 every_kind = pytest.mark.parametrize('kind', KINDS)
 
 
-def pair(count, kind):
+def average(
+    student: Tensor, teacher: Tensor, confidence: Tensor | None = None, **args: Any
+) -> Tensor:
+    """Reduce the loss as sites do: by the teacher's confidence."""
+    return reduced(box_distill_loss(student, teacher, **args), confidence)
+
+
+def pair(count: int, kind: str) -> Array:
     boxes = np.random.default_rng(0).gamma(2.0, 3.0, (2, count, KINDS[kind]))
-    return boxes if kind == 'distances' else boxes - 6.0
+    return boxes if kind == 'sides' else boxes - 6.0
 
 
-def giou(a, b):
+def giou(a: Sequence[float], b: Sequence[float]) -> float:
     """Generalised IoU of two corner boxes, written without shared terms."""
     width = max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
     height = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
@@ -24,11 +40,11 @@ def giou(a, b):
     return width * height / union - (hull - union) / hull
 
 
-def difference(student, teacher, kind, temperature):
+def difference(student: Array, teacher: Array, kind: str, temperature: float) -> float:
     """Distance of one box from another."""
-    if kind == 'deltas':
+    if kind in ('offsets', 'cxcywh'):
         return sum(abs(s - t) for s, t in zip(student, teacher)) / 4
-    if kind == 'distances':
+    if kind == 'sides':
         point = np.array([31.0, -17.0] * 2)
         signs = np.array([-1, -1, 1, 1])
         return 1 - giou(point + signs * student, point + signs * teacher)
@@ -48,8 +64,8 @@ def difference(student, teacher, kind, temperature):
 @pytest.mark.parametrize('temperature', [1.0, 10.0])
 @pytest.mark.parametrize('weighted', ['no', 'high', 'low'])
 def test_is_the_weighted_mean_of_each_boxs_difference(
-    kind, count, temperature, weighted
-):
+    kind: str, count: int, temperature: float, weighted: str
+) -> None:
     student, teacher = pair(count, kind)
     scale = {'no': None, 'high': 1.0, 'low': 0.01}[weighted]
     confidence = None
@@ -57,10 +73,10 @@ def test_is_the_weighted_mean_of_each_boxs_difference(
     if scale is not None:
         weights = np.linspace(0.1, 1.0, count) * scale
         confidence = torch.from_numpy(weights).requires_grad_()
-    loss = box_distill_loss(
+    loss = average(
         torch.from_numpy(student),
         torch.from_numpy(teacher),
-        box_kind=kind,
+        kind=kind,
         temperature=temperature,
         confidence=confidence,
     )
@@ -71,76 +87,70 @@ def test_is_the_weighted_mean_of_each_boxs_difference(
 
 
 @every_kind
-def test_boxes_the_teacher_does_not_believe_in_do_not_count(kind):
+def test_boxes_the_teacher_does_not_believe_in_do_not_count(kind: str) -> None:
     student, teacher = (torch.from_numpy(x) for x in pair(9, kind))
     student.requires_grad_()
     sure = torch.tensor([1.0, 0, 1, 1, 0, 0, 1, 0, 1], dtype=torch.float64)
-    loss = box_distill_loss(student, teacher, box_kind=kind, confidence=sure)
+    loss = average(student, teacher, kind=kind, confidence=sure)
     kept = sure.bool()
-    torch.testing.assert_close(
-        loss, box_distill_loss(student[kept], teacher[kept], box_kind=kind)
-    )
+    torch.testing.assert_close(loss, average(student[kept], teacher[kept], kind=kind))
     loss.backward()
     assert (student.grad[~kept] == 0).all()
-    nothing = box_distill_loss(
-        student, teacher, box_kind=kind, confidence=torch.zeros(9)
-    )
+    nothing = average(student, teacher, kind=kind, confidence=torch.zeros(9))
     assert nothing.item() == 0.0
 
 
 @every_kind
-def test_value_does_not_depend_on_the_number_of_boxes(kind):
+def test_value_does_not_depend_on_the_number_of_boxes(kind: str) -> None:
     student, teacher = (torch.from_numpy(x) for x in pair(9, kind))
     confidence = torch.rand(9) + 0.2
     torch.testing.assert_close(
-        box_distill_loss(
+        average(
             student.repeat(4, 1),
             teacher.repeat(4, 1),
-            box_kind=kind,
+            kind=kind,
             confidence=confidence.repeat(4),
         ),
-        box_distill_loss(student, teacher, box_kind=kind, confidence=confidence),
+        average(student, teacher, kind=kind, confidence=confidence),
     )
 
 
-def test_giou_does_not_depend_on_the_unit():
-    student, teacher = (torch.from_numpy(x) for x in pair(9, 'distances'))
+def test_giou_does_not_depend_on_the_unit() -> None:
+    student, teacher = (torch.from_numpy(x) for x in pair(9, 'sides'))
     torch.testing.assert_close(
-        box_distill_loss(student * 128, teacher * 128, box_kind='distances'),
-        box_distill_loss(student, teacher, box_kind='distances'),
+        average(student * 128, teacher * 128, kind='sides'),
+        average(student, teacher, kind='sides'),
     )
 
 
-def test_giou_of_boxes_that_do_not_meet():
+def test_giou_of_boxes_that_do_not_meet() -> None:
     # around one point: [1, 3] x [-1, 1] and [-3, -1] x [-2, 1]; of one height,
     # a negative overlap would go unnoticed
     student = torch.tensor([[-1.0, 1.0, 3.0, 1.0]])
     teacher = torch.tensor([[3.0, 2.0, -1.0, 1.0]])
     expected = 1 - giou((1, -1, 3, 1), (-3, -2, -1, 1))
     for axes in ([0, 1, 2, 3], [1, 0, 3, 2]):
-        loss = box_distill_loss(
-            student[:, axes], teacher[:, axes], box_kind='distances'
-        )
+        loss = average(student[:, axes], teacher[:, axes], kind='sides')
         assert loss.item() == pytest.approx(expected)
 
 
-def test_giou_of_empty_boxes():
+def test_giou_of_empty_boxes() -> None:
     empty = torch.zeros(2, 4, requires_grad=True)
-    loss = box_distill_loss(empty, torch.zeros(2, 4), box_kind='distances')
+    loss = average(empty, torch.zeros(2, 4), kind='sides')
     assert loss.item() == 0.0
     full = torch.ones(2, 4)
-    loss = loss + box_distill_loss(empty, full, box_kind='distances')
+    loss = loss + average(empty, full, kind='sides')
     assert loss.item() == pytest.approx(1.0)
     loss.backward()
     assert empty.grad.isfinite().all()
 
 
-def test_temperature_keeps_the_size_of_the_gradient():
+def test_temperature_keeps_the_size_of_the_gradient() -> None:
     student, teacher = (torch.from_numpy(x) for x in pair(9, 'bins'))
     student, teacher = (student / 10).requires_grad_(), teacher / 10
     norms = [
         torch.autograd.grad(
-            box_distill_loss(student, teacher, box_kind='bins', temperature=t), student
+            average(student, teacher, kind='bins', temperature=t), student
         )[0].norm()
         for t in (1.0, 4.0, 10.0, 100.0)
     ]
@@ -148,28 +158,36 @@ def test_temperature_keeps_the_size_of_the_gradient():
 
 
 @pytest.mark.parametrize(
-    ('shape', 'context', 'message'),
+    ('shape', 'kind', 'message'),
     [
-        ((3, 4), {'box_kind': 'delta'}, "box_kind: unknown 'delta'; did .*'deltas'"),
-        (
-            (3, 8),
-            {'box_kind': 'deltas'},
-            r"'deltas': expected .* \(N, 4\), .* \(3, 8\)",
-        ),
         (
             (3, 4),
-            {'box_kind': 'bins'},
-            r"'bins': expected .*\(N, 4 \* \(reg_max \+ 1\)\)",
+            'deltas',
+            "^BoxDistillLoss takes .*, but the site is 'deltas'",
         ),
-        ((3, 18), {'box_kind': 'bins'}, r"'bins': expected .* but got \(3, 18\)"),
-        ((1, 4, 2, 2), {'box_kind': 'distances'}, r'\(N, 4\), but got \(1, 4, 2, 2\)'),
-        (
-            (3, 4),
-            {'confidence': torch.ones(3, 1)},
-            r'confidence: expected shape \(3,\)',
-        ),
+        ((3, 8), 'offsets', r"'offsets': expected .* \(N, 4\), .* \(3, 8\)"),
+        ((3, 4), 'bins', r"'bins': expected .*\(N, 4 \* \(reg_max \+ 1\)\)"),
+        ((3, 18), 'bins', r"'bins': expected .* but got \(3, 18\)"),
+        ((1, 4, 2, 2), 'sides', r'\(N, 4\), but got \(1, 4, 2, 2\)'),
     ],
 )
-def test_bad_context_is_named(shape, context, message):
+def test_what_does_not_fit_is_named(
+    shape: tuple[int, ...], kind: str, message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
-        box_distill_loss(torch.ones(shape), torch.ones(shape), **context)
+        BoxDistillLoss()(torch.ones(shape), torch.ones(shape), kind=kind)
+
+
+def test_weights_of_another_shape_are_refused() -> None:
+    boxes = torch.ones(3, 4)
+    with pytest.raises(ValueError, match=r'each of \(3,\), but .* \(3, 1\)'):
+        average(boxes, boxes, torch.ones(3, 1))
+
+
+@pytest.mark.parametrize('count', [0, 1, 17])
+def test_centre_and_size_are_compared_as_offsets_are(count: int) -> None:
+    student, teacher = (torch.from_numpy(x) for x in pair(count, 'cxcywh'))
+    assert torch.equal(
+        box_distill_loss(student, teacher, kind='cxcywh'),
+        box_distill_loss(student, teacher, kind='offsets'),
+    )

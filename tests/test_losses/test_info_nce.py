@@ -1,33 +1,40 @@
+from __future__ import annotations
+
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from scipy.special import logsumexp
+from torch import Tensor
 
 from mmselfdistill.losses import InfoNCELoss, info_nce_loss
+
+Array = NDArray[Any]
 
 SHAPES = [(9, 4), (2, 6), (2, 3, 4, 5), (1, 6, 1, 7), (3, 2, 5, 5)]
 
 
-def pair(shape):
+def pair(shape: tuple[int, ...]) -> Tensor:
     return torch.from_numpy(np.random.default_rng(0).normal(0.3, 1.0, (2, *shape)))
 
 
-def positions(features):
+def positions(features: Tensor) -> list[Array]:
     """List the unit vectors, image by image, row by row."""
-    features = features.numpy()
-    if features.ndim == 2:
-        vectors = list(features)
+    maps = features.numpy()
+    if maps.ndim == 2:
+        vectors = list(maps)
     else:
-        n, _, h, w = features.shape
+        n, _, h, w = maps.shape
         vectors = [
-            features[i, :, y, x] for i in range(n) for y in range(h) for x in range(w)
+            maps[i, :, y, x] for i in range(n) for y in range(h) for x in range(w)
         ]
     return [vector / np.linalg.norm(vector) for vector in vectors]
 
 
-def info_nce(queries, keys, temperature):
+def info_nce(queries: list[Array], keys: list[Array], temperature: float) -> float:
     total = 0.0
     for i, query in enumerate(queries):
         similarities = [query @ key / temperature for key in keys]
@@ -37,7 +44,9 @@ def info_nce(queries, keys, temperature):
 
 @pytest.mark.parametrize('shape', SHAPES, ids=str)
 @pytest.mark.parametrize('temperature', [0.1, 1.0])
-def test_is_the_gap_of_two_contrasts(shape, temperature):
+def test_is_the_gap_of_two_contrasts(
+    shape: tuple[int, ...], temperature: float
+) -> None:
     student, teacher = pair(shape)
     loss = info_nce_loss(student, teacher, temperature=temperature)
     s, t = positions(student), positions(teacher)
@@ -46,7 +55,7 @@ def test_is_the_gap_of_two_contrasts(shape, temperature):
 
 
 @pytest.mark.parametrize('max_positions', [2, 3, 7, 39, 40, 41])
-def test_takes_evenly_spaced_positions_with_both_ends(max_positions):
+def test_takes_evenly_spaced_positions_with_both_ends(max_positions: int) -> None:
     student, teacher = pair((2, 3, 4, 5))
     loss = info_nce_loss(student, teacher, max_positions=max_positions)
     count = min(max_positions, 40)
@@ -57,7 +66,7 @@ def test_takes_evenly_spaced_positions_with_both_ends(max_positions):
     assert loss.item() == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
-def test_a_width_that_the_step_divides_is_still_covered():
+def test_a_width_that_the_step_divides_is_still_covered() -> None:
     # 4 * 64 * 64 positions, 256 of them: a step of 64 would see one column only
     student = torch.zeros(4, 8, 64, 64).normal_().requires_grad_()
     teacher = torch.zeros(4, 8, 64, 64).normal_()
@@ -68,7 +77,7 @@ def test_a_width_that_the_step_divides_is_still_covered():
     assert seen.any(2).any(0).all(), 'every row'
 
 
-def test_draws_no_random_number():
+def test_draws_no_random_number() -> None:
     student, teacher = pair((2, 3, 16, 16))
     state = torch.get_rng_state()
     values = [info_nce_loss(student, teacher, max_positions=50) for _ in range(2)]
@@ -76,7 +85,7 @@ def test_draws_no_random_number():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_length_of_a_feature_does_not_matter():
+def test_length_of_a_feature_does_not_matter() -> None:
     student, teacher = pair((2, 3, 4, 5))
     lengths = torch.rand(2, 1, 4, 5, dtype=torch.float64) * 100 + 1
     torch.testing.assert_close(
@@ -87,7 +96,7 @@ def test_length_of_a_feature_does_not_matter():
     )
 
 
-def test_gap_does_not_depend_on_repeating_the_batch():
+def test_gap_does_not_depend_on_repeating_the_batch() -> None:
     student, teacher = pair((2, 3, 4, 5))
     repeated = (x.repeat(3, 1, 1, 1) for x in (student, teacher))
     torch.testing.assert_close(
@@ -95,7 +104,7 @@ def test_gap_does_not_depend_on_repeating_the_batch():
     )
 
 
-def test_unrelated_features_lose_the_whole_bound():
+def test_unrelated_features_lose_the_whole_bound() -> None:
     # K orthogonal positions: the teacher tells log K of itself, and a student
     # that is the same everywhere tells nothing
     teacher = torch.eye(16)
@@ -104,7 +113,7 @@ def test_unrelated_features_lose_the_whole_bound():
     assert loss.item() == pytest.approx(math.log(16), abs=1e-4)
 
 
-def test_positions_without_features_stay_finite():
+def test_positions_without_features_stay_finite() -> None:
     student, teacher = pair((2, 3, 4, 5)).float()
     student[:, :, 0] = 0
     student.requires_grad_()

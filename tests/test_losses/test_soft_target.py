@@ -1,40 +1,73 @@
+from __future__ import annotations
+
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from scipy.special import expit, rel_entr, softmax
+from torch import Tensor
 
 from mmselfdistill.losses import SoftTargetLoss, soft_target_loss
+from mmselfdistill.losses.common import reduced
+
+Array = NDArray[Any]
 
 SHAPES = [(1, 2), (6, 1), (5, 11), (2, 3, 4, 5), (1, 19, 1, 7)]
 every_shape = pytest.mark.parametrize('shape', SHAPES, ids=str)
 
 
-def pair(shape, scale=3.0):
+def pair(shape: tuple[int, ...], scale: float = 3.0) -> tuple[Array, Array]:
     student, teacher = np.random.default_rng(0).normal(0, scale, (2, *shape))
     return student, teacher
 
 
-def tensors(*arrays):
+def tensors(*arrays: Array) -> list[Tensor]:
     return [torch.from_numpy(np.asarray(array)) for array in arrays]
 
 
-def softmax_kl(student, teacher, temperature):
+def softmax_kl(student: Array, teacher: Array, temperature: float) -> Array:
     p, q = softmax(teacher / temperature, 1), softmax(student / temperature, 1)
     return temperature**2 * rel_entr(p, q).sum(1)
 
 
-def sigmoid_kl(student, teacher, temperature, beta):
+def sigmoid_kl(
+    student: Array, teacher: Array, temperature: float, beta: float
+) -> Array:
     p, q = expit(teacher / temperature), expit(student / temperature)
     off_p, off_q = expit(-teacher / temperature), expit(-student / temperature)
     kl = rel_entr(p, q) + rel_entr(off_p, off_q)
     return temperature**2 * (np.abs(p - q) ** beta * kl).sum(1)
 
 
+def average(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    over: str = 'positions',
+    valid: Tensor | None = None,
+    **args: Any,
+) -> Tensor:
+    """Reduce the loss as sites do: over positions, or over the teacher's positives."""
+    rows = soft_target_loss(student, teacher, **args)
+    if over == 'positions':
+        return reduced(rows, valid)
+    if args.get('kind', 'softmax') == 'sigmoid':
+        count = teacher.detach().amax(1).sigmoid()
+    else:
+        count = 1 - teacher.detach().softmax(1)[:, -1]
+    weight = None if valid is None else valid.to(count)
+    return reduced(rows, weight, (count if weight is None else count * weight).sum())
+
+
 @every_shape
 @pytest.mark.parametrize('temperature', [0.5, 1.0, 4.0])
-def test_softmax_is_the_mean_divergence_of_positions(shape, temperature):
+def test_softmax_is_the_mean_divergence_of_positions(
+    shape: tuple[int, ...], temperature: float
+) -> None:
     student, teacher = pair(shape)
-    loss = soft_target_loss(*tensors(student, teacher), temperature=temperature)
+    loss = average(*tensors(student, teacher), temperature=temperature)
     expected = softmax_kl(student, teacher, temperature).mean()
     assert loss.item() == pytest.approx(expected, rel=1e-9, abs=1e-15)
 
@@ -42,13 +75,15 @@ def test_softmax_is_the_mean_divergence_of_positions(shape, temperature):
 @every_shape
 @pytest.mark.parametrize('temperature', [1.0, 3.0])
 @pytest.mark.parametrize('beta', [0.0, 1.0, 2.0, 0.5])
-def test_sigmoid_sums_classes_and_averages_positions(shape, temperature, beta):
+def test_sigmoid_sums_classes_and_averages_positions(
+    shape: tuple[int, ...], temperature: float, beta: float
+) -> None:
     student, teacher = pair(shape)
-    loss = soft_target_loss(
+    loss = average(
         *tensors(student, teacher),
         temperature=temperature,
         beta=beta,
-        activation='sigmoid',
+        kind='sigmoid',
     )
     expected = sigmoid_kl(student, teacher, temperature, beta).mean()
     assert loss.item() == pytest.approx(expected, rel=1e-9)
@@ -57,28 +92,30 @@ def test_sigmoid_sums_classes_and_averages_positions(shape, temperature, beta):
 @every_shape
 @pytest.mark.parametrize('bias', [0.0, -9.0], ids=['many', 'below_one'])
 @pytest.mark.parametrize('masked', [False, True])
-def test_sigmoid_over_positives_counts_the_teachers_largest(shape, bias, masked):
+def test_sigmoid_over_positives_counts_the_teachers_largest(
+    shape: tuple[int, ...], bias: float, masked: bool
+) -> None:
     student, teacher = pair(shape)
     teacher = teacher + bias
     divergence = sigmoid_kl(student, teacher, 2.0, 1.0)
     count = expit(teacher).max(1)
     valid = np.arange(count.size).reshape(count.shape) % 3 != 1 if masked else None
     keep = valid if masked else slice(None)
-    loss = soft_target_loss(
+    loss = average(
         *tensors(student, teacher),
         temperature=2.0,
         beta=1.0,
-        activation='sigmoid',
-        average_over='positives',
+        kind='sigmoid',
+        over='positives',
         valid=None if valid is None else torch.from_numpy(valid),
     )
     expected = divergence[keep].sum() / max(count[keep].sum(), 1)
     assert loss.item() == pytest.approx(expected, rel=1e-9)
 
 
-def test_softmax_over_positives_counts_what_is_not_background():
+def test_softmax_over_positives_counts_what_is_not_background() -> None:
     student, teacher = pair((40, 4))
-    loss = soft_target_loss(*tensors(student, teacher), average_over='positives')
+    loss = average(*tensors(student, teacher), over='positives')
     count = softmax(teacher, 1)[:, :3].sum()
     assert count > 1
     expected = softmax_kl(student, teacher, 1.0).sum() / count
@@ -86,48 +123,48 @@ def test_softmax_over_positives_counts_what_is_not_background():
 
 
 @pytest.mark.parametrize('activation', ['softmax', 'sigmoid'])
-def test_ignored_positions_count_neither_above_nor_below(activation):
+def test_ignored_positions_count_neither_above_nor_below(activation: str) -> None:
     student, teacher = tensors(*pair((2, 3, 4, 5)))
     valid = torch.rand(2, 4, 5) > 0.4
-    loss = soft_target_loss(student, teacher, activation=activation, valid=valid)
+    loss = average(student, teacher, kind=activation, valid=valid)
     rows_s, rows_t = (x.permute(0, 2, 3, 1)[valid] for x in (student, teacher))
-    expected = soft_target_loss(rows_s, rows_t, activation=activation)
+    expected = average(rows_s, rows_t, kind=activation)
     torch.testing.assert_close(loss, expected)
     moved = student + 100 * ~valid.unsqueeze(1) * torch.arange(3).view(1, 3, 1, 1)
     torch.testing.assert_close(
-        soft_target_loss(moved, teacher, activation=activation, valid=valid), loss
+        average(moved, teacher, kind=activation, valid=valid), loss
     )
 
 
-def test_ignored_positions_get_no_gradient_and_all_ignored_is_zero():
+def test_ignored_positions_get_no_gradient_and_all_ignored_is_zero() -> None:
     student, teacher = tensors(*pair((6, 5)))
     student.requires_grad_()
     valid = torch.tensor([1.0, 0, 1, 0, 0, 1])
-    soft_target_loss(student, teacher, valid=valid).backward()
+    average(student, teacher, valid=valid).backward()
     assert ((student.grad != 0).any(1) == valid.bool()).all()
     for average_over in ('positions', 'positives'):
-        loss = soft_target_loss(
-            student, teacher, valid=torch.zeros(6), average_over=average_over
-        )
+        loss = average(student, teacher, valid=torch.zeros(6), over=average_over)
         assert loss.item() == 0.0
 
 
 @pytest.mark.parametrize('activation', ['softmax', 'sigmoid'])
 @pytest.mark.parametrize('average_over', ['positions', 'positives'])
-def test_value_does_not_depend_on_batch_or_resolution(activation, average_over):
+def test_value_does_not_depend_on_batch_or_resolution(
+    activation: str, average_over: str
+) -> None:
     student, teacher = tensors(*pair((2, 3, 4, 5)))
-    context = {'activation': activation, 'average_over': average_over}
-    loss = soft_target_loss(student, teacher, **context)
+    context: dict[str, Any] = {'kind': activation, 'over': average_over}
+    loss = average(student, teacher, **context)
     for repeats in ((3, 1, 1, 1), (1, 1, 2, 4)):
         repeated = (x.repeat(*repeats) for x in (student, teacher))
-        torch.testing.assert_close(soft_target_loss(*repeated, **context), loss)
+        torch.testing.assert_close(average(*repeated, **context), loss)
 
 
-def test_background_does_not_thin_out_the_positives():
+def test_background_does_not_thin_out_the_positives() -> None:
     student, teacher = tensors(*pair((8, 3)))
     background = torch.full((10_000, 3), -20.0, dtype=torch.float64)
     loss, diluted = (
-        soft_target_loss(s, t, activation='sigmoid', average_over='positives')
+        average(s, t, kind='sigmoid', over='positives')
         for s, t in (
             (student, teacher),
             (torch.cat([student, background]), torch.cat([teacher, background])),
@@ -137,14 +174,12 @@ def test_background_does_not_thin_out_the_positives():
 
 
 @pytest.mark.parametrize('activation', ['softmax', 'sigmoid'])
-def test_gradient_keeps_its_size_at_any_temperature(activation):
+def test_gradient_keeps_its_size_at_any_temperature(activation: str) -> None:
     student, teacher = tensors(*pair((16, 10), scale=1.0))
     student.requires_grad_()
 
-    def gradient(temperature):
-        loss = soft_target_loss(
-            student, teacher, temperature=temperature, activation=activation
-        )
+    def gradient(temperature: float) -> Tensor:
+        loss = average(student, teacher, temperature=temperature, kind=activation)
         return torch.autograd.grad(loss, student)[0]
 
     # to first order in 1/T, softmax(z / T) is linear in the centred logits
@@ -159,9 +194,9 @@ def test_gradient_keeps_its_size_at_any_temperature(activation):
         assert 0.5 < ratio < 2.0
 
 
-def test_confident_elements_do_not_cancel_in_float32():
+def test_confident_elements_do_not_cancel_in_float32() -> None:
     student, teacher = torch.tensor([[18.0, -18.0]]), torch.tensor([[20.0, -20.0]])
-    loss = soft_target_loss(student, teacher, activation='sigmoid')
+    loss = average(student, teacher, kind='sigmoid')
     expected = sigmoid_kl(student.double().numpy(), teacher.double().numpy(), 1.0, 0.0)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
 
@@ -169,15 +204,15 @@ def test_confident_elements_do_not_cancel_in_float32():
 @pytest.mark.parametrize('activation', ['softmax', 'sigmoid'])
 @pytest.mark.parametrize('temperature', [0.5, 1.0])
 def test_classes_padded_with_minus_infinity_are_as_good_as_absent(
-    activation, temperature
-):
+    activation: str, temperature: float
+) -> None:
     student, teacher = tensors(*pair((5, 6)))
-    kwargs = {'activation': activation, 'temperature': temperature}
-    expected = soft_target_loss(student[:, :4], teacher[:, :4], **kwargs)
+    kwargs: dict[str, Any] = {'kind': activation, 'temperature': temperature}
+    expected = average(student[:, :4], teacher[:, :4], **kwargs)
     padding = torch.arange(6) >= 4
     student = student.float().masked_fill(padding, -torch.inf).requires_grad_()
     teacher = teacher.float().masked_fill(padding, -torch.inf)
-    loss = soft_target_loss(student, teacher, **kwargs)
+    loss = average(student, teacher, **kwargs)
     torch.testing.assert_close(loss, expected.float())
     loss.backward()
     assert student.grad.isfinite().all()
@@ -185,49 +220,51 @@ def test_classes_padded_with_minus_infinity_are_as_good_as_absent(
 
 
 @pytest.mark.parametrize('beta', [0.25, 1.0, 1.5])
-def test_focal_factor_has_a_finite_gradient_where_one_element_agrees(beta):
+def test_focal_factor_has_a_finite_gradient_where_one_element_agrees(
+    beta: float,
+) -> None:
     teacher = torch.tensor([[1.0, -2.0, 0.5]])
     student = torch.tensor([[1.0, -1.0, 0.5]], requires_grad=True)
-    soft_target_loss(student, teacher, beta=beta, activation='sigmoid').backward()
+    average(student, teacher, beta=beta, kind='sigmoid').backward()
     assert student.grad.isfinite().all()
     assert student.grad[0, 1] != 0
 
 
-def test_dense_head_keeps_one_tensor_for_the_backward_pass():
+def test_dense_head_keeps_one_tensor_for_the_backward_pass() -> None:
     student, teacher = tensors(*pair((7, 5)))
-    kept = []
+    kept: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(kept.append, lambda _: None):
-        soft_target_loss(
-            student.requires_grad_(), teacher, beta=1.0, activation='sigmoid'
-        )
+        average(student.requires_grad_(), teacher, beta=1.0, kind='sigmoid')
     assert sum(x.numel() for x in kept if x.shape == student.shape) == student.numel()
 
 
-def test_float_weights_weigh():
+def test_float_weights_weigh() -> None:
     student, teacher = tensors(*pair((3, 5)))
     weights = torch.tensor([2.0, 0.5, 1.0])
-    rows = [soft_target_loss(student[i : i + 1], teacher[i : i + 1]) for i in range(3)]
+    rows = [average(student[i : i + 1], teacher[i : i + 1]) for i in range(3)]
     expected = (2 * rows[0] + 0.5 * rows[1] + rows[2]) / 3.5
-    torch.testing.assert_close(
-        soft_target_loss(student, teacher, valid=weights), expected
+    torch.testing.assert_close(average(student, teacher, valid=weights), expected)
+
+
+def test_a_row_is_one_number_and_so_is_a_pixel() -> None:
+    student, teacher = tensors(*pair((2, 3, 4, 5)))
+    assert soft_target_loss(student, teacher).shape == (2, 4, 5)
+    flat = (x.permute(0, 2, 3, 1).flatten(0, 2) for x in (student, teacher))
+    rows = soft_target_loss(*flat, kind='sigmoid')
+    assert torch.equal(
+        rows, soft_target_loss(student, teacher, kind='sigmoid').flatten()
     )
 
 
-@pytest.mark.parametrize(
-    ('context', 'message'),
-    [
-        (
-            {'activation': 'softmx'},
-            r"activation: unknown 'softmx'; did you .*'softmax'",
-        ),
-        ({'average_over': 'pixels'}, "average_over: unknown 'pixels'.*'positives'"),
-        (
-            {'valid': torch.ones(2)},
-            r'valid: expected shape \(2, 4, 5\), but got \(2,\)',
-        ),
-    ],
-)
-def test_bad_context_is_named(context, message):
-    student, teacher = tensors(*pair((2, 3, 4, 5)))
+@pytest.mark.parametrize('kind', ['bins', 'offsets', 'mask', 'softmx'])
+def test_another_kind_is_refused_by_name(kind: str) -> None:
+    student, teacher = tensors(*pair((2, 4)))
+    message = f"^SoftTargetLoss takes 'softmax' or 'sigmoid', but the site is '{kind}'"
     with pytest.raises(ValueError, match=message):
-        SoftTargetLoss()(student, teacher, **context)
+        SoftTargetLoss()(student, teacher, kind=kind)
+
+
+def test_weights_of_another_shape_are_refused() -> None:
+    student, teacher = tensors(*pair((2, 3, 4, 5)))
+    with pytest.raises(ValueError, match=r'each of \(2, 4, 5\), but .* \(2,\)'):
+        average(student, teacher, valid=torch.ones(2))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 sys.path.append(str(Path(__file__).parents[2] / 'tools'))
-from launching import zoo_folder
+from mmselfdistill.zoo import zoo_folder
 
 DETECTOR = """
 _base_ = ['mmdet::_base_/models/retinanet_r50_fpn.py',

@@ -17,7 +17,7 @@ from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.registry import init_default_scope
 from mmengine.utils import get_installed_path
 
-import mmselfdistill  # noqa: F401  (checkpoints of MMEngine load)
+from mmselfdistill.compat import mmengine_checkpoints
 
 TOOLS = Path(__file__).parents[2] / 'tools'
 STOCK = {
@@ -65,7 +65,8 @@ def build_stock(config: Path) -> torch.nn.Module:
 
 
 def load_strictly(config: Path, checkpoint: Path) -> dict[str, Any]:
-    loaded = torch.load(checkpoint, map_location='cpu', weights_only=True)
+    with mmengine_checkpoints():
+        loaded = torch.load(checkpoint, map_location='cpu', weights_only=True)
     build_stock(config).load_state_dict(loaded['state_dict'], strict=True)
     return loaded
 

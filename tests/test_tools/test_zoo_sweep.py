@@ -13,13 +13,13 @@ from mmengine.config import Config
 from torch import nn
 
 sys.path.append(str(Path(__file__).parents[2] / 'tools'))
-from launching import zoo_folder
-from zoo_check import check_term, disturb, gradients
 from zoo_configs import Entry, discover, kind_of, next_of_kind
-from zoo_inputs import make_batch
-from zoo_models import build, calibrate, enter, prepared
 from zoo_report import write_report
 from zoo_sweep import Sweep
+
+from mmselfdistill.testing.inputs import make_batch
+from mmselfdistill.testing.models import build, calibrate, enter, prepared
+from mmselfdistill.zoo import zoo_folder
 
 ROOT = zoo_folder('mmseg')
 CONFIG = """
@@ -119,12 +119,6 @@ def test_noise_has_the_channels_that_are_normalised() -> None:
     assert batch['inputs'].shape == (2, 6, 64, 64)
 
 
-def test_noise_reaches_constant_parameters_too() -> None:
-    model = nn.BatchNorm2d(8)
-    disturb(model)
-    assert (model.weight != 1).all() and (model.bias != 0).all()
-
-
 def test_norms_go_half_way_to_the_statistics_of_the_batch() -> None:
     class Model(nn.Module):
         def __init__(self) -> None:
@@ -139,40 +133,6 @@ def test_norms_go_half_way_to_the_statistics_of_the_batch() -> None:
     torch.testing.assert_close(model.norm.running_mean, x.mean(0) / 2)
     torch.testing.assert_close(model.norm.running_var, (1 + x.var(0)) / 2)
     assert model.norm.momentum == 0.1
-
-
-def test_gradients_are_those_of_the_value() -> None:
-    model = nn.ModuleDict(dict(backbone=nn.Linear(2, 1), head=nn.Linear(1, 1)))
-    value = model['head'](model['backbone'](torch.ones(1, 2))).sum()
-    found = gradients(model, value)
-    weight = float(model['head'].weight.detach().abs())
-    hidden = float(model['backbone'](torch.ones(1, 2)).detach().abs())
-    assert found['backbone'] == pytest.approx(3 * weight)
-    assert found['gradient'] == pytest.approx(3 * weight + hidden + 1)
-    assert gradients(model, torch.zeros(()))['gradient'] == 0
-
-
-NOT_ZERO = 'not zero at equal weights'
-
-
-@pytest.mark.parametrize(
-    'term, message',
-    [
-        (dict(equal=1e-3, apart=1.0, frozen=0.0, gradient=1.0), NOT_ZERO),
-        (dict(equal=1e-4, apart=1.0, frozen=0.0, gradient=1.0), NOT_ZERO),
-        (dict(equal=2e-6, apart=1.0, frozen=1e-9, gradient=1.0), NOT_ZERO),
-        (dict(equal=float('nan'), apart=1.0, frozen=0.0, gradient=1.0), 'not zero'),
-        (dict(equal=0.0, apart=0.0, frozen=0.0, gradient=1.0), 'zero at any weights'),
-        (dict(equal=0.0, apart=1.0, frozen=0.0, gradient=0.0), 'the gradient'),
-        (dict(equal=0.0, apart=1.0, frozen=0.0, gradient=float('inf')), 'the gradient'),
-    ],
-)
-def test_a_term_that_is_wrong_is_named(term: dict[str, Any], message: str) -> None:
-    with pytest.raises(RuntimeError, match=f'^mine: {message}'):
-        check_term('mine', term)
-    # rounding: of another order of the same products
-    check_term('mine', dict(equal=2e-6, apart=1.0, frozen=0.0, gradient=1.0))
-    check_term('mine', dict(equal=9e-7, apart=1.0, frozen=9e-7, gradient=1.0))
 
 
 def test_results_of_another_version_do_not_count(tmp_path: Path) -> None:

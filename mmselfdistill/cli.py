@@ -1,0 +1,109 @@
+"""The console script: ``mmselfdistill check CONFIG``."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import warnings
+from typing import Any
+
+from mmengine.config import Config, DictAction
+from mmengine.logging import MMLogger
+from mmengine.registry import HOOKS
+
+from mmselfdistill.testing import Report, check_identity
+from mmselfdistill.testing.inputs import make_batch
+from mmselfdistill.testing.models import (
+    build,
+    calibrate,
+    enter,
+    prepared,
+    sizes_of,
+    wants_masks,
+)
+from mmselfdistill.zoo import find_config, pop_self_distill, zoo_folder
+
+SCOPES = ('mmdet', 'mmseg', 'mmpretrain')
+
+
+def check(cfg: Config) -> Report:
+    """Check the model of a config with random weights, on two images of noise.
+
+    Raises:
+        ValueError: If the config is of no zoo, its hook's settings are wrong, or the
+            model makes no training step here.
+        RuntimeError: If the teacher cannot repeat what the model does.
+    """
+    zoo = cfg.get('default_scope')
+    if zoo not in SCOPES:
+        raise ValueError(
+            f'default_scope: expected one of {SCOPES} in the config, but got {zoo!r}'
+        )
+    hook_cfg = pop_self_distill(cfg)
+    settings: dict[str, Any] = {}
+    if hook_cfg:
+        hook = HOOKS.build(hook_cfg)
+        settings = dict(terms=hook.terms, seams=hook.seams)
+    model_cfg = prepared(cfg.model, zoo_folder(zoo))
+    enter(zoo, model_cfg)
+    reason: Exception | None = None
+    # small images first; some models take none
+    for size in sizes_of(model_cfg):
+        model = build(zoo, model_cfg, size)
+        try:
+            batch = make_batch(zoo, model, model_cfg, size, wants_masks(cfg))
+            calibrate(model, batch)
+        except Exception as error:
+            reason = error
+        else:
+            return check_identity(model, batch, **settings)
+    raise ValueError(
+        f'{type(model).__name__} computes no loss on this machine, without '
+        f'self-distillation: {type(reason).__name__}: {reason}'
+    ) from reason
+
+
+def written(report: Report) -> str:
+    """Write a report for people."""
+    lines = [f'{report.family}: equal weights, other weights, gradient at the student']
+    for name, term in report.terms.items():
+        values = f'{term.equal:.1e} {term.apart:.1e} {term.gradient:.1e}'
+        lines.append(f'{name:10} {values}  {" ".join(term.tensors)}')
+    lines += [f'Repeated too: {path}' for path in report.found]
+    lines += [f'Not distilled: {name}: {why}' for name, why in report.skipped.items()]
+    if report.silent:
+        lines.append(f'Parts that move no term: {", ".join(report.silent)}')
+    lines += [f'PROBLEM: {problem}' for problem in report.problems]
+    lines.append('wrong' if report.problems else 'distilled truly')
+    return '\n'.join(lines)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(prog='mmselfdistill')
+    commands = parser.add_subparsers(dest='command', required=True)
+    checking = commands.add_parser(
+        'check', help='is the model of a config distilled truly? On random weights'
+    )
+    checking.add_argument('config', help='path of a config, or its name in a zoo')
+    checking.add_argument('--cfg-options', nargs='+', action=DictAction)
+    args = parser.parse_args(arguments)
+    cfg = Config.fromfile(find_config(args.config))
+    if args.cfg_options is not None:
+        cfg.merge_from_dict(args.cfg_options)
+    warnings.simplefilter('ignore')
+    MMLogger.get_instance('check', log_level='ERROR')
+    try:
+        # models talk while they are built
+        with contextlib.redirect_stdout(io.StringIO()):
+            report = check(cfg)
+    except (RuntimeError, ValueError) as error:
+        raise SystemExit(str(error)) from error
+    print(written(report))
+    if report.problems:
+        raise SystemExit(1)
+
+
+if __name__ == '__main__':
+    main()

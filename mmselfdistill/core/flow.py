@@ -1,0 +1,245 @@
+"""The first iteration: does every value that the teacher is given exist for it?
+
+Replay gives the teacher the student's own tensor wherever it knows no version of the
+teacher's. That is right for RoIs, queries and noise, and wrong for what depends on the
+student's weights: a term would then be 0, or too small, without a word.
+"""
+
+from __future__ import annotations
+
+import inspect
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from mmselfdistill.containers import Leaf, leaves, snapshot, tensors_in, written
+from mmselfdistill.core.recorder import (
+    Recorded,
+    Recording,
+    record,
+    resolve,
+    returned,
+    rng_states,
+)
+from mmselfdistill.families.plan import Call, Plan, Seam
+
+
+@dataclass(eq=False)
+class _ModuleCall:
+    """A call of a module outside of all seams: it may become one."""
+
+    call: Recorded
+    begin: int
+    position: int
+
+
+@dataclass
+class Flow:
+    """What is seen of one forward pass besides the calls of its seams.
+
+    Args:
+        model (nn.Module): The student.
+        plan (Plan): How it is recorded.
+    """
+
+    model: nn.Module
+    plan: Plan
+    recording: Recording = field(default_factory=Recording)
+    # hooks that returned a new value: they are a part of the model
+    acting: list[Callable[..., Any]] = field(default_factory=list)
+    # seams that change what an earlier one returned
+    mutating: set[str] = field(default_factory=set)
+    _modules: list[_ModuleCall] = field(default_factory=list)
+    # what each call was given: an object may hold something else later
+    _given: dict[int, list[Leaf]] = field(default_factory=dict)
+    _versions: dict[int, tuple[Tensor, int, str]] = field(default_factory=dict)
+    _errors: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def watched(self) -> Iterator[list[Call]]:
+        """Record a forward pass, and watch what happens between the seams."""
+        self.recording.watch = self._watch
+        with ExitStack() as stack:
+            for path, module in self.model.named_modules():
+                stack.enter_context(_observed_hooks(module, self.acting))
+                if path:
+                    for handle in self._watch_module(path, module):
+                        stack.callback(handle.remove)
+            calls = record(self.model, self.plan.seams, self.recording)
+            yield stack.enter_context(calls)
+        self._note_changes(None)
+
+    def completed(self) -> tuple[Plan, list[Call]]:
+        """Return plan and calls with the modules that were missing among the seams.
+
+        Raises:
+            RuntimeError: If the teacher would be given what depends on the student's
+                weights, or if a value is changed in place after a seam returned it.
+        """
+        calls, found = list(self.recording.calls), []
+        pending = list(calls)
+        while pending:
+            call = pending.pop()
+            for where, orphan in self._orphans(call, calls):
+                made = self._made_by(orphan)
+                if made is None:
+                    self._errors.append(self._unknown(call, where, orphan))
+                elif made not in found:
+                    self._check_hooks(made.call.path)
+                    found.append(made)
+                    calls.append(made.call)
+                    pending.append(made.call)
+        if self._errors:
+            raise RuntimeError(
+                'self_distill: the teacher cannot repeat what this model does.\n  '
+                + '\n  '.join(dict.fromkeys(self._errors))
+            )
+        merged = list(self.recording.calls)
+        # from the end: positions before it stay
+        for each in sorted(found, key=lambda m: (m.position, m.begin), reverse=True):
+            merged.insert(each.position, each.call)
+        seams = [Seam(each.call.path) for each in found]
+        return self.plan.with_seams(*seams), merged
+
+    def _orphans(self, call: Call, calls: list[Call]) -> Iterator[tuple[str, Tensor]]:
+        """Yield arguments of a call that depend on weights and come from no call."""
+        seam = next((s for s in self.plan.seams if s.path == call.path), None)
+        if call.depth > 0 or (seam is not None and not seam.repeat):
+            return
+        known = {id(value) for c in calls for _, value in returned(c)}
+        known |= {id(p) for p in self.model.parameters()}
+        names = _names(getattr(*resolve(self.model, call.path)))
+        for (kind, key, *rest), each in self._given[id(call)]:
+            argument = names(key) if kind == 0 else key
+            if seam is not None and argument in seam.keep:
+                continue
+            needed = isinstance(each, Tensor) and each.requires_grad
+            if needed and id(each) not in known:
+                yield f'{argument}{written(tuple(rest))}', each
+
+    def _made_by(self, orphan: Tensor) -> _ModuleCall | None:
+        # the last to end is the outermost
+        for each in reversed(self._modules):
+            if any(value is orphan for value in tensors_in(each.call.output)):
+                return each
+        return None
+
+    def _unknown(self, call: Call, where: str, orphan: Tensor) -> str:
+        function = type(orphan.grad_fn).__name__
+        return (
+            f'{call.path}: its argument {where} {tuple(orphan.shape)} depends on '
+            f'weights, and was made by a function ({function}) between two recorded '
+            "calls: the teacher would be given the student's. Put that computation "
+            'into a module of its own, or into a method that is named as a seam: '
+            "seams=['path.of.the.method']"
+        )
+
+    def _watch(self, call: Call, ended: bool) -> None:
+        self._note_changes(call.path if ended else None)
+        if not ended:
+            self._note_given(call)
+        else:
+            for tensor in tensors_in(call.output):
+                if not tensor.is_inference():
+                    self._versions[id(tensor)] = (tensor, tensor._version, call.path)
+
+    def _note_given(self, call: Call) -> None:
+        self._given[id(call)] = leaves((call.args, call.kwargs, call.state))
+
+    def _note_changes(self, inside: str | None) -> None:
+        for key, (tensor, version, path) in self._versions.items():
+            if tensor._version == version:
+                continue
+            self._versions[key] = (tensor, tensor._version, path)
+            if inside is not None:
+                self.mutating.add(inside)
+                continue
+            self._errors.append(
+                f'{path}: a tensor {tuple(tensor.shape)} that it returned was changed '
+                "in place afterwards: the teacher's is not. Use the operation that "
+                'returns a new tensor, inside of that call'
+            )
+
+    def _watch_module(self, path: str, module: nn.Module) -> Iterator[Any]:
+        begun: list[_ModuleCall] = []
+        seam = f'{path}.forward'
+
+        def before(_: nn.Module, args: Any, kwargs: Any) -> None:
+            if self.recording.depth == 0 and torch.is_grad_enabled():
+                given = (snapshot(args), snapshot(kwargs))
+                call = Recorded(seam, 0, *given, rng_states())
+                self._note_given(call)
+                position = len(self.recording.calls)
+                begun.append(_ModuleCall(call, len(self._modules), position))
+
+        def after(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            if self.recording.depth > 0:
+                return
+            if self._is_seam(seam):
+                self._check_output(seam, output)
+            elif begun:
+                each = begun.pop()
+                # one that holds a seam cannot be one
+                if each.position == len(self.recording.calls):
+                    each.call.end(output)
+                    self._modules.append(each)
+
+        yield module.register_forward_pre_hook(before, with_kwargs=True)
+        yield module.register_forward_hook(after, with_kwargs=True)
+
+    def _is_seam(self, path: str) -> bool:
+        return any(seam.path == path for seam in self.plan.seams)
+
+    def _check_output(self, path: str, output: Any) -> None:
+        last = next((c for c in reversed(self.recording.calls) if c.path == path), None)
+        ours = [] if last is None else tensors_in(last.output)
+        if any(a is not b for a, b in zip(ours, tensors_in(output))):
+            self._errors.append(_hooked(path))
+
+    def _check_hooks(self, path: str) -> None:
+        # of a module that was no seam, only what its hooks returned was seen
+        hooks = resolve(self.model, path)[0]._forward_hooks.values()
+        if any(hook in self.acting for hook in hooks):
+            self._errors.append(_hooked(path))
+
+
+def _hooked(path: str) -> str:
+    return (
+        f'{path}: a forward hook replaces what it returns, which the teacher does not '
+        'repeat. Put what the hook does into forward'
+    )
+
+
+def _names(method: Callable[..., Any]) -> Callable[[int], str]:
+    names = list(inspect.signature(method).parameters) or ['args']
+    return lambda i: names[i] if i < len(names) else f'{names[-1]}[{i}]'
+
+
+@contextmanager
+def _observed_hooks(
+    module: nn.Module, acting: list[Callable[..., Any]]
+) -> Iterator[None]:
+    """Note which of a module's own forward hooks return a new value."""
+
+    def observed(hook: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            result = hook(*args, **kwargs)
+            if result is not None and hook not in acting:
+                acting.append(hook)
+            return result
+
+        return wrapper
+
+    tables = (module._forward_hooks, module._forward_pre_hooks)
+    originals = [dict(table) for table in tables]
+    for table in tables:
+        for key, hook in table.items():
+            table[key] = observed(hook)
+    try:
+        yield
+    finally:
+        for table, original in zip(tables, originals):
+            table.update({k: h for k, h in original.items() if k in table})

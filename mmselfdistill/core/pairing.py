@@ -1,0 +1,165 @@
+"""Which tensor of the teacher belongs to which of the student."""
+
+from __future__ import annotations
+
+from typing import Any, Dict, Iterator, List, NamedTuple, Tuple
+
+from torch import Tensor, nn
+
+from .freeze import is_norm
+
+_Tensors = Dict[str, Any]  # tensors, and None
+Pairs = List[Tuple[Tensor, Tensor]]
+
+
+class _Place(NamedTuple):
+    """Where a tensor is registered in both models.
+
+    The place is kept rather than the tensor: a buffer may be assigned anew.
+    """
+
+    name: str
+    key: str
+    ours: _Tensors
+    theirs: _Tensors
+    teacher: nn.Module
+    student: nn.Module
+    parameter: bool
+    averaged: bool
+
+
+class Pairing:
+    """Pairs the tensors of teacher and student, by their names.
+
+    The modules are walked once, and again only when names have changed.
+
+    Args:
+        teacher (nn.Module): Is given the buffers that it lacks.
+        student (nn.Module): The bare model.
+
+    Raises:
+        ValueError: If one has parameters that the other lacks.
+    """
+
+    def __init__(self, teacher: nn.Module, student: nn.Module) -> None:
+        self.teacher = teacher
+        self.student = student
+        self._places: list[_Place] = []
+        self._children: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        self._names: list[tuple[_Tensors, tuple[str, ...]]] = []
+        self._build()
+
+    def pairs(self) -> tuple[Pairs, Pairs]:
+        """Return pairs of teacher's and student's tensors, each tensor once.
+
+        Returns:
+            tuple[list, list]: What an average is taken of, and what is copied.
+
+        Raises:
+            ValueError: If names or shapes differ. Nothing is changed then.
+        """
+        if self._has_changed():
+            self._build()
+        self._check()
+        averaged: Pairs = []
+        copied: Pairs = []
+        done: set[int] = set()  # a tensor may be registered in two places
+        for place in self._places:
+            theirs = _get(place.theirs, place.key)
+            if theirs is None:
+                continue
+            ours = _get(place.ours, place.key)
+            ours = _adopt(place, theirs) if ours is None else ours
+            if id(ours) not in done:
+                done.add(id(ours))
+                number = ours.is_floating_point() or ours.is_complex()
+                kind = averaged if place.averaged and number else copied
+                kind.append((ours, theirs.detach()))
+        return averaged, copied
+
+    def _build(self) -> None:
+        ours = dict(self.teacher.named_modules())
+        theirs = dict(self.student.named_modules())
+        _refuse('the teacher lacks', _lacking(theirs, ours))
+        _refuse('the student lacks', _lacking(ours, theirs))
+        everything = [*ours.values(), *theirs.values()]
+        held = [each for m in everything for each in (m._parameters, m._buffers)]
+        self._children = [(m._modules, dict(m._modules)) for m in everything]
+        self._names = [(tensors, tuple(tensors.keys())) for tensors in held]
+        self._places = [
+            place
+            for path in theirs
+            if path in ours
+            for place in _places(path, ours[path], theirs[path])
+        ]
+
+    def _has_changed(self) -> bool:
+        return any(now != before for now, before in self._children) or any(
+            tuple(now.keys()) != before for now, before in self._names
+        )
+
+    def _check(self) -> None:
+        missing, other = [], []
+        for place in self._places:
+            ours, theirs = _get(place.ours, place.key), _get(place.theirs, place.key)
+            if theirs is None:
+                continue
+            if ours is not None and ours.shape != theirs.shape:
+                shapes = f'{tuple(ours.shape)} and {tuple(theirs.shape)}'
+                other.append(f'{place.name}: {shapes}')
+            elif ours is None and place.parameter:
+                missing.append(place.name)
+        _refuse('the teacher lacks', missing)
+        _refuse('teacher and student have other shapes', other)
+
+
+def _get(held: _Tensors, key: str) -> Any:
+    # a scripted module's is no dict, and has no get
+    return held[key] if key in held else None  # noqa: SIM401
+
+
+def _refuse(what: str, names: list[str]) -> None:
+    if names:
+        raise ValueError(f'self_distill: {what}: {", ".join(names)}')
+
+
+def _lacking(have: dict[str, nn.Module], other: dict[str, nn.Module]) -> list[str]:
+    names = []
+    for path, module in have.items():
+        twin = other.get(path)
+        # a buffer that only one has is no error, if there is a place for it
+        held: _Tensors = dict(module._parameters)
+        if twin is None:
+            held.update(module._buffers)
+        for key, tensor in held.items():
+            if tensor is not None and not _has(twin, key):
+                names.append(_joined(path, key))
+    return names
+
+
+def _has(module: nn.Module | None, key: str) -> bool:
+    return module is not None and _get(module._parameters, key) is not None
+
+
+def _joined(path: str, key: str) -> str:
+    return f'{path}.{key}' if path else key
+
+
+def _places(path: str, teacher: nn.Module, student: nn.Module) -> Iterator[_Place]:
+    norm = is_norm(teacher)
+    for key in student._parameters.keys():  # noqa: SIM118
+        tensors = teacher._parameters, student._parameters
+        yield _Place(_joined(path, key), key, *tensors, teacher, student, True, True)
+    for key in student._buffers.keys():  # noqa: SIM118
+        mean = norm and key in ('running_mean', 'running_var')
+        buffers = teacher._buffers, student._buffers
+        yield _Place(_joined(path, key), key, *buffers, teacher, student, False, mean)
+
+
+def _adopt(place: _Place, theirs: Tensor) -> Tensor:
+    # a buffer that the student made at its first forward
+    persistent = place.key not in place.student._non_persistent_buffers_set
+    vars(place.teacher).pop(place.key, None)
+    ours = theirs.detach().clone()
+    place.teacher.register_buffer(place.key, ours, persistent)
+    return ours

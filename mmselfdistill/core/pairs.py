@@ -1,0 +1,64 @@
+"""Pair what the student made at a site with what the teacher made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mmselfdistill.families.plan import Rows, Side, Site
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One tensor as the student and as the teacher made it.
+
+    Args:
+        student (Tensor): With gradient.
+        teacher (Tensor): Same shape, without.
+        kind (str): What its numbers are: see :class:`Reading`.
+        weight (Tensor, optional): How much each row counts. Defaults to None: 1.
+        norm (Tensor, optional): What the weighted sum is divided by. Defaults to None:
+            the sum of the weights, or the number of rows.
+    """
+
+    student: Tensor
+    teacher: Tensor
+    kind: str = ''
+    weight: Tensor | None = None
+    norm: Tensor | None = None
+
+    def norm_of(self, divergence: Tensor) -> Tensor:
+        """Return what the sum of a divergence is divided by, as a scalar."""
+        if self.norm is not None:
+            return self.norm
+        if self.weight is not None:
+            return self.weight.float().sum()
+        return torch.full((), divergence.numel(), device=divergence.device)
+
+
+def pair(site: Site, student: Side, teacher: Side) -> list[Pair]:
+    """Read a site on both sides, with the rows that the teacher's side says count.
+
+    Raises:
+        RuntimeError: If the two sides differ in number or shape of tensors.
+    """
+    with torch.no_grad():
+        theirs = site.read(teacher)
+        rows = site.weigh(teacher) if site.weigh else [Rows()] * len(theirs)
+        targets = [each.at(r.index).detach() for each, r in zip(theirs, rows)]
+    ours = site.read(student)
+    tensors = [each.at(r.index) for each, r in zip(ours, rows)]
+    shapes = [tuple(t.shape) for t in tensors]
+    if not len(ours) == len(theirs) == len(rows) or shapes != [
+        tuple(t.shape) for t in targets
+    ]:
+        raise RuntimeError(
+            f'{site.name}: the student has tensors of the shapes {shapes}, the teacher '
+            f'{[tuple(t.shape) for t in targets]} with {len(rows)} weights'
+        )
+    return [
+        Pair(tensor, target, reading.kind, r.weight, r.norm)
+        for tensor, target, reading, r in zip(tensors, targets, ours, rows)
+    ]

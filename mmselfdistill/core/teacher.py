@@ -1,0 +1,169 @@
+"""The teacher: a frozen, stilled copy of the student, and how it is moved.
+
+It keeps the structure that the model has in training (many families return
+something else in evaluation), with all that is random or statistical stilled.
+"""
+
+from __future__ import annotations
+
+from typing import Iterable
+
+import torch
+from mmengine.dist import broadcast, get_world_size
+from torch import Tensor, nn
+
+from .apart import prove_apart
+from .freeze import make_teacher, still
+from .pairing import Pairing, Pairs
+
+__all__ = [
+    'Average',
+    'average_into',
+    'broadcast_from_rank_0',
+    'copy_into',
+    'cost_of',
+    'make_teacher',
+    'mismatches',
+    'prove_apart',
+    'still',
+    'tensors_of',
+]
+
+
+@torch.no_grad()
+def copy_into(teacher: nn.Module, student: nn.Module) -> None:
+    """Copy the student's parameters and buffers into the teacher, on all ranks.
+
+    Rank 0's values are used everywhere: batch statistics differ between ranks.
+    A buffer that the teacher lacks is registered.
+
+    Args:
+        teacher (nn.Module): Is changed in place.
+        student (nn.Module): The bare model.
+
+    Raises:
+        ValueError: If a parameter is missing, or a tensor has another shape.
+    """
+    averaged, copied = Pairing(teacher, student).pairs()
+    _copy(averaged + copied)
+    broadcast_from_rank_0(tensors_of(teacher).values())
+
+
+class Average:
+    r"""Moves a teacher towards its student, in few multi-tensor operations.
+
+    .. math::
+        \theta_T \leftarrow m \, \theta_T + (1 - m) \, \theta_S
+
+    for parameters and for the running mean and variance of norms. Other buffers
+    (counters, masks, constants) are copied: their average means nothing.
+    Parameters are equal on all ranks as DDP keeps them; buffers that each rank
+    gathers by itself are sent from rank 0.
+
+    Args:
+        teacher (nn.Module): Is changed in place.
+        student (nn.Module): The bare model.
+
+    Raises:
+        ValueError: If one has parameters that the other lacks.
+    """
+
+    def __init__(self, teacher: nn.Module, student: nn.Module) -> None:
+        self._teacher = teacher
+        self._pairing = Pairing(teacher, student)
+
+    @torch.no_grad()
+    def update(self, momentum: float) -> None:
+        """Take one step of the average.
+
+        Args:
+            momentum (float): The share :math:`m` that the teacher keeps.
+
+        Raises:
+            ValueError: If a parameter is missing, or a tensor has another shape.
+        """
+        averaged, copied = self._pairing.pairs()
+        for ours, theirs in _by_kind(averaged):
+            torch._foreach_lerp_(ours, theirs, 1 - momentum)
+        _copy(copied)
+        broadcast_from_rank_0(self._teacher.buffers())
+
+
+def average_into(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
+    """Take one step of an :class:`Average`; to take many, keep that.
+
+    Args:
+        teacher (nn.Module): Is changed in place.
+        student (nn.Module): The bare model.
+        momentum (float): The share that the teacher keeps.
+
+    Raises:
+        ValueError: If a parameter is missing, or a tensor has another shape.
+    """
+    Average(teacher, student).update(momentum)
+
+
+def _copy(pairs: Pairs) -> None:
+    for ours, theirs in _by_kind(pairs):
+        if hasattr(torch, '_foreach_copy_'):  # since PyTorch 2.1
+            torch._foreach_copy_(ours, theirs)
+        else:
+            for mine, other in zip(ours, theirs):
+                mine.copy_(other)
+
+
+def _by_kind(pairs: Pairs) -> Iterable[tuple[list[Tensor], list[Tensor]]]:
+    # one kernel serves tensors of one dtype on one device
+    kinds: dict[object, tuple[list[Tensor], list[Tensor]]] = {}
+    for ours, theirs in pairs:
+        kind = kinds.setdefault((ours.dtype, ours.device), ([], []))
+        kind[0].append(_as_real(ours))
+        kind[1].append(_as_real(theirs.to(ours)))
+    return kinds.values()
+
+
+def _as_real(tensor: Tensor) -> Tensor:
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """Return parameters and buffers, those not saved included, by name."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def broadcast_from_rank_0(tensors: Iterable[Tensor]) -> None:
+    """Overwrite tensors by rank 0's, one message for each dtype and device."""
+    if get_world_size() == 1:
+        return
+    kinds: dict[object, list[Tensor]] = {}
+    for tensor in tensors:
+        kind = kinds.setdefault((tensor.dtype, tensor.device), [])
+        kind.append(_as_real(tensor))
+    for group in kinds.values():
+        flat = torch.cat([tensor.reshape(-1) for tensor in group])
+        broadcast(flat, src=0)
+        parts = torch.split(flat, [tensor.numel() for tensor in group])
+        for tensor, part in zip(group, parts):
+            tensor.copy_(part.view_as(tensor))
+
+
+def cost_of(teacher: nn.Module) -> tuple[int, float]:
+    """Return the teacher's number of parameters, and its memory in MiB."""
+    tensors = tensors_of(teacher).values()
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return sum(p.numel() for p in teacher.parameters()), size / 2**20
+
+
+def mismatches(expected: dict[str, Tensor], given: dict[str, Tensor]) -> list[str]:
+    """List keys that are missing, unexpected, or of another shape."""
+    shapes = [
+        f'{key}: {tuple(given[key].shape)} in the file, {tuple(value.shape)} here'
+        for key, value in expected.items()
+        if key in given and given[key].shape != value.shape
+    ]
+    groups = {
+        'missing': [key for key in expected if key not in given],
+        'unexpected': [key for key in given if key not in expected],
+        'another shape': shapes,
+    }
+    return [f'{name}: {", ".join(keys)}' for name, keys in groups.items() if keys]

@@ -1,0 +1,68 @@
+"""The first iteration: can every term be computed, and can it teach?"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import Sequence
+
+import torch
+from mmengine.logging import print_log
+
+from mmselfdistill.core.pairs import Pair
+from mmselfdistill.core.terms import Term
+from mmselfdistill.families.plan import Plan
+from mmselfdistill.losses.common import reduced
+
+
+def try_term(term: Term, pairs: Sequence[Pair], plan: Plan) -> None:
+    """Compute a term once: it may become active only hours later.
+
+    A term of a plan's own site that no gradient reaches is a warning: the user has
+    frozen the model in part.
+
+    Raises:
+        ValueError: If the site gives no tensor, the loss fails there or stays 0
+            whatever the student returns, or no gradient reaches a module that a user
+            named.
+    """
+    site, loss = term.site.name, type(term.loss).__name__
+    shapes = [tuple(each.student.shape) for each in pairs]
+    if not pairs:
+        raise ValueError(
+            f'terms.{term.name}: the site {site!r} gave no tensor in the first '
+            "iteration: the model's loss does not use it, or it returns no (N, C), "
+            '(N, L, C) or (N, C, H, W)'
+        )
+    try:
+        with torch.no_grad():
+            for each in pairs:
+                reduced(term.divergence(each), each.weight, each.norm)
+    except (LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f'terms.{term.name}: {loss} fails at the site {site!r}: '
+            f'{type(error).__name__}: {error}'
+        ) from error
+    if all(_stays_zero(term, each) for each in pairs):
+        raise ValueError(
+            f'terms.{term.name}: {loss} is 0 at the site {site!r}, whatever the '
+            f'student returns: it has nothing to compare in tensors of {shapes}'
+        )
+    if torch.is_grad_enabled() and not any(p.student.requires_grad for p in pairs):
+        useless = (
+            f'terms.{term.name}: no gradient reaches the student at the site {site!r}: '
+            'it is frozen, or inside a part with activation checkpointing (with_cp)'
+        )
+        if plan.site(site) is None:
+            raise ValueError(useless)
+        print_log(useless, logger='current', level=logging.WARNING)
+
+
+@torch.no_grad()
+def _stays_zero(term: Term, pair: Pair) -> bool:
+    """Say whether a loss does not see that the student is another."""
+    size = pair.student.numel()
+    # no random number: the student's stream is not moved
+    ramp = torch.linspace(-1, 1, size, device=pair.student.device).view_as(pair.student)
+    other = replace(pair, student=pair.student + ramp.to(pair.student))
+    return size > 0 and not term.divergence(other).any()

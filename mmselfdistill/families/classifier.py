@@ -1,0 +1,74 @@
+"""Classifiers of whole images, and embeddings of persons."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from mmselfdistill.containers import tensors_in
+
+from .plan import Family, Plan, Reading, Rows, Side, Site, by_count
+from .shared import feature_seam, features, foreground, head_seams, seams
+
+
+class Classifier(Family):
+    """A model whose ``head`` gives an image the scores of its classes.
+
+    MMPretrain's ``ImageClassifier``, and mmdet's ReID models, which keep their
+    classifier for training only.
+
+    ========== ================================================================
+    site       what, and the default loss
+    ========== ================================================================
+    features   of the neck or backbone: (N, C) or (N, C, H, W): PKD
+    logits     (N, C) of each output of the head: KL, and binary KL over the
+               teacher's positives of heads that give an image several labels
+    ========== ================================================================
+    """
+
+    name = 'classifier'
+
+    @staticmethod
+    def matches(model: nn.Module) -> bool:
+        """Say whether a model has such a ``head``."""
+        return bool(feature_seam(model)) and bool(_classifier(model))
+
+    @classmethod
+    def plan(cls, model: nn.Module) -> Plan:
+        """Say how features, head and classifier are recorded and read."""
+        head, seam = model.get_submodule('head'), _classifier(model)
+        # a ReID head calls both itself, after its own forward
+        steps = ['head.bn.forward'] if hasattr(head, 'bn') else []
+        several = _has_several_labels(head)
+        kind = 'sigmoid' if several else 'softmax'
+
+        def read(side: Side) -> list[Reading]:
+            found = [x for call in side.of(seam) for x in tensors_in(call.output)]
+            return [Reading(logits, kind) for logits in found]
+
+        def weigh(side: Side) -> list[Rows]:
+            return [by_count(foreground(r.at(None), r.kind)) for r in read(side)]
+
+        default = dict(type='SoftTargetLoss', weight=1.0)
+        logits = Site('logits', (seam,), read, weigh if several else None, default)
+        paths = seams(feature_seam(model), *head_seams(model), *steps, seam)
+        return Plan(cls.name, paths, (features(model), logits))
+
+
+def _has_several_labels(head: Any) -> bool:
+    # the loss, or what it smooths the labels for
+    loss = getattr(head, 'loss_module', None)
+    losses = (loss, getattr(loss, 'ce', None))
+    sigmoid = any(getattr(each, 'use_sigmoid', False) for each in losses)
+    # MMPretrain's heads of several labels choose them by a threshold
+    return sigmoid or hasattr(head, 'thr')
+
+
+def _classifier(model: nn.Module) -> str:
+    head: Any = getattr(model, 'head', None)
+    if hasattr(head, 'pre_logits'):
+        # MMPretrain's heads return their scores
+        return 'head.forward'
+    linear = isinstance(getattr(head, 'classifier', None), nn.Linear)
+    return 'head.classifier.forward' if linear else ''

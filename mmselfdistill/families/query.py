@@ -1,0 +1,189 @@
+"""Detectors that decode a set of queries."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, Callable
+
+import torch
+from torch import Tensor, nn
+
+from .plan import Family, Plan, Reading, Rows, Seam, Side, Site, by_count
+from .shared import (
+    as_sides,
+    feature_seam,
+    features,
+    foreground,
+    head_seams,
+    kind_of,
+    output_names,
+    seams,
+    text_seams,
+    unread_heads,
+)
+
+ON_LABELS = 'they train on the labels alone'
+# Chosen by the student: they have no order that two models would agree on.
+_CHOSEN = ('query', 'query_pos', 'reference_points')
+LOGITS = dict(type='SoftTargetLoss', weight=0.5, beta=1.0)
+BOXES = dict(type='BoxDistillLoss', weight=0.5)
+
+
+class QueryDetector(Family):
+    """A DETR: an encoder and a decoder between features and ``bbox_head``.
+
+    Both sides decode the queries that the student chose, so that a query is the
+    same one on both; of the last decoder layer the matching queries are
+    compared, not the denoising ones, whose answer is known, nor the dense ones
+    of DDQ. Plain mimicry of queries lost accuracy (arXiv 2410.13842): weights
+    are small.
+
+    ========== ================================================================
+    site       what, and the default loss
+    ========== ================================================================
+    features   neck, one (N, C, H, W) a level: PKD
+    logits     (N * queries, C): quality-focal KL of sigmoid heads, KL of
+               softmax heads, over the teacher's positives
+    boxes      (N * queries, 4) by the teacher's confidence: L1 of centre and
+               size in parts of the image, and GIoU
+    ========== ================================================================
+    """
+
+    name = 'query detector'
+
+    @staticmethod
+    def matches(model: nn.Module) -> bool:
+        """Say whether a model's ``bbox_head`` predicts after each decoder layer."""
+        return bool(feature_seam(model)) and has_layers(model, 'bbox_head')
+
+    @classmethod
+    def plan(cls, model: nn.Module) -> Plan:
+        """Say how the steps are recorded but the one that chooses queries."""
+        names = ('pre_transformer', 'forward_encoder', 'forward_decoder')
+        state = 'cache_dict' if hasattr(model, 'cache_dict') else ''
+        steps = [
+            # where DDQ keeps the numbers of its queries
+            Seam(name, state=state if name == 'forward_decoder' else '', keep=_CHOSEN)
+            for name in names
+            if hasattr(model, name)
+        ]
+        queries: Callable[[Any], int] = lambda model: int(model.num_queries)  # noqa: E731
+        return Plan(
+            cls.name,
+            (
+                *seams(feature_seam(model), *text_seams(model)),
+                *steps,
+                *seams(*head_seams(model)),
+            ),
+            (features(model), *query_sites(model, 'bbox_head', queries)),
+            skipped=skipped(model),
+        )
+
+
+def has_layers(model: nn.Module, path: str) -> bool:
+    """Say whether a head predicts after each layer of a decoder."""
+    return 'all_layers_cls_scores' in output_names(getattr(model, path, None))
+
+
+def skipped(model: nn.Module) -> dict[str, str]:
+    """Return the predictions that are not compared."""
+    found = {'decoder layers but the last': ON_LABELS}
+    parts = [path.rpartition('.')[2] for path, _ in model.named_modules()]
+    if {'dn_query_generator', 'dn_generator'} & {*parts}:
+        found['denoising queries'] = 'they are given what to answer'
+    if hasattr(model, 'dense_topk_ratio'):
+        found['dense queries'] = 'they help in training, on the labels alone'
+    return found
+
+
+def query_sites(
+    model: nn.Module, path: str, queries: Callable[[Any], int]
+) -> tuple[Site, Site]:
+    """Return the sites of the last decoder layer.
+
+    Args:
+        model (nn.Module): The model.
+        path (str): Of the head.
+        queries (Callable): Returns the number of matching queries of a model.
+    """
+    seam, kind = f'{path}.forward', kind_of(model.get_submodule(path))
+
+    def last(side: Side, output: int) -> list[Tensor]:
+        """Return the matching queries of the last layer: (N * queries, C)."""
+        count = queries(side.model)
+        # DDQ has dense queries after them
+        end = -getattr(side.model, 'cache_dict', {}).get('num_dense_queries', 0) or None
+        layers = [call.output[output][-1][:, :end] for call in side.of(seam)]
+        return [layer[:, -count:].flatten(0, 1) for layer in layers]
+
+    def read_logits(side: Side) -> list[Reading]:
+        return [Reading(logits, kind) for logits in last(side, 0)]
+
+    def weigh_logits(side: Side) -> list[Rows]:
+        return [by_count(foreground(logits, kind)) for logits in last(side, 0)]
+
+    def read_boxes(side: Side) -> list[Reading]:
+        return [
+            reading
+            for boxes in last(side, 1)
+            for reading in (Reading(boxes, 'cxcywh'), Reading(_sides(boxes), 'sides'))
+        ]
+
+    def weigh_boxes(side: Side) -> list[Rows]:
+        return [
+            rows
+            for logits in last(side, 0)
+            for rows in [Rows(weight=foreground(logits, kind))] * 2
+        ]
+
+    return (
+        Site('logits', (seam,), read_logits, weigh_logits, LOGITS),
+        Site('boxes', (seam,), read_boxes, weigh_boxes, BOXES),
+    )
+
+
+def _sides(boxes: Tensor) -> Tensor:
+    centre, size = boxes[:, :2], boxes[:, 2:]
+    return as_sides(torch.cat([centre - size / 2, centre + size / 2], 1))
+
+
+class CollaborativeDetector(Family):
+    """A Co-DETR (arXiv 2211.12860): a ``query_head`` with a transformer in it.
+
+    The head chooses its queries inside of one call, from what its encoder returned.
+    The teacher repeats that call, with the student's queries for its decoder, and the
+    boxes at which they begin. Sites and default losses are those of
+    :class:`QueryDetector`.
+    """
+
+    name = 'collaborative query detector'
+
+    @staticmethod
+    def matches(model: nn.Module) -> bool:
+        """Say whether a ``query_head`` predicts after each layer of its decoder."""
+        transformer = getattr(getattr(model, 'query_head', None), 'transformer', None)
+        matching = feature_seam(model) and has_layers(model, 'query_head')
+        return bool(matching) and hasattr(transformer, 'decoder')
+
+    @classmethod
+    def plan(cls, model: nn.Module) -> Plan:
+        """Say how the features and the whole ``query_head`` are recorded."""
+        decoder = 'query_head.transformer.decoder.forward'
+        queries: Callable[[Any], int] = lambda model: int(model.query_head.num_query)  # noqa: E731
+        beside = unread_heads(model, ['query_head'])
+        why = 'it helps in training, on the labels alone'
+        return Plan(
+            cls.name,
+            (
+                *seams(feature_seam(model)),
+                # besides the features: denoising queries, which are made before it
+                Seam('query_head.forward', keep=_parameters(model.query_head)[1:]),
+                Seam(decoder, keep=('query', 'reference_points')),
+            ),
+            (features(model), *query_sites(model, 'query_head', queries)),
+            skipped={**skipped(model), **dict.fromkeys(beside, why)},
+        )
+
+
+def _parameters(head: Any) -> tuple[str, ...]:
+    return tuple(inspect.signature(head.forward).parameters)

@@ -1,0 +1,135 @@
+"""Segmentors: class scores at every pixel."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmselfdistill.containers import tensors_in
+
+from .plan import Family, Plan, Reading, Rows, Seam, Side, Site, argument
+from .shared import feature_seam, features, head_seams, labelled, seams, stages
+
+# how a head that refines points gets their features: two calls before its own
+_POINT_STEPS = ('_get_fine_grained_point_feats', '_get_coarse_point_feats')
+
+
+class Segmentor(Family):
+    """A segmentor with a ``decode_head``, or a cascade of them.
+
+    Auxiliary heads are left alone: they are no part of inference.
+
+    ========== ================================================================
+    site       what, and the default loss
+    ========== ================================================================
+    features   stages of the backbone, or of the neck where there is one: PKD
+    logits     (N, C, H, W) of each prediction that the heads train, at its own
+               resolution; (N * points, C) of a head that refines the student's
+               uncertain points. KL, binary where the head trains sigmoids;
+               pixels and points with the ignored label do not count
+    ========== ================================================================
+    """
+
+    name = 'segmentor'
+
+    @staticmethod
+    def matches(model: nn.Module) -> bool:
+        """Say whether a model decodes pixels."""
+        heads = [model.get_submodule(path) for path in stages(model, 'decode_head')]
+        decodes = any(hasattr(head, 'cls_seg') for head in heads)
+        return bool(feature_seam(model)) and decodes
+
+    @classmethod
+    def plan(cls, model: nn.Module) -> Plan:
+        """Say how features, heads, and what heads of points sample are recorded."""
+        heads = {p: model.get_submodule(p) for p in stages(model, 'decode_head')}
+        of_points = [path for path, h in heads.items() if hasattr(h, _POINT_STEPS[0])]
+        steps = [f'{path}.{step}' for path in of_points for step in _POINT_STEPS]
+        # its loss is where the places of the points are seen
+        observed = [Seam(f'{path}.loss_by_feat', repeat=False) for path in of_points]
+        depths = [path for path, head in heads.items() if hasattr(head, 'max_depth')]
+        auxiliary = stages(model, 'auxiliary_head')
+        sites = (features(model), *([] if depths else [_logits(heads)]))
+        no_scale = 'it predicts depth, which has no scale to compare it by'
+        return Plan(
+            cls.name,
+            (*seams(feature_seam(model), *head_seams(model), *steps), *observed),
+            sites,
+            skipped={
+                **dict.fromkeys(depths, no_scale),
+                **dict.fromkeys(auxiliary, 'it is no part of inference'),
+            },
+        )
+
+
+def _logits(heads: dict[str, Any]) -> Site:
+    # it looks at every module of a head: once, not in each iteration
+    kinds = {path: _kind(head) for path, head in heads.items()}
+    points = {
+        path: argument(head.loss_by_feat, 'points')
+        for path, head in heads.items()
+        if hasattr(head, _POINT_STEPS[0])
+    }
+
+    def found(side: Side) -> list[tuple[str, Tensor]]:
+        return [
+            (path, logits)
+            for path, head in heads.items()
+            # a cascade calls a stage again to feed the next one
+            for call in side.of(f'{path}.forward')[:1]
+            for logits in tensors_in(call.output)
+            if logits.dim() > 2 and logits.shape[1] == head.out_channels
+        ]
+
+    def read(side: Side) -> list[Reading]:
+        return [Reading(_rows(logits), kinds[path]) for path, logits in found(side)]
+
+    def weigh(side: Side) -> list[Rows]:
+        return [
+            Rows(weight=_of_pixels(heads[path], side, logits))
+            if logits.dim() == 4
+            else Rows(weight=_of_points(path, heads[path], points[path], side))
+            for path, logits in found(side)
+        ]
+
+    observed = [f'{path}.loss_by_feat' for path in points]
+    paths = (*(f'{path}.forward' for path in heads), *observed)
+    default = dict(type='SoftTargetLoss', weight=1.0)
+    return Site('logits', paths, read, weigh, default)
+
+
+def _of_pixels(head: Any, side: Side, logits: Tensor) -> Tensor:
+    """Return 1 where there is a label: (N, H, W)."""
+    return labelled(side.samples, logits.shape[2:], head.ignore_index)
+
+
+def _of_points(path: str, head: Any, places: Any, side: Side) -> Tensor:
+    """Return 1 where a point has a label: (N * points)."""
+    (call,) = side.of(f'{path}.loss_by_feat')
+    samples = side.samples
+    labels = labelled(samples, samples[0].gt_sem_seg.shape, head.ignore_index)
+    grid = 2 * places(call)[:, :, None] - 1
+    sample = partial(F.grid_sample, mode='nearest', align_corners=head.align_corners)
+    found: Tensor = sample(labels[:, None], grid)
+    return found.flatten()
+
+
+def _kind(head: Any) -> str:
+    """Say how the losses of a head turn class scores into probabilities.
+
+    A cross-entropy decides where there is one: a Dice takes sigmoids of either.
+    """
+    # K-Net's are those of the heads inside it
+    losses = [m for m in head.modules() if hasattr(m, 'use_sigmoid')]
+    entropies = [m for m in losses if 'CrossEntropy' in type(m).__name__]
+    deciding = entropies or losses
+    sigmoid = deciding and all(m.use_sigmoid for m in deciding)
+    return 'sigmoid' if sigmoid or head.out_channels == 1 else 'softmax'
+
+
+def _rows(logits: Tensor) -> Tensor:
+    """Return (N, C, H, W) as it is, and (N, C, points) as (N * points, C)."""
+    return logits if logits.dim() == 4 else logits.transpose(1, 2).flatten(0, 1)

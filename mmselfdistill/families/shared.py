@@ -1,0 +1,157 @@
+"""What several families ask of a model's parts, and how they read outputs."""
+
+from __future__ import annotations
+
+import inspect
+from functools import partial
+from typing import Any, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmselfdistill.containers import tensors_in
+
+from .plan import Reading, Seam, Side, Site
+
+# the call that makes a model's features, the first that there is
+_FEATURES = (
+    ('image_encoder', 'image_encoder.forward'),
+    ('extract_feat', 'extract_feat'),
+    ('backbone', 'backbone.forward'),
+)
+_HEADS = (
+    'bbox_head',
+    'mask_head',
+    'panoptic_head',
+    'decode_head',
+    'segm_head',
+    'query_head',
+    'track_head',
+    'semantic_head',
+    'head',
+)
+UNREAD = 'it is not known how to read what it returns'
+
+
+def feature_seam(model: nn.Module) -> str:
+    """Return the path of the call that makes a model's features, or ''."""
+    # hasattr says no to a part that is registered as None
+    paths = [path for name, path in _FEATURES if getattr(model, name, None) is not None]
+    return paths[0] if paths else ''
+
+
+def features(model: nn.Module) -> Site:
+    """Return the site of a model's features."""
+    default = dict(type='PKDLoss', weight=0.5)
+    return outputs_of(feature_seam(model), 'features', default)
+
+
+def outputs_of(path: str, name: str, default: dict[str, Any] | None = None) -> Site:
+    """Return the site of what a seam returns: its (N, C), (N, C, H, W) tensors.
+
+    Sequences (N, L, C), as transformers have them, are read as (N * L, C).
+    """
+    return Site(name, (path,), partial(read_outputs, path), default=default)
+
+
+def read_outputs(path: str, side: Side) -> list[Reading]:
+    """Read the (N, C) and (N, C, H, W) tensors that a seam returned."""
+    found = [each for call in side.of(path) for each in tensors_in(call.output)]
+    flat = [each.flatten(0, 1) if each.dim() == 3 else each for each in found]
+    fit = [each for each in flat if each.dim() in (2, 4) and each.is_floating_point()]
+    return [Reading(each) for each in fit]
+
+
+def head_seams(model: nn.Module) -> list[str]:
+    """Return the ``forward`` of each head that the model has itself."""
+    return [f'{path}.forward' for name in _HEADS for path in stages(model, name)]
+
+
+def text_seams(model: nn.Module) -> list[str]:
+    """Return the calls that turn a text into features, where there are any."""
+    names = ('language_model', 'text_feat_map')
+    return [f'{path}.forward' for name in names for path in stages(model, name)]
+
+
+def seams(*paths: str) -> tuple[Seam, ...]:
+    """Return plain seams, each path once."""
+    return tuple(Seam(path) for path in dict.fromkeys(paths))
+
+
+def stages(model: nn.Module, name: str) -> list[str]:
+    """Return the paths of a head, or of each head in a list of heads."""
+    head = getattr(model, name, None)
+    if isinstance(head, nn.ModuleList):
+        return [f'{name}.{i}' for i in range(len(head))]
+    return [name] if isinstance(head, nn.Module) else []
+
+
+def unread_heads(model: nn.Module, read: Sequence[str] = ()) -> dict[str, str]:
+    """Return a model's heads besides those that are read, with the reason."""
+    return {
+        name: UNREAD
+        for name, part in model.named_children()
+        if name.endswith('head')
+        and name not in read
+        and next(part.parameters(), None) is not None
+    }
+
+
+def output_names(head: Any) -> list[str]:
+    """Return the names of what a head's ``forward`` returns.
+
+    Its ``loss_by_feat`` takes it in the same order.
+    """
+    method = getattr(head, 'loss_by_feat', None)
+    return list(inspect.signature(method).parameters) if callable(method) else []
+
+
+def labelled(samples: Sequence[Any], size: Sequence[int], ignore: int) -> Tensor:
+    """Say which pixels have a label, at a head's resolution: (N, H, W)."""
+    maps = [sample.gt_sem_seg for sample in samples]
+    labels = torch.stack([each.get('sem_seg', each.get('data')) for each in maps])
+    found = F.interpolate((labels != ignore).float(), size=tuple(size), mode='nearest')
+    return found[:, 0]
+
+
+def kind_of(head: Any) -> str:
+    """Say how a detection head's class scores become probabilities.
+
+    What the head or its loss says of itself; a softmax needs a background class.
+    """
+    sigmoid = getattr(head, 'use_sigmoid_cls', None)
+    if sigmoid is None:
+        sigmoid = getattr(getattr(head, 'loss_cls', None), 'use_sigmoid', None)
+    if sigmoid is None:
+        classes = getattr(head, 'num_classes', None)
+        sigmoid = getattr(head, 'cls_out_channels', classes) == classes
+    return 'sigmoid' if sigmoid else 'softmax'
+
+
+def foreground(logits: Tensor, kind: str) -> Tensor:
+    """Return the probability (N) that a row of (N, C) is any object.
+
+    The largest class of a sigmoid head; one minus the background, the last
+    class, of a softmax head.
+    """
+    logits = logits.float()
+    if kind == 'sigmoid':
+        return logits.amax(1).sigmoid()
+    return 1 - logits.softmax(1)[:, -1]
+
+
+def as_logits(probabilities: Tensor) -> Tensor:
+    """Return the logits of what a head has already put through a sigmoid."""
+    return torch.logit(probabilities.float(), eps=1e-6)
+
+
+def as_sides(boxes: Tensor) -> Tensor:
+    """Return boxes (N, 4) of x1, y1, x2, y2 as distances from the origin."""
+    return torch.cat([-boxes[:, :2], boxes[:, 2:]], 1)
+
+
+def rows(levels: list[Tensor], columns: int) -> Tensor:
+    """Join levels of (N, A * columns, H, W) into one (N * A * H * W, columns)."""
+    flat = [level.permute(0, 2, 3, 1).reshape(-1, columns) for level in levels]
+    return torch.cat(flat)

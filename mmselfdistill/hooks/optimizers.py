@@ -1,0 +1,26 @@
+"""Optimizers and schedulers of a Runner, in whichever form it holds them."""
+
+from __future__ import annotations
+
+from typing import Any, Iterator
+
+from mmengine.optim import OptimWrapper, OptimWrapperDict
+from mmengine.runner import Runner
+
+
+def optim_wrappers(runner: Runner) -> list[OptimWrapper]:
+    """Return the optimizer wrappers, of which there are several for few models."""
+    wrapper = runner.optim_wrapper
+    return (
+        list(wrapper.values()) if isinstance(wrapper, OptimWrapperDict) else [wrapper]
+    )
+
+
+def schedulers_of(runner: Runner) -> Iterator[Any]:
+    """Yield the schedulers of a run, whose config may group them by optimizer."""
+    schedulers = runner.param_schedulers or []
+    if isinstance(schedulers, dict):
+        for each in schedulers.values():
+            yield from each
+    else:
+        yield from schedulers

@@ -1,0 +1,258 @@
+"""Compare a model with a teacher that is a copy of it."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from typing import Any, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from mmselfdistill.core.distiller import Distiller, build_distiller
+from mmselfdistill.core.teacher import copy_into, make_teacher, still
+
+# of a term at equal weights, to its value at others. PyTorch multiplies matrices in
+# another order where a weight has no gradient: where that adds up to more, the term has
+# to be exactly 0 with the student's weights frozen too
+TOLERANCE = 1e-6
+
+
+@dataclass
+class Check:
+    """What was found of one term.
+
+    Args:
+        tensors (list[str]): Shapes of the tensors that are compared.
+        equal (float): The loss at equal weights.
+        frozen (float): The same with the student's weights frozen, as its teacher's.
+        apart (float): The loss with the teacher's weights disturbed.
+        gradient (float): Sum of the gradient's sizes at the student, then.
+        backbone (float): The part of it that is at the backbone.
+    """
+
+    tensors: list[str]
+    equal: float
+    frozen: float
+    apart: float
+    gradient: float
+    backbone: float
+
+    def problem(self) -> str:
+        """Return what is wrong, or ''."""
+        limit = TOLERANCE if self.frozen else 10 * TOLERANCE
+        if not self.apart > 0:
+            return 'it is 0 at any weights'
+        if not self.equal <= limit * self.apart:
+            values = f'{self.equal:.1e} at equal weights, {self.apart:.1e} at others'
+            return f'it is not 0 where it has to be: {values}'
+        if not 0 < self.gradient < float('inf'):
+            return f'its gradient at the student is {self.gradient}'
+        return ''
+
+
+@dataclass
+class Report:
+    """What :func:`check_identity` found.
+
+    Args:
+        family (str): The model's family.
+        terms (dict[str, Check]): By name.
+        silent (list[str]): Parts of the teacher whose weights move no term: heads that
+            are not compared, as a rule.
+        skipped (dict[str, str]): What the plan leaves out, and why.
+        found (list[str]): Modules that are repeated though no plan names them.
+        problems (list[str]): All that is wrong; empty for a model that is distilled
+            truly.
+    """
+
+    family: str
+    terms: dict[str, Check]
+    silent: list[str] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+    found: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+def check_identity(model: nn.Module, batch: dict[str, Any], **settings: Any) -> Report:
+    """Check that a model is distilled truly, with a teacher that is a copy of it.
+
+    - At equal weights, with the student stilled as its teacher is, every term is 0.
+    - With the teacher's weights disturbed every term is positive, its gradient reaches
+      the student, and one of them reaches the backbone.
+    - Each part of the teacher, disturbed by itself, moves a term, or is listed.
+    - The model's own losses are bitwise those without distillation; no parameter and no
+      buffer of the teacher changes.
+
+    Args:
+        model (nn.Module): The student. Its weights are as before afterwards, its
+            dropout and norms are stilled.
+        batch (dict): The keyword arguments of its ``forward`` in mode 'loss'.
+        **settings: Of :func:`build_distiller`: ``terms``, ``loss_weight``, ``seams``.
+
+    Returns:
+        Report: What was found, and in ``problems`` what is wrong.
+
+    Raises:
+        ValueError: If a term is wrong, or no family covers the model.
+        RuntimeError: If the teacher cannot repeat what the model does.
+    """
+    still(model)
+    plain = list(leaves_of(loss_of(copy.deepcopy(model), batch)))
+    distiller = build_distiller(model, schedule='constant', **settings)
+    teacher = distiller.teacher = make_teacher(model)
+    before = {key: t.clone() for key, t in teacher.state_dict().items()}
+    distiller.attach()
+    try:
+        report = _compared(distiller, batch, plain)
+        report.problems += [
+            f'a replay changed {key} of the teacher'
+            for key, tensor in teacher.state_dict().items()
+            if not _same(before.get(key), tensor)
+        ]
+        _disturb_all(distiller, batch, report)
+        copy_into(teacher, model)
+        report.silent = _silent_parts(distiller, batch)
+    finally:
+        distiller.detach()
+    report.problems += [
+        f'{name}: {check.problem()}'
+        for name, check in report.terms.items()
+        if check.problem()
+    ]
+    trained = any(p.requires_grad for _, p in _of_backbone(model))
+    if trained and not sum(check.backbone for check in report.terms.values()) > 0:
+        report.problems.append('no term has a gradient at the backbone')
+    return report
+
+
+def _compared(
+    distiller: Distiller, batch: dict[str, Any], plain: list[Tensor]
+) -> Report:
+    losses = loss_of(distiller.student, batch)
+    equal = {k: abs(float(v.detach())) for k, v in terms_of(losses).items()}
+    stock = list(leaves_of({k: v for k, v in losses.items() if not is_ours(k)}))
+    del losses  # and its graph: large models have no room for two
+    frozen = _frozen_terms(distiller.student, batch)
+    report = Report(
+        distiller.plan.name,
+        {
+            name: Check(distiller.shapes[name], value, abs(frozen[name]), 0, 0, 0)
+            for name, value in equal.items()
+        },
+        skipped=dict(distiller.plan.skipped),
+        found=list(distiller.found),
+    )
+    if len(plain) != len(stock) or not all(map(torch.equal, plain, stock)):
+        report.problems.append('distillation changes the losses of the model itself')
+    return report
+
+
+def _disturb_all(distiller: Distiller, batch: dict[str, Any], report: Report) -> None:
+    assert distiller.teacher is not None
+    disturb(distiller.teacher)
+    apart = terms_of(loss_of(distiller.student, batch))
+    for name, check in report.terms.items():
+        check.apart = abs(float(apart[name].detach()))
+        check.gradient, check.backbone = _gradients(distiller.student, apart[name])
+
+
+def _silent_parts(distiller: Distiller, batch: dict[str, Any]) -> list[str]:
+    """Return the parts of the teacher whose weights move no term."""
+    student, teacher = distiller.student, distiller.teacher
+    assert teacher is not None
+
+    def values() -> dict[str, float]:
+        with torch.no_grad():
+            return {k: float(v) for k, v in terms_of(loss_of(student, batch)).items()}
+
+    equal, silent = values(), []
+    children = dict(teacher.named_children())
+    roi_head = children.pop('roi_head', nn.Module())
+    children.update({f'roi_head.{k}': v for k, v in roi_head.named_children()})
+    for name, part in children.items():
+        if next(part.parameters(), None) is None:
+            continue
+        disturb(part)
+        if values() == equal:
+            silent.append(name)
+        copy_into(teacher, student)
+    return silent
+
+
+def _frozen_terms(student: nn.Module, batch: dict[str, Any]) -> dict[str, float]:
+    """Return the terms with the student's weights frozen, as its teacher's are.
+
+    Both sides then multiply matrices in the same order.
+    """
+    trained = [p for p in student.parameters() if p.requires_grad]
+    student.requires_grad_(False)
+    with torch.no_grad():
+        terms = terms_of(loss_of(student, batch))
+    for parameter in trained:
+        parameter.requires_grad_(True)
+    return {name: float(value) for name, value in terms.items()}
+
+
+@torch.no_grad()
+def disturb(teacher: nn.Module) -> None:
+    """Add noise to each parameter: a tenth of its spread, and some to constants."""
+    for parameter in teacher.parameters():
+        if parameter.is_floating_point() or parameter.is_complex():
+            spread = parameter.std(unbiased=False)
+            parameter.add_((0.1 * spread + 0.01) * torch.randn_like(parameter))
+
+
+def loss_of(model: nn.Module, batch: dict[str, Any], seed: int = 0) -> dict[str, Any]:
+    """Return the loss dict of a batch, which models may change: give a copy."""
+    torch.manual_seed(seed)
+    losses: dict[str, Any] = model(**copy.deepcopy(batch), mode='loss')
+    return losses
+
+
+def is_ours(key: str) -> bool:
+    """Say whether a key of a loss dict was added by distillation."""
+    return key.startswith(('loss_sd_', 'sd_'))
+
+
+def terms_of(losses: dict[str, Any]) -> dict[str, Tensor]:
+    """Return the terms of a loss dict by name."""
+    prefix = 'loss_sd_'
+    return {k[len(prefix) :]: v for k, v in losses.items() if k.startswith(prefix)}
+
+
+def leaves_of(losses: Any) -> Iterator[Tensor]:
+    """Yield the tensors of a loss dict."""
+    for value in losses.values():
+        for each in value if isinstance(value, (list, tuple)) else [value]:
+            yield torch.as_tensor(each).detach()
+
+
+def _same(before: Any, now: Any) -> bool:
+    # one that is registered in a forward was not there
+    return before is None or torch.equal(before, now)
+
+
+def _gradients(student: nn.Module, value: Any) -> tuple[float, float]:
+    student.zero_grad()
+    if value.requires_grad:
+        # not autograd.grad: models with checkpoints in them refuse it
+        value.backward(retain_graph=True)
+    sizes = {
+        name: float(parameter.grad.abs().sum())
+        for name, parameter in student.named_parameters()
+        if parameter.grad is not None
+    }
+    student.zero_grad()
+    backbone = sum(sizes[name] for name, _ in _of_backbone(student) if name in sizes)
+    return sum(sizes.values()), backbone
+
+
+def _of_backbone(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    # SAN's is called an image encoder
+    names = ('backbone', 'image_encoder')
+    return [
+        (name, parameter)
+        for name, parameter in model.named_parameters()
+        if any(each in name for each in names)
+    ]

@@ -1,0 +1,94 @@
+"""Configs by their name in a zoo, and our hook in them."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.config.utils import MODULE2PACKAGE
+from mmengine.utils import get_installed_path, is_installed
+
+import mmselfdistill.hooks  # also makes `mmseg::` resolve on either stack
+
+
+def find_config(name: str) -> Path:
+    """Return the file of a config given by path or by name in a zoo.
+
+    Args:
+        name: `path/to/config.py`, or `<package>::<family>/<config>` with or
+            without `.py`, where the package is one that MMEngine knows
+            (`mmdet`, `mmseg`, ...) or `mmselfdistill`.
+
+    Raises:
+        SystemExit: There is no such config; the message lists the nearest ones.
+    """
+    if '::' not in name:
+        path = Path(name)
+        root, written = path.parent, name
+    else:
+        package, _, relative = name.partition('::')
+        root = zoo_folder(package)
+        path = root / relative
+        written = f'{package}::{relative}'
+    if path.is_file():
+        return path
+    if path.suffix != '.py' and path.with_name(f'{path.name}.py').is_file():
+        return path.with_name(f'{path.name}.py')
+    raise SystemExit(f'config: {written!r} does not exist. {_nearest(path, root)}')
+
+
+def zoo_folder(package: str) -> Path:
+    """Return the folder that holds the configs of a package."""
+    if package == 'mmselfdistill':
+        package_folder = Path(__file__).resolve().parent
+        shipped = package_folder / '.mim' / 'configs'
+        return shipped if shipped.is_dir() else package_folder.parent / 'configs'
+    if package not in MODULE2PACKAGE:
+        raise SystemExit(
+            f'config: no package {package!r} with configs is known. '
+            f'Known: {", ".join(sorted(MODULE2PACKAGE))}.'
+        )
+    distribution = MODULE2PACKAGE[package]
+    if not is_installed(distribution):
+        raise SystemExit(
+            f'config: {package!r} is not installed, which a config named '
+            f'{package}::... needs. Install it with `pip install {distribution}`.'
+        )
+    return Path(get_installed_path(distribution)) / '.mim' / 'configs'
+
+
+def _nearest(path: Path, root: Path) -> str:
+    """Return a sentence that names the configs nearest to a missing one."""
+    if not root.is_dir():
+        return f'Nor does the folder {root}.'
+    files = {file.stem: file for file in root.rglob('*.py')}
+    names = difflib.get_close_matches(path.stem, files, n=3, cutoff=0.5)
+    if not names:
+        return f'No config under {root} has a similar name.'
+    nearest = [files[name].relative_to(root).as_posix() for name in names]
+    return f'Nearest under {root}: {", ".join(nearest)}.'
+
+
+def pop_self_distill(cfg: Config) -> dict[str, Any] | None:
+    """Take the hook of self-distillation out of a config, whatever its key.
+
+    Returns:
+        dict | None: Its config, if there is one.
+    """
+    found: dict[str, Any] | None = None
+    for key, hook in list(cfg.get('default_hooks', {}).items()):
+        if _is_ours(hook):
+            found = cfg.default_hooks.pop(key)
+    for hook in list(cfg.get('custom_hooks') or []):
+        if _is_ours(hook):
+            found = hook
+            cfg.custom_hooks.remove(hook)
+    return found
+
+
+def _is_ours(hook: Any) -> bool:
+    kind = (hook or {}).get('type', '')
+    name = kind if isinstance(kind, str) else kind.__name__
+    return name.rpartition('.')[2] in mmselfdistill.hooks.__all__

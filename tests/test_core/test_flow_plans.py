@@ -1,0 +1,103 @@
+"""What a plan says of an argument decides whether the teacher needs its own."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from helpers import Scale
+from torch import Tensor, nn
+from toys import OTHERS, Gap, set_factors, step
+
+from mmselfdistill.core.distiller import Distiller
+from mmselfdistill.core.teacher import make_teacher
+from mmselfdistill.core.terms import resolve_terms
+from mmselfdistill.families.plan import Plan, Seam
+from mmselfdistill.families.shared import outputs_of
+
+
+class QueryHead(Scale):
+    """Takes queries besides features, and adds what the model noted."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__(factor)
+        self.noted: dict[str, Any] = {}
+
+    def forward(self, x: Tensor, query: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(x + query) + sum(self.noted.values())
+
+
+class QueryToy(nn.Module):
+    """A function makes queries of features, or something that is noted."""
+
+    def __init__(self, *, noting: bool = False, same: bool = False) -> None:
+        super().__init__()
+        self.backbone, self.bbox_head = Scale(2.0), QueryHead(3.0)
+        self.noting, self.same = noting, same
+
+    def forward(self, inputs: Tensor, data_samples: Any = None, mode: str = '') -> Any:
+        x = self.backbone(inputs)
+        if self.noting:
+            self.bbox_head.noted.update(shift=x * 2)
+        query = x if self.same else inputs if self.noting else x * 2
+        logits = self.bbox_head(x, query=query)
+        return dict(loss_cls=self.loss_of(logits * 2))
+
+    def loss_of(self, logits: Tensor) -> Tensor:
+        return logits.square().mean()
+
+
+def terms_of(student: QueryToy, *seams: Seam) -> list[dict[str, float]]:
+    """Return the terms of two iterations."""
+    site = outputs_of('bbox_head.forward', 'logits', dict(type=Gap))
+    plan = Plan('toy', (Seam('backbone.forward'), *seams), (site,))
+    distiller = Distiller(student, plan, resolve_terms(student, plan, None, None))
+    distiller.teacher = make_teacher(student)
+    set_factors(distiller.teacher, OTHERS)
+    distiller.attach()
+    try:
+        return [step(distiller) for _ in range(2)]
+    finally:
+        distiller.detach()
+
+
+@pytest.mark.parametrize(
+    ('student', 'seam', 'argument'),
+    [
+        (QueryToy(), Seam('bbox_head.forward'), 'query'),
+        (QueryToy(), Seam('bbox_head.forward', keep=('x',)), 'query'),
+        (QueryToy(noting=True), Seam('bbox_head.forward', state='noted'), 'shift'),
+    ],
+    ids=['query', 'another is kept', 'noted'],
+)
+def test_what_a_plan_does_not_keep_is_refused(
+    student: QueryToy, seam: Seam, argument: str
+) -> None:
+    message = (
+        f'bbox_head.forward: its argument {argument} (2, 3) depends on weights, and '
+        'was made by a function (MulBackward0)'
+    )
+    with pytest.raises(RuntimeError, match=re.escape(message)):
+        terms_of(student, seam)
+
+
+def test_what_a_plan_keeps_is_the_students() -> None:
+    kept = Seam('bbox_head.forward', keep=('query',))
+    # the student's query is 4
+    expected = dict(logits=7 * (5 + 4) - 3 * (2 + 4))
+    assert terms_of(QueryToy(), kept) == [expected] * 2
+
+
+def test_what_a_call_returned_is_the_teachers_though_it_is_kept() -> None:
+    kept = Seam('bbox_head.forward', keep=('query',))
+    expected = dict(logits=7 * (5 + 5) - 3 * (2 + 2))
+    assert terms_of(QueryToy(same=True), kept) == [expected] * 2
+
+
+def test_a_call_that_is_only_read_may_be_given_anything() -> None:
+    seams = [
+        Seam('bbox_head.forward', keep=('query',)),
+        Seam('loss_of', repeat=False),
+    ]
+    assert terms_of(QueryToy(), *seams) == terms_of(QueryToy(), seams[0])

@@ -1,0 +1,72 @@
+"""What a run prints of its distillation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from setting import Setting, Small
+
+from mmselfdistill.core import distiller, trial
+from mmselfdistill.core.report import describe
+from mmselfdistill.core.teacher import tensors_of
+
+
+def test_the_table_says_what_is_compared_and_what_the_teacher_costs(
+    built: Small,
+) -> None:
+    terms = dict(logits=dict(weight=3.0), boxes=dict(schedule='cosine'))
+    setting = Setting(built, terms, loss_weight=0.5)
+    # before there is a teacher, the student's own shapes are shown
+    setting.distiller.teacher = None
+    with setting:
+        setting.losses()
+    text = describe(setting.distiller)
+    lines = [line for line in text.splitlines() if line.startswith('| ')]
+    cells = [[cell.strip() for cell in line.split('|')[1:-1]] for line in lines]
+    # 2 images of 16x16, 8x8 and 4x4 positions; 10 classes, 4 sides of 9 bins
+    positions = 2 * (16 * 16 + 8 * 8 + 4 * 4)
+    bins = 4 * 9
+    shapes = '2x32x16x16 2x32x8x8 2x32x4x4'
+    assert cells == [
+        ['term', 'site', 'loss', 'weight', 'schedule', 'tensors'],
+        ['features', 'features', 'PKDLoss', '0.25', 'constant', shapes],
+        ['logits', 'logits', 'SoftTargetLoss', '1.5', 'constant', f'{positions}x10'],
+        ['boxes', 'boxes', 'BoxDistillLoss', '0.125', 'cosine', f'{positions}x{bins}'],
+    ]
+    first, last = text.splitlines()[0], text.splitlines()[-1]
+    assert first.startswith('Self-distillation of GFL (')
+    parameters = sum(p.numel() for p in setting.model.parameters())
+    size = sum(t.numel() * t.element_size() for t in tensors_of(setting.model).values())
+    assert f'{parameters / 1e6:.2f} M parameters, {size / 2**20:.1f} MiB' in last
+
+
+def test_without_a_teacher_the_table_is_all_that_is_said(
+    built: Small, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    for each in (distiller, trial):
+        monkeypatch.setattr(each, 'print_log', lambda text, **_: said.append(text))
+    with Setting(built) as setting:
+        setting.distiller.teacher = None
+        setting.losses()
+        setting.losses()
+    # the student's own tensors stand in for the teacher's: they keep their gradient
+    assert said == [describe(setting.distiller)]
+
+
+def test_what_was_found_and_what_is_left_out_is_said(built: Small) -> None:
+    setting = Setting(built)
+    plain = describe(setting.distiller)
+    assert 'Repeated too' not in plain and 'Not distilled' not in plain
+    setting.distiller.found = ['adapter.forward']
+    plan: Any = setting.distiller.plan
+    plan.skipped['mask_head'] = 'it is not known how to read what it returns'
+    try:
+        text = describe(setting.distiller)
+    finally:
+        del plan.skipped['mask_head']
+    assert text.splitlines()[-3:-1] == [
+        'Repeated too, since its output is used between two calls: adapter.forward.',
+        'Not distilled: mask_head: it is not known how to read what it returns.',
+    ]

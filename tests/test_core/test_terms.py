@@ -1,0 +1,291 @@
+"""From what a user writes to terms, and what a wrong setting is answered with."""
+
+from __future__ import annotations
+
+import copy
+import re
+from typing import Any, Mapping
+
+import pytest
+from helpers import only
+from mmengine.config import ConfigDict
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from mmselfdistill.core.terms import default_terms, merge_terms, resolve_terms
+from mmselfdistill.families import FAMILIES, Plan, find_plan
+from mmselfdistill.losses import PKDLoss, SoftTargetLoss
+
+LOSSES = (
+    "'BoxDistillLoss', 'FeatureMSELoss', 'InfoNCELoss', 'MaskDistillLoss', "
+    "'PKDLoss', 'SoftTargetLoss'"
+)
+
+
+DEFAULTS: dict[str, dict[str, Any]] = dict(
+    features=dict(type='PKDLoss', weight=0.5),
+    logits=dict(type='SoftTargetLoss', weight=1.0, beta=1.0, site='logits'),
+)
+
+
+class Plain(nn.Module):
+    """A model that no family covers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+        self.classifier = nn.Linear(2, 2)
+
+
+MERGES: dict[str, tuple[Mapping[str, Any], dict[str, Any]]] = {
+    'nothing': ({}, DEFAULTS),
+    'one key of one term': (
+        dict(logits=dict(weight=3)),
+        dict(DEFAULTS, logits=dict(DEFAULTS['logits'], weight=3)),
+    ),
+    'the same type is no change': (
+        dict(logits=dict(type='SoftTargetLoss', temperature=2.0)),
+        dict(DEFAULTS, logits=dict(DEFAULTS['logits'], temperature=2.0)),
+    ),
+    'another type keeps only the site': (
+        dict(logits=dict(type='FeatureMSELoss')),
+        dict(DEFAULTS, logits=dict(type='FeatureMSELoss', site='logits')),
+    ),
+    'another type where no site was given': (
+        dict(features=dict(type='InfoNCELoss', temperature=0.2)),
+        dict(DEFAULTS, features=dict(type='InfoNCELoss', temperature=0.2)),
+    ),
+    'none removes': (
+        dict(features=None),
+        dict(logits=DEFAULTS['logits']),
+    ),
+    'delete of one term': (
+        dict(logits=dict(_delete_=True, type='SoftTargetLoss')),
+        dict(DEFAULTS, logits=dict(type='SoftTargetLoss')),
+    ),
+    'delete of all': (
+        dict(_delete_=True, boxes=dict(type='BoxDistillLoss')),
+        dict(boxes=dict(type='BoxDistillLoss')),
+    ),
+    'delete that is off': (dict(_delete_=False), DEFAULTS),
+    'delete of all, and one removed besides': (
+        dict(_delete_=True, features=None),
+        {},
+    ),
+    'a new term': (
+        dict(deep=dict(type='PKDLoss', site='backbone.layer3')),
+        dict(DEFAULTS, deep=dict(type='PKDLoss', site='backbone.layer3')),
+    ),
+}
+
+
+@pytest.mark.parametrize('case', MERGES)
+def test_merge(case: str) -> None:
+    configs, expected = MERGES[case]
+    # as a config file hands it over
+    given = ConfigDict(configs)
+    defaults, before = copy.deepcopy(DEFAULTS), copy.deepcopy(given)
+    assert merge_terms(defaults, given) == expected
+    assert defaults == DEFAULTS
+    assert given == before
+
+
+def test_defaults_are_built_as_the_family_says(gfl: Any, plan: Plan) -> None:
+    terms = resolve_terms(gfl, plan, None, None)
+    expected = default_terms(plan)
+    assert {term.name: term.weight for term in terms} == {
+        name: cfg['weight'] for name, cfg in expected.items()
+    }
+    logits = only(terms, 'logits')
+    assert isinstance(logits.loss, SoftTargetLoss)
+    assert (logits.site.name, logits.loss.beta) == ('logits', 1.0)
+    assert [logits.schedule(progress) for progress in (0.0, 0.5, 1.0)] == [1.0] * 3
+
+
+def test_a_term_has_its_own_schedule_or_the_hooks(gfl: Any, plan: Plan) -> None:
+    configs = dict(logits=dict(schedule=dict(type='linear', stop=0.5)))
+    terms = resolve_terms(gfl, plan, configs, 'linear')
+    assert only(terms, 'logits').schedule(1.0) == 0.5
+    assert only(terms, 'features').schedule(1.0) == 0.01
+    # None is a choice of its own, not the absence of one
+    terms = resolve_terms(gfl, plan, dict(logits=dict(schedule=None)), 'linear')
+    assert only(terms, 'logits').schedule(1.0) == 1.0
+
+
+def test_two_terms_may_share_a_site(gfl: Any, plan: Plan) -> None:
+    again = dict(type='PKDLoss', site='features', weight=2)
+    terms = resolve_terms(gfl, plan, dict(again=again), None)
+    term = only(terms, 'again')
+    assert isinstance(term.loss, PKDLoss)
+    assert (term.site.name, term.weight, type(term.weight)) == ('features', 2.0, float)
+    assert only(terms, 'features').weight == 0.5
+
+
+def test_a_class_is_its_name(gfl: Any, plan: Plan) -> None:
+    by_class = dict(logits=dict(type=SoftTargetLoss, weight=2.0))
+    by_name = dict(logits=dict(type='SoftTargetLoss', weight=2.0))
+    given, named = (resolve_terms(gfl, plan, cfg, None) for cfg in (by_class, by_name))
+    assert [term.config for term in given] == [term.config for term in named]
+    # the default's own arguments stay
+    assert only(given, 'logits').config.keys() == only(named, 'logits').config.keys()
+    assert only(given, 'logits').config['type'] == 'SoftTargetLoss'
+
+
+def test_a_loss_of_the_users_own(gfl: Any, plan: Plan) -> None:
+    @MODELS.register_module()
+    class DoubledGap(nn.Module):
+        def __init__(self, **arguments: Any) -> None:
+            super().__init__()
+            self.arguments = arguments
+
+        def forward(self, student: Tensor, teacher: Tensor, **_: Any) -> Tensor:
+            return (student - teacher).abs().mean()
+
+    try:
+        cfg = dict(type='DoubledGap', site='features', anything=3)
+        term = only(resolve_terms(gfl, plan, dict(mine=cfg), None), 'mine')
+    finally:
+        MODELS.module_dict.pop('DoubledGap')
+    assert isinstance(term.loss, DoubledGap)
+    assert term.loss.arguments == dict(anything=3)
+
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    'removes what is not there': (
+        dict(logit=None),
+        "terms.logit: there is no such term; did you mean 'logits'? "
+        "Valid: 'boxes', 'features', 'logits'",
+    ),
+    'not a dict': (
+        dict(logits=2.0),
+        'terms.logits: expected a dict, or None to remove it, but got 2.0',
+    ),
+    'no type': (
+        dict(logit=dict(weight=0.5)),
+        "terms.logit: no default term has this name; did you mean 'logits'? Valid: "
+        "'boxes', 'features', 'logits'. A term of your own needs the type of its loss: "
+        f'{[name.strip(chr(39)) for name in LOSSES.split(", ")]}',
+    ),
+    'a name that is none': (
+        {3: dict(type='PKDLoss', site='features')},
+        'terms: expected names as keys, but got 3',
+    ),
+    'several sites': (
+        dict(mine=dict(type='PKDLoss', site=['features', 'backbone.layer3'])),
+        'terms.mine.site: expected one name of a site or module, but got '
+        "['features', 'backbone.layer3']; several sites are several terms",
+    ),
+    'a misspelt path of a loss': (
+        dict(mine=dict(type='mmselfdistill.losses.PKDLos', site='features')),
+        "terms.mine.type: unknown loss 'mmselfdistill.losses.PKDLos'; did you mean "
+        f"'PKDLoss'? Valid: {LOSSES}",
+    ),
+    'unknown type': (
+        dict(logits=dict(type='SoftTargetLos')),
+        "terms.logits.type: unknown loss 'SoftTargetLos'; did you mean "
+        f"'SoftTargetLoss'? Valid: {LOSSES}",
+    ),
+    'unknown argument': (
+        dict(logits=dict(temprature=2.0)),
+        "terms.logits: SoftTargetLoss has no argument 'temprature'; did you mean "
+        "'temperature'? Valid: 'beta', 'schedule', 'site', 'temperature', 'type', "
+        "'weight'",
+    ),
+    'misspelt weight': (
+        dict(logits=dict(wieght=2.0)),
+        "terms.logits: SoftTargetLoss has no argument 'wieght'; did you mean 'weight'?",
+    ),
+    'negative weight': (
+        dict(boxes=dict(weight=-0.25)),
+        'terms.boxes.weight: expected a number >= 0, but got -0.25',
+    ),
+    'weight that is no number': (
+        dict(boxes=dict(weight='1')),
+        "terms.boxes.weight: expected a number >= 0, but got '1'",
+    ),
+    'wrong schedule': (
+        dict(logits=dict(schedule='cosin')),
+        "terms.logits.schedule.type: unknown 'cosin'; did you mean 'cosine'?",
+    ),
+    'nothing left': (
+        dict(features=None, logits=None, boxes=None),
+        'terms: no term is left after merging with the defaults (boxes, features, '
+        'logits); keep one, or set loss_weight=0 to train without distillation',
+    ),
+}
+
+
+@pytest.mark.parametrize('case', WRONG)
+def test_wrong_settings_are_named_with_what_is_valid(
+    case: str, gfl: Any, plan: Plan
+) -> None:
+    configs, message = WRONG[case]
+    with pytest.raises(ValueError, match='^' + re.escape(message)):
+        resolve_terms(gfl, plan, configs, None)
+
+
+def test_a_wrong_argument_names_the_term_and_the_range(gfl: Any, plan: Plan) -> None:
+    configs = dict(logits=dict(temperature=-1.0))
+    with pytest.raises(ValueError, match=r'terms\.logits: .*temperature.*> 0.*-1\.0'):
+        resolve_terms(gfl, plan, configs, None)
+
+
+@pytest.mark.parametrize(
+    ('name', 'cfg', 'given'),
+    [
+        ('mine', dict(type='PKDLoss', site='logit'), 'logit'),
+        # a term without a site is at the site of its own name
+        ('logist', dict(type='SoftTargetLoss'), 'logist'),
+    ],
+)
+def test_an_unknown_site_is_answered_with_sites_and_parts(
+    gfl: Any, plan: Plan, name: str, cfg: dict[str, Any], given: str
+) -> None:
+    message = (
+        rf"^terms\.{name}\.site: unknown site '{given}' .*\(GFL\); did you mean "
+        r"'logits'\? Valid: 'backbone', 'backbone.bn1', .*'boxes', 'data_prep"
+    )
+    with pytest.raises(ValueError, match=message):
+        resolve_terms(gfl, plan, {name: cfg}, None)
+
+
+def test_modules_deep_in_the_model_are_sites_but_not_listed(
+    gfl: Any, plan: Plan
+) -> None:
+    deep = dict(type='PKDLoss', site='backbone.layer3.0.conv1')
+    site = only(resolve_terms(gfl, plan, dict(deep=deep), None), 'deep').site
+    assert site.name == 'backbone.layer3.0.conv1'
+    assert site.seams == ('backbone.layer3.0.conv1.forward',)
+    wrong = dict(type='PKDLoss', site='backbone.layer33')
+    with pytest.raises(ValueError) as error:
+        resolve_terms(gfl, plan, dict(deep=wrong), None)
+    assert "did you mean 'backbone.layer3'?" in str(error.value)
+    assert "'bbox_head.gfl_cls'" in str(error.value)
+    assert 'conv1.' not in str(error.value)
+
+
+def test_a_model_that_no_family_covers_says_what_to_do() -> None:
+    model = Plain()
+    unknown = find_plan(model)
+    assert (unknown.name, unknown.sites) == ('unknown model', ())
+    kinds = ', '.join(kind.name for kind in FAMILIES)
+    expected = (
+        f'self_distill: no model family covers Plain. Looked for: {kinds}; the model '
+        "has the parts 'encoder', 'classifier'. Name modules by their path, such as "
+        "terms=dict(mine=dict(type='PKDLoss', site='backbone.layer3')), or put a "
+        'subclass of mmselfdistill.families.Family into mmselfdistill.families.FAMILIES'
+    )
+    with pytest.raises(ValueError, match='^' + re.escape(expected) + '$'):
+        resolve_terms(model, unknown, None, None)
+    named = dict(logits=dict(type='SoftTargetLoss'))
+    message = "terms.logits.site: unknown site 'logits'. " + expected
+    with pytest.raises(ValueError, match='^' + re.escape(message) + '$'):
+        resolve_terms(model, unknown, named, None)
+    misspelt = dict(mine=dict(type='PKDLoss', site='encoder.5'))
+    message = (
+        r"^terms\.mine\.site: unknown site 'encoder\.5' .*\(Plain\); did you mean "
+        r"'encoder(\.[01])?'\? Valid: 'classifier', 'encoder', 'encoder\.0', "
+        r"'encoder\.1'$"
+    )
+    with pytest.raises(ValueError, match=message):
+        resolve_terms(model, unknown, misspelt, None)

@@ -1,0 +1,131 @@
+"""Small real models, and one iteration of them as sites read it."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any, Callable
+
+import pytest
+import torch
+from helpers import detection_batch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from mmengine.structures import PixelData
+
+from mmselfdistill.core.distiller import build_distiller
+from mmselfdistill.core.flow import Flow
+from mmselfdistill.core.pairs import Pair, pair
+from mmselfdistill.core.teacher import make_teacher, still
+from mmselfdistill.families.plan import Call, Site
+from mmselfdistill.testing.inputs import make_batch
+from mmselfdistill.testing.models import (
+    FEW,
+    build,
+    calibrate,
+    enter,
+    prepared,
+    wants_masks,
+)
+from mmselfdistill.zoo import zoo_folder
+
+CONFIGS = Path(__file__).parents[2] / 'configs' / 'digits'
+
+
+def build_digits(stem: str, **changes: Any) -> Any:
+    """Build a digits config's model; changes are dotted keys with __ for a dot."""
+    cfg = Config.fromfile(CONFIGS / f'{stem}.py')
+    dotted = {key.replace('__', '.'): value for key, value in changes.items()}
+    cfg.merge_from_dict({f'model.{key}': value for key, value in dotted.items()})
+    init_default_scope(cfg.default_scope)
+    torch.manual_seed(0)
+    model = MODELS.build(cfg.model)
+    still(model)
+    return model
+
+
+class Iteration:
+    """A student's loss on a batch, and what a teacher of other weights makes of it."""
+
+    def __init__(self, model: Any, data: dict[str, Any] | None = None) -> None:
+        torch.manual_seed(1)
+        self.model = model
+        distiller = build_distiller(model)
+        self.teacher: Any = make_teacher(model)
+        with torch.no_grad():
+            for parameter in self.teacher.parameters():
+                parameter.mul_(1 + 0.2 * torch.rand_like(parameter))
+        self.data = data or batch_for(model)
+        samples = self.data['data_samples']
+        flow = Flow(model, distiller.plan)
+        with flow.watched():
+            model.loss(self.data['inputs'], copy.deepcopy(samples))
+        distiller.plan, calls = flow.completed()
+        self.plan = distiller.plan
+        sides = distiller._sides(self.teacher, distiller.terms, calls, samples)
+        self.student_side, self.teacher_side = sides
+
+    def site(self, name: str) -> Site:
+        """Return a site of the plan."""
+        site = self.plan.site(name)
+        assert site is not None
+        return site
+
+    def read(self, name: str) -> list[Pair]:
+        """Return the pairs of a site."""
+        return pair(self.site(name), self.student_side, self.teacher_side)
+
+    def of(self, path: str) -> list[tuple[Call, Call]]:
+        """Return the calls of a seam: the student's, with the teacher's."""
+        return list(zip(self.student_side.of(path), self.teacher_side.of(path)))
+
+
+def build_zoo(key: str, **few: int) -> tuple[Any, dict[str, Any]]:
+    """Build a zoo's model with random weights, stilled, and a batch of noise."""
+    zoo, name = key.split('::')
+    root = zoo_folder(zoo)
+    whole = Config.fromfile(root / name)
+    cfg = prepared(whole.model, root, {**FEW, **few})
+    enter(zoo, cfg)
+    model = build(zoo, cfg, 64)
+    batch = make_batch(zoo, model, cfg, 64, wants_masks(whole))
+    calibrate(model, batch)
+    still(model)
+    return model, batch
+
+
+def batch_for(model: Any) -> dict[str, Any]:
+    """Return two images of 64x64 with the labels that the model needs."""
+    segments = hasattr(model, 'decode_head')
+    batch = segmentation_batch() if segments else detection_batch()
+    data: dict[str, Any] = model.data_preprocessor(batch, True)
+    return data
+
+
+def segmentation_batch() -> dict[str, Any]:
+    from mmseg.structures import SegDataSample
+
+    labels = torch.randint(0, 11, (2, 1, 64, 64))
+    labels[torch.rand(labels.shape) < 0.3] = 255
+    samples = [
+        SegDataSample(
+            metainfo=dict(img_shape=(64, 64)), gt_sem_seg=PixelData(data=each)
+        )
+        for each in labels
+    ]
+    return dict(inputs=list(torch.rand(2, 3, 64, 64) * 255), data_samples=samples)
+
+
+@pytest.fixture(scope='session')
+def digits() -> Callable[..., Any]:
+    return build_digits
+
+
+@pytest.fixture(scope='session')
+def zoo() -> Callable[..., tuple[Any, dict[str, Any]]]:
+    return build_zoo
+
+
+@pytest.fixture(scope='session')
+def iterate() -> Callable[..., Iteration]:
+    return Iteration

@@ -1,0 +1,123 @@
+"""A classifier of MMPretrain trains on digits from the shipped configs.
+
+MMPretrain imports torchvision, which is not on every machine that has PyTorch. Both
+are put in a folder that only the processes of these tests see.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / 'configs' / 'digits_imagenet'
+# without what they require: PyTorch is there, and this is the last torchvision that is
+# imported without its compiled part
+ALONE = ('mmpretrain==1.2.0', 'torchvision==0.15.2', 'einops==0.8.2', 'mat4py==0.6.0')
+COMPLETE = ('model-index==0.1.11', 'importlib_metadata==8.5.0', 'requests')
+IDENTITY = """
+import sys, torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+import mmpretrain.models
+from mmpretrain.structures import DataSample
+from mmselfdistill.core.distiller import build_distiller
+from mmselfdistill.core.teacher import make_teacher, still
+from mmselfdistill.families.plan import Call, Side
+init_default_scope('mmpretrain')
+torch.manual_seed(0)
+cfg = Config.fromfile(sys.argv[1]).model
+if sys.argv[2] == 'several labels':
+    cfg.head = dict(type='MultiLabelLinearClsHead', num_classes=10, in_channels=64)
+model = MODELS.build(cfg)
+torch.nn.init.normal_(model.head.fc.weight)
+distiller = build_distiller(model)
+distiller.teacher = make_teacher(model)
+still(model)
+distiller.attach()
+scores = torch.eye(10)[[3, 5]]
+samples = [DataSample().set_gt_label([3]).set_gt_score(score) for score in scores]
+batch = dict(inputs=torch.randn(2, 3, 32, 32), data_samples=samples, mode='loss')
+equal = model(**batch)
+with torch.no_grad():
+    for parameter in distiller.teacher.parameters():
+        parameter += 0.03 * torch.randn_like(parameter)
+apart = model(**batch)
+teacher = distiller.teacher(batch['inputs']).double()
+student = model(batch['inputs']).double()
+if sys.argv[2] == 'several labels':
+    p, q = teacher.sigmoid(), student.sigmoid()
+    kl = p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
+    kl = kl.sum() / p.amax(1).sum().clamp(min=1)
+else:
+    p, q = teacher.softmax(1), student.softmax(1)
+    kl = (p * (p / q).log()).sum(1).mean()
+print([float(equal[f'loss_sd_{name}']) for name in ('features', 'logits')])
+print(distiller.shapes)
+(site,) = (site for site in distiller.plan.sites if site.name == 'logits')
+(reading,) = site.read(Side(model, [Call(site.seams[0], 0, (), {}, output=scores)], []))
+print(abs(float(apart['loss_sd_logits'] / kl) - 1) < 1e-3, float(kl) > 1e-4)
+print(reading.kind, site.weigh is None)
+"""
+
+
+@pytest.fixture(scope='module')
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    if sys.version_info >= (3, 12):
+        pytest.skip('that torchvision has no build for Python 3.12')
+    folder = tmp_path_factory.mktemp('mmpretrain')
+    pip = [sys.executable, '-m', 'pip', 'install', '-q', '--target', str(folder)]
+    subprocess.run([*pip, '--no-deps', *ALONE], check=True)
+    subprocess.run([*pip, *COMPLETE], check=True)
+    paths = [str(folder), str(ROOT)]
+    return {**os.environ, 'PYTHONPATH': os.pathsep.join(paths), 'OMP_NUM_THREADS': '1'}
+
+
+def python(environment: dict[str, str], cwd: Path, *arguments: Any) -> str:
+    command = [sys.executable, '-W', 'ignore', *map(str, arguments)]
+    done = subprocess.run(
+        command, env=environment, cwd=cwd, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize('labels', ['one label', 'several labels'])
+def test_logits_are_compared_as_the_head_is_trained(
+    environment: dict[str, str], tmp_path: Path, labels: str
+) -> None:
+    config = CONFIGS / 'resnet18_1xb64-20e_digits-32x32.py'
+    printed = python(environment, tmp_path, '-c', IDENTITY, config, labels)
+    equal, shapes, logits, kind = printed.splitlines()[-4:]
+    assert equal == '[0.0, 0.0]'
+    assert shapes == "{'features': ['2x64'], 'logits': ['2x10']}"
+    assert logits == 'True True'
+    # where an image has several labels, the teacher's positives are counted
+    assert kind == ('softmax True' if labels == 'one label' else 'sigmoid False')
+
+
+def test_trains_from_the_shipped_config(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    tools = ROOT / 'tools'
+    write = tools / 'dataset_converters' / 'digits_imagenet.py'
+    data = tmp_path / 'data' / 'digits_imagenet'
+    python(environment, tmp_path, write, data, '--train', 96, '--val', 16)
+    assert len([*data.glob('train/*/*.png')]) == 96
+    assert len([*data.glob('val/*/*.png')]) == 16
+    options = ['train_cfg.max_epochs=1', 'train_cfg.val_interval=1']
+    options += ['param_scheduler=None', 'train_dataloader.batch_size=32']
+    config = CONFIGS / 'resnet18_1xb64-generation-2x20e_digits-32x32.py'
+    python(environment, tmp_path, tools / 'train.py', config, '--cfg-options', *options)
+    (log,) = tmp_path.glob('work_dirs/*/*/vis_data/scalars.json')
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    scores = [line['accuracy/top1'] for line in lines if 'accuracy/top1' in line]
+    assert len(scores) == 2
+    checkpoint = tmp_path / 'work_dirs' / config.stem / 'epoch_2.pth'
+    assert checkpoint.is_file()

@@ -1,0 +1,99 @@
+"""How the outputs of dense heads become rows of logits and boxes."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor
+
+from mmselfdistill.families.predictions import read_head
+from mmselfdistill.families.shared import as_logits, as_sides, rows
+from mmselfdistill.losses import BoxDistillLoss
+
+
+def levels(channels: int, *, seed: int = 0) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(2, channels, s, s, generator=generator) for s in (4, 2)]
+
+
+def test_logits_of_probabilities_are_the_logits() -> None:
+    logits = torch.linspace(-8, 8, 9)
+    torch.testing.assert_close(as_logits(logits.sigmoid()), logits, rtol=1e-3, atol=0)
+    assert as_logits(torch.tensor([0.0, 1.0])).isfinite().all()
+
+
+def test_giou_of_corners_is_that_of_the_boxes() -> None:
+    # areas 4 and 4, overlap 1, union 7, hull 9; then apart: hull 3 by 1
+    student = torch.tensor([[0.0, 0.0, 2.0, 2.0], [0.0, 0.0, 1.0, 1.0]])
+    teacher = torch.tensor([[1.0, 1.0, 3.0, 3.0], [2.0, 0.0, 3.0, 1.0]])
+    loss = BoxDistillLoss()(as_sides(student), as_sides(teacher), kind='sides')
+    expected = [1 - 1 / 7 + 2 / 9, 1 - 0 + 1 / 3]
+    torch.testing.assert_close(loss, torch.tensor(expected))
+
+
+def test_centernet_boxes_are_sides_around_a_centre() -> None:
+    head = SimpleNamespace(num_classes=3)
+    outputs = dict(
+        center_heatmap_preds=[level.sigmoid() for level in levels(3)],
+        wh_preds=[torch.full((2, 2, 4, 4), 6.0)],
+        offset_preds=[torch.tensor([0.25, 0.5]).view(1, 2, 1, 1).expand(2, 2, 4, 4)],
+    )
+    found = read_head(head, outputs)
+    torch.testing.assert_close(found.logits, rows(levels(3), 3), rtol=1e-4, atol=1e-5)
+    assert found.box_kind == 'sides'
+    # left, top, right, bottom of a box of side 6, whose centre is a little off
+    assert found.boxes is not None
+    assert found.boxes[7].tolist() == [2.75, 2.5, 3.25, 3.5]
+
+
+def test_yolo_maps_are_box_objectness_and_classes() -> None:
+    head = SimpleNamespace(num_attrib=8)
+    found = read_head(head, dict(pred_maps=levels(3 * 8)))
+    whole = rows(levels(3 * 8), 8)
+    assert found.boxes is not None and found.objectness is not None
+    joined = torch.cat([found.boxes, found.objectness[:, None], found.logits], 1)
+    assert torch.equal(joined, whole)
+    expected = whole[:, 4].sigmoid() * whole[:, 5:].sigmoid().amax(1)
+    torch.testing.assert_close(found.foreground(), expected)
+
+
+def test_fovea_predicts_logarithms_though_it_has_the_coder_of_distances() -> None:
+    coder = type('DistancePointBBoxCoder', (), {})()
+    outputs = dict(cls_scores=levels(5), bbox_preds=levels(4, seed=1))
+    kinds = []
+    for loss in ('GIoULoss', 'SmoothL1Loss'):
+        head = SimpleNamespace(
+            cls_out_channels=5,
+            bbox_coder=coder,
+            loss_bbox=type(loss, (), {})(),
+            use_sigmoid_cls=True,
+        )
+        kinds.append(read_head(head, outputs).box_kind)
+    assert kinds == ['sides', 'offsets']
+
+
+def test_padding_of_a_text_is_never_a_class() -> None:
+    head = SimpleNamespace(use_sigmoid_cls=True)
+    masks = torch.tensor([[1, 1, 0], [1, 0, 0]])
+    levels = [torch.randn(2, count, 3) for count in (4, 2)]
+    found = read_head(head, dict(cls_scores=levels, text_masks=masks))
+    first, second = (torch.cat([level[i] for level in levels]) for i in (0, 1))
+    kept = found.logits.isfinite()
+    assert int(kept.sum()) == 6 * 2 + 6 * 1
+    # of each level, all positions of the first image, then of the second
+    assert torch.equal(found.logits[:4, :2], first[:4, :2])
+    assert torch.equal(found.logits[4:8, 0], second[:4, 0])
+    assert (found.foreground()[4:8] == second[:4, 0].sigmoid()).all()
+
+
+def test_levels_may_differ_in_their_anchors() -> None:
+    head = SimpleNamespace(cls_out_channels=3, use_sigmoid_cls=False)
+    scores = [torch.randn(2, 4 * 3, 4, 4), torch.randn(2, 6 * 3, 2, 2)]
+    boxes = [torch.randn(2, 4 * 4, 4, 4), torch.randn(2, 6 * 4, 2, 2)]
+    found = read_head(head, dict(cls_scores=scores, bbox_preds=boxes))
+    assert found.boxes is not None and found.kind == 'softmax'
+    assert found.boxes.shape == (2 * (4 * 16 + 6 * 4), 4)
+    assert len(found.logits) == len(found.boxes)
+    # the last anchor of the last position of the last image
+    assert torch.equal(found.boxes[-1], boxes[1][1, -4:, -1, -1])

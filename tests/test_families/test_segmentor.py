@@ -1,0 +1,268 @@
+"""Segmentors: logits of the decode heads, and which of their pixels are labelled."""
+
+from __future__ import annotations
+
+from typing import Any, Callable
+
+import pytest
+import torch
+from mmengine.registry import MODELS
+from mmengine.structures import PixelData
+from mmseg.structures import SegDataSample
+from torch import Tensor, nn
+
+from mmselfdistill.core.distiller import build_distiller
+from mmselfdistill.core.teacher import make_teacher, still
+from mmselfdistill.core.terms import default_terms
+from mmselfdistill.families import Side, find_plan
+from mmselfdistill.families.plan import Call
+from mmselfdistill.losses import SoftTargetLoss
+from mmselfdistill.losses.common import reduced
+
+DEEPLAB = 'deeplabv3plus_r18-d8_1xb8-1500_digits-64x64'
+SEGFORMER = 'segformer_mit-b0_1xb8-1500_digits-64x64'
+CLASSES = 11
+HEAD = dict(
+    channels=16,
+    num_classes=CLASSES,
+    norm_cfg=dict(type='BN'),
+    align_corners=False,
+    loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False),
+)
+CASCADE: dict[str, Any] = dict(
+    type='CascadeEncoderDecoder',
+    num_stages=2,
+    auxiliary_head=None,
+    decode_head=[
+        dict(type='FCNHead', in_channels=64, in_index=2, num_convs=1, **HEAD),
+        dict(type='OCRHead', in_channels=128, in_index=3, ocr_channels=8, **HEAD),
+    ],
+)
+
+
+@pytest.fixture(scope='module')
+def deeplab(digits: Callable[..., Any], iterate: Callable[..., Any]) -> Any:
+    return iterate(digits(DEEPLAB))
+
+
+def labels_of(iteration: Any) -> Tensor:
+    samples = iteration.data['data_samples']
+    return torch.stack([sample.gt_sem_seg.data[0] for sample in samples])
+
+
+def labelled(labels: Tensor, height: int, width: int, ignore: int) -> Tensor:
+    """Say which pixels have a label, by looking each one up."""
+    result = torch.zeros(len(labels), height, width)
+    for image in range(len(labels)):
+        for y in range(height):
+            for x in range(width):
+                row = y * labels.shape[1] // height
+                column = x * labels.shape[2] // width
+                result[image, y, x] = float(labels[image, row, column] != ignore)
+    return result
+
+
+def test_logits_are_the_decode_heads_alone(deeplab: Any) -> None:
+    (pair,) = deeplab.read('logits')
+    inputs = deeplab.data['inputs']
+    for side, model in ((pair.student, deeplab.model), (pair.teacher, deeplab.teacher)):
+        assert side.shape == (2, CLASSES, 16, 16)
+        with torch.no_grad():
+            assert torch.equal(side, model.decode_head(model.extract_feat(inputs)))
+    assert pair.student.requires_grad
+    assert pair.kind == 'softmax'
+    # the auxiliary head is there, but no part of inference
+    assert isinstance(deeplab.model.auxiliary_head, nn.Module)
+    assert not [seam for seam in deeplab.plan.seams if 'auxiliary' in seam.path]
+    assert 'auxiliary_head' in deeplab.plan.skipped
+    assert default_terms(deeplab.plan).keys() == {'features', 'logits'}
+
+
+def test_features_are_the_backbones_stages(deeplab: Any) -> None:
+    shapes = [pair.student.shape[1:] for pair in deeplab.read('features')]
+    assert shapes == [(16, 16, 16), (32, 8, 8), (64, 8, 8), (128, 8, 8)]
+
+
+def test_ignored_pixels_do_not_count(deeplab: Any) -> None:
+    (pair,) = deeplab.read('logits')
+    valid = pair.weight
+    assert torch.equal(valid, labelled(labels_of(deeplab), 16, 16, ignore=255))
+    assert 0 < valid.sum() < valid.numel()
+    assert pair.norm is None
+
+    def loss_of(student: Tensor) -> Tensor:
+        divergence = SoftTargetLoss()(student, pair.teacher, kind=pair.kind)
+        return reduced(divergence, pair.weight, pair.norm)
+
+    student = pair.student.detach()
+    before = loss_of(student)
+    ignored = (valid == 0)[:, None]
+    disturbed = student + 5 * ignored * torch.randn_like(student)
+    assert float(loss_of(disturbed)) == pytest.approx(float(before), rel=1e-6)
+    # the mean is over the labelled pixels
+    log_p, log_q = pair.teacher.log_softmax(1), student.log_softmax(1)
+    kl = (log_p.exp() * (log_p - log_q)).sum(1)
+    expected = sum(float(kl[tuple(at)]) for at in valid.nonzero()) / int(valid.sum())
+    assert float(before) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize('size', [(5, 7), (64, 64), (1, 1), (31, 13)])
+def test_labels_are_looked_up_at_any_resolution(
+    deeplab: Any, size: tuple[int, int]
+) -> None:
+    output = torch.rand(2, CLASSES, *size)
+    call = Call('decode_head.forward', 0, (), {}, output=output)
+    side = Side(deeplab.teacher, [call], deeplab.data['data_samples'])
+    (rows,) = deeplab.site('logits').weigh(side)
+    expected = labelled(labels_of(deeplab), *size, ignore=255)
+    assert torch.equal(rows.weight, expected)
+
+
+def with_labels(iteration: Any, labels: Tensor) -> dict[str, Any]:
+    data = dict(iteration.data)
+    data['data_samples'] = [sample.clone() for sample in data['data_samples']]
+    for sample, label in zip(data['data_samples'], labels):
+        sample.gt_sem_seg.data = label[None]
+    return data
+
+
+def test_a_head_has_its_own_ignored_label(
+    deeplab: Any, digits: Callable[..., Any], iterate: Callable[..., Any]
+) -> None:
+    labels = labels_of(deeplab) % CLASSES
+    assert 255 not in labels
+    model = digits(SEGFORMER, decode_head__ignore_index=3)
+    (pair,) = iterate(model, with_labels(deeplab, labels)).read('logits')
+    assert torch.equal(pair.weight, labelled(labels, 16, 16, ignore=3))
+    assert pair.weight.sum() < pair.weight.numel()
+
+
+def test_one_channel_is_a_sigmoid(
+    deeplab: Any, digits: Callable[..., Any], iterate: Callable[..., Any]
+) -> None:
+    model = digits(
+        SEGFORMER,
+        decode_head__num_classes=2,
+        decode_head__out_channels=1,
+        decode_head__threshold=0.5,
+        decode_head__loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=True),
+    )
+    data = with_labels(deeplab, labels_of(deeplab) % 2)
+    (pair,) = iterate(model, data).read('logits')
+    assert pair.student.shape == (2, 1, 16, 16)
+    assert pair.kind == 'sigmoid'
+
+
+SOFTMAX: dict[str, Any] = dict(type='CrossEntropyLoss', use_sigmoid=False)
+SIGMOID: dict[str, Any] = dict(type='CrossEntropyLoss', use_sigmoid=True)
+DICE: dict[str, Any] = dict(type='DiceLoss', loss_name='loss_dice')
+FOCAL: dict[str, Any] = dict(type='FocalLoss', use_sigmoid=True)
+TRAINED_BY: dict[str, tuple[Any, str]] = {
+    'softmax': (SOFTMAX, 'softmax'),
+    'sigmoid': (SIGMOID, 'sigmoid'),
+    'dice': (DICE, 'sigmoid'),
+    'dice of softmax': (dict(**DICE, use_sigmoid=False), 'softmax'),
+    'focal': (FOCAL, 'sigmoid'),
+    'softmax and dice': ([SOFTMAX, DICE], 'softmax'),
+    'dice and softmax': ([DICE, SOFTMAX], 'softmax'),
+    'sigmoid and dice': ([SIGMOID, DICE], 'sigmoid'),
+    'focal and dice': ([FOCAL, DICE], 'sigmoid'),
+}
+
+
+@pytest.mark.parametrize('name', TRAINED_BY)
+def test_classes_are_compared_as_the_losses_take_them(
+    digits: Callable[..., Any], iterate: Callable[..., Any], name: str
+) -> None:
+    loss, kind = TRAINED_BY[name]
+    whole = loss if isinstance(loss, list) else dict(_delete_=True, **loss)
+    model = digits(SEGFORMER, decode_head__loss_decode=whole)
+    if 'focal' in name:
+        # mmseg computes it on a GPU alone
+        output = torch.rand(2, CLASSES, 4, 4)
+        call = Call('decode_head.forward', 0, (), {}, output=output)
+        (found,) = find_plan(model).sites[-1].read(Side(model, [call], []))
+    else:
+        (found,) = iterate(model).read('logits')
+        assert found.student.shape[1] == CLASSES
+    assert found.kind == kind
+
+
+@pytest.fixture(scope='module')
+def cascade(digits: Callable[..., Any], iterate: Callable[..., Any]) -> Any:
+    return iterate(digits(DEEPLAB, **CASCADE))
+
+
+def test_later_stages_of_a_cascade_see_the_teachers_earlier_ones(cascade: Any) -> None:
+    pairs = cascade.read('logits')
+    first, second = pairs[0], pairs[-1]
+    teacher = cascade.teacher
+    with torch.no_grad():
+        feats = teacher.extract_feat(cascade.data['inputs'])
+        coarse = teacher.decode_head[0](feats)
+        fine = teacher.decode_head[1](feats, coarse)
+        other = teacher.decode_head[1](feats, first.student)
+    assert torch.equal(first.teacher, coarse)
+    assert torch.equal(second.teacher, fine)
+    assert not torch.equal(fine, other)
+    expected = labelled(labels_of(cascade), 8, 8, ignore=255)
+    for pair in pairs:
+        assert torch.equal(pair.weight, expected)
+
+
+def test_a_cascade_has_a_pair_a_stage(cascade: Any) -> None:
+    shapes = [tuple(pair.student.shape) for pair in cascade.read('logits')]
+    assert shapes == [(2, CLASSES, 8, 8)] * 2
+
+
+DEPTH: dict[str, Any] = dict(
+    type='DepthEstimator',
+    auxiliary_head=None,
+    data_preprocessor=dict(type='SegDataPreProcessor', size=(64, 64)),
+    backbone=dict(
+        type='ResNetV1c',
+        depth=18,
+        base_channels=16,
+        num_stages=4,
+        norm_cfg=dict(type='BN'),
+    ),
+    # of VPD, whose backbone is Stable Diffusion
+    decode_head=dict(
+        type='VPDDepthHead',
+        in_channels=[16, 32, 64, 128],
+        embed_dim=16,
+        feature_dim=128,
+        num_deconv_filters=(16, 16, 16),
+    ),
+)
+
+
+def test_depth_is_left_out_and_named_while_features_are_compared(
+    digits: Callable[..., Any],
+) -> None:
+    digits(SEGFORMER)  # mmseg's scope
+    torch.manual_seed(0)
+    model: Any = MODELS.build(DEPTH)
+    still(model)
+    samples = [
+        SegDataSample(gt_depth_map=PixelData(data=1 + 9 * torch.rand(1, 64, 64)))
+        for _ in '12'
+    ]
+    for sample in samples:
+        sample.set_metainfo(dict(img_shape=(64, 64)))
+    distiller = build_distiller(model)
+    assert [site.name for site in distiller.plan.sites] == ['features']
+    assert distiller.plan.skipped.keys() == {'decode_head'}
+    distiller.teacher = make_teacher(model)
+    distiller.attach()
+    images = torch.rand(2, 3, 64, 64)
+    losses = model(images, samples, mode='loss')
+    ours = {'loss_sd_features', 'sd_features', 'sd_features_weight'}
+    assert losses.keys() == {'decode.loss_silog', *ours}
+    assert float(losses['loss_sd_features'].detach()) == 0.0
+    with torch.no_grad():
+        distiller.teacher.get_parameter('backbone.layer4.1.conv2.weight').mul_(2)
+    term = model(images, samples, mode='loss')['loss_sd_features']
+    (gradient,) = torch.autograd.grad(term, model.backbone.stem[0].weight)
+    assert float(term.detach()) > 1e-4
+    assert gradient.abs().sum() > 0

@@ -1,0 +1,111 @@
+"""A loss with parameters is trained, scheduled, averaged, saved and resumed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from mmengine.runner import Runner
+
+    from tests.test_hooks.conftest import Runs
+
+PROJECTED: dict[str, Any] = dict(
+    type='mmselfdistill.EMATeacherHook',
+    momentum=0.5,
+    schedule='constant',
+    terms=dict(features=dict(type='FeatureMSELoss', projector=32, weight=1.0)),
+)
+
+
+def projector(runs: Runs, runner: Runner) -> torch.Tensor:
+    (term,) = (t for t in runs.hook(runner).distiller.terms if t.name == 'features')
+    weight: torch.Tensor = term.loss.projector
+    return weight
+
+
+def test_it_learns_in_a_group_of_its_own_and_is_no_part_of_the_student(
+    runs: Runs,
+) -> None:
+    cfg = runs.config('retinanet', PROJECTED, iters=3)
+    rates: list[tuple[float, float]] = []
+
+    def note(runner: Runner) -> None:
+        groups = runner.optim_wrapper.optimizer.param_groups
+        rates.append((groups[0]['lr'], groups[-1]['lr']))
+
+    runner = runs.train(cfg, after=note)
+    weight = projector(runs, runner)
+    groups = runner.optim_wrapper.optimizer.param_groups
+    assert [id(p) for p in groups[-1]['params']] == [id(weight)]
+    assert not torch.equal(weight.detach(), torch.eye(32))
+    # the warm-up and the cosine: the rates differ, and are the same in all groups
+    assert all(ours == theirs for ours, theirs in rates) and len(set(rates)) == 2
+    names = [name for name, _ in runner.model.named_parameters()]
+    assert not any('projector' in name for name in names)
+    saved = runs.checkpoint(cfg)
+    stock = runs.build(runs.config('retinanet', iters=3)).model
+    assert saved['state_dict'].keys() == stock.state_dict().keys()
+    assert saved['mmselfdistill']['losses'].keys() == {'features'}
+    found = saved['mmselfdistill']['losses']['features']['projector']
+    assert torch.equal(found, weight.detach())
+
+
+def test_it_is_resumed(runs: Runs) -> None:
+    whole = runs.train(runs.config('retinanet', PROJECTED, iters=4))
+    cfg = runs.config('retinanet', PROJECTED, iters=4)
+    cfg.default_hooks.checkpoint.interval = 2
+    cfg.work_dir = runs.config('retinanet', PROJECTED, iters=4).work_dir
+    runs.train(cfg, stop_at=2)
+    cfg.resume = True
+    runner = runs.train(cfg)
+    assert torch.equal(projector(runs, runner), projector(runs, whole))
+    assert runs.differences(runs.state(whole.model), runs.state(runner.model)) == []
+
+
+def test_fresh_students_begin_with_a_fresh_projector(runs: Runs) -> None:
+    hook = {**PROJECTED, 'type': 'mmselfdistill.GenerationHook', 'student': 'reinit'}
+    hook.pop('momentum')
+    begins: list[torch.Tensor] = []
+
+    def note(runner: Runner) -> None:
+        if runner.iter in (2, 4):
+            begins.append(projector(runs, runner).detach().clone())
+
+    cfg = runs.config('retinanet', {**hook, 'interval': 2, 'by_epoch': False}, iters=6)
+    runs.train(cfg, before=note)
+    assert [torch.equal(each, torch.eye(32)) for each in begins] == [True, True]
+
+
+def test_fresh_students_of_a_resumed_run_too(runs: Runs) -> None:
+    hook = {**PROJECTED, 'type': 'mmselfdistill.GenerationHook', 'student': 'reinit'}
+    hook.pop('momentum')
+    hook.update(interval=3, by_epoch=False)
+    begins: list[torch.Tensor] = []
+
+    def note(runner: Runner) -> None:
+        if runner.iter == 6:
+            begins.append(projector(runs, runner).detach().clone())
+
+    cfg = runs.config('retinanet', hook, iters=7)
+    cfg.default_hooks.checkpoint.interval = 5
+    stopped = runs.train(cfg, stop_at=5)
+    assert not torch.equal(projector(runs, stopped), torch.eye(32))
+    cfg.resume = True
+    runs.train(cfg, before=note)
+    assert [torch.equal(each, torch.eye(32)) for each in begins] == [True]
+
+
+def test_another_number_of_channels_is_refused_before_a_step(runs: Runs) -> None:
+    terms = dict(features=dict(type='FeatureMSELoss', projector=16))
+    steps: list[int] = []
+    try:
+        cfg = runs.config('retinanet', {**PROJECTED, 'terms': terms}, iters=2)
+        runs.train(cfg, after=lambda runner: steps.append(runner.iter))
+    except ValueError as error:
+        assert 'terms.features' in str(error) and '16' in str(error)
+        assert '32' in str(error)
+    else:
+        raise AssertionError('it trains')
+    assert steps == []
