@@ -14,11 +14,7 @@ import torch
 from mmengine.config import Config
 from mmengine.config import utils as config_utils
 from mmengine.logging import HistoryBuffer
-from mmengine.runner.checkpoint import (
-    CheckpointLoader,
-    load_from_http,
-    load_from_local,
-)
+from mmengine.runner.checkpoint import CheckpointLoader
 from mmengine.utils import digit_version, get_installed_path
 
 
@@ -66,11 +62,10 @@ def allow_mmengine_checkpoints() -> None:
             *_both_names(core.multiarray.scalar, 'scalar'),
         ]
     )
-    for prefixes, load in (
-        ('', load_from_local),
-        (('http://', 'https://'), load_from_http),
-    ):
-        CheckpointLoader.register_scheme(prefixes, _guarded(load), force=True)
+    # local files, URLs, object stores and model zoos
+    for prefix, load in list(CheckpointLoader._schemes.items()):
+        if load.__module__ != __name__:
+            CheckpointLoader.register_scheme(prefix, _guarded(load), force=True)
 
 
 @contextmanager
@@ -80,16 +75,19 @@ def mmengine_checkpoints() -> Iterator[None]:
     A checkpoint names ``getattr`` for them, which could look up anything. It is given
     a function that looks up nothing else, and only while a checkpoint is loaded.
     """
-    if digit_version(torch.__version__) < digit_version('2.6'):
+    guard: Any = (_statistic_of_history_buffer, 'builtins.getattr')
+    strict = digit_version(torch.__version__) >= digit_version('2.6')
+    # at its end a block inside another would take away what that one allows
+    if not strict or guard in torch.serialization.get_safe_globals():
         yield
         return
-    allowed: list[Any] = [(_statistic_of_history_buffer, 'builtins.getattr')]
-    with torch.serialization.safe_globals(allowed):
+    with torch.serialization.safe_globals([guard]):
         yield
 
 
 def _guarded(load: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(load)
+    # our module's name stays: by it a loader is not guarded twice
+    @functools.wraps(load, assigned=('__name__', '__doc__'))
     def guarded(*args: Any, **kwargs: Any) -> Any:
         with mmengine_checkpoints():
             return load(*args, **kwargs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import pickle
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 import mmengine
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
@@ -17,11 +19,12 @@ from mmengine.dataset import default_collate
 from mmengine.logging import HistoryBuffer
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
-from mmengine.runner.checkpoint import _load_checkpoint
+from mmengine.runner.checkpoint import CheckpointLoader, _load_checkpoint
 from mmengine.utils import digit_version
 from torch import Tensor, nn
 
 from mmselfdistill.compat import (
+    allow_mmengine_checkpoints,
     check_versions,
     mmengine_checkpoints,
     name_our_configs,
@@ -161,6 +164,39 @@ def test_getattr_is_looked_up_only_while_a_checkpoint_is_loaded(
         torch.load(checkpoint, weights_only=True)
     with mmengine_checkpoints():
         assert torch.load(checkpoint, weights_only=True)['meta']['iter'] == 4
+
+
+@strict_loading
+def test_every_loader_of_mmengine_is_guarded_once() -> None:
+    allow_mmengine_checkpoints()
+    loaders = CheckpointLoader._schemes
+    assert len(loaders) > 8
+    for prefix, load in loaders.items():
+        # not again at the second call
+        stock = load.__wrapped__
+        assert stock is inspect.unwrap(load), prefix
+        assert stock.__module__ == 'mmengine.runner.checkpoint'
+        assert load.__name__.startswith('load_from_')
+
+
+@strict_loading
+def test_a_loader_inside_leaves_the_guard_to_the_block_around(
+    checkpoint: Path,
+) -> None:
+    with mmengine_checkpoints():
+        _load_checkpoint(str(checkpoint), map_location='cpu')
+        assert torch.load(checkpoint, weights_only=True)['meta']['iter'] == 4
+    with pytest.raises(pickle.UnpicklingError, match='GLOBAL getattr'):
+        torch.load(checkpoint, weights_only=True)
+
+
+@strict_loading
+def test_the_old_name_of_numpys_core_is_not_needed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if hasattr(np, '_core'):
+        monkeypatch.delattr(np, 'core', raising=False)
+    allow_mmengine_checkpoints()
 
 
 class Forged:
