@@ -252,6 +252,9 @@ class Distiller:
             self.shapes[term.name] = [
                 'x'.join(str(size) for size in each.student.shape) for each in pairs
             ]
+        if teacher is not self.teacher:
+            # the first generation holds no teacher
+            self._own_of, self._own = None, []
         print_log(describe(self), logger='current')
         return losses, self.divergences(active, calls, samples) if active else {}
 

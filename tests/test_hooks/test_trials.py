@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import random
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -196,3 +198,18 @@ def test_training_again_after_a_failed_run_attaches_anew(runs: Runs) -> None:
     hook = runs.hook(runner)
     assert runner.iter == 3 and hook.distiller.computed == 3
     assert 'forward' not in vars(runner.model)
+
+
+def test_the_first_generation_holds_no_teacher(runs: Runs) -> None:
+    tried: list[Any] = []
+    alive: list[bool] = []
+
+    def before(runner: Runner) -> None:
+        if runner.iter == 0:
+            tried.append(weakref.ref(runs.hook(runner).distiller.trial))
+        else:
+            gc.collect()
+            alive.append(tried[0]() is not None)
+
+    runs.train(runs.config('retinanet', TWO, iters=3), before)
+    assert alive == 5 * [False]
