@@ -22,9 +22,12 @@ from mmselfdistill.testing.models import (
     sizes_of,
     wants_masks,
 )
-from mmselfdistill.zoo import find_config, pop_self_distill, zoo_folder
-
-SCOPES = ('mmdet', 'mmseg', 'mmpretrain')
+from mmselfdistill.zoo import (
+    check_scope,
+    pop_self_distill,
+    read_config,
+    zoo_folder,
+)
 
 
 def check(cfg: Config) -> Report:
@@ -35,11 +38,7 @@ def check(cfg: Config) -> Report:
             model makes no training step here.
         RuntimeError: If the teacher cannot repeat what the model does.
     """
-    zoo = cfg.get('default_scope')
-    if zoo not in SCOPES:
-        raise ValueError(
-            f'default_scope: expected one of {SCOPES} in the config, but got {zoo!r}'
-        )
+    zoo = check_scope(cfg)
     hook_cfg = pop_self_distill(cfg)
     settings: dict[str, Any] = {}
     if hook_cfg:
@@ -89,9 +88,7 @@ def main(arguments: list[str] | None = None) -> None:
     checking.add_argument('config', help='path of a config, or its name in a zoo')
     checking.add_argument('--cfg-options', nargs='+', action=DictAction)
     args = parser.parse_args(arguments)
-    cfg = Config.fromfile(find_config(args.config))
-    if args.cfg_options is not None:
-        cfg.merge_from_dict(args.cfg_options)
+    cfg = read_config(args.config, args.cfg_options)
     warnings.simplefilter('ignore')
     MMLogger.get_instance('check', log_level='ERROR')
     try:

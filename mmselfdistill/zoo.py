@@ -12,6 +12,30 @@ from mmengine.utils import get_installed_path, is_installed
 
 import mmselfdistill.hooks  # also makes `mmseg::` resolve on either stack
 
+SCOPES = ('mmdet', 'mmseg', 'mmpretrain')
+
+
+def read_config(name: str, options: dict[str, Any] | None) -> Config:
+    """Read a config given by path or by name in a zoo, with settings over its own."""
+    cfg = Config.fromfile(find_config(name))
+    if options is not None:
+        cfg.merge_from_dict(options)
+    return cfg
+
+
+def check_scope(cfg: Config) -> str:
+    """Return the framework of a config.
+
+    Raises:
+        ValueError: If it is none that we know models of.
+    """
+    scope = cfg.get('default_scope')
+    if scope not in SCOPES:
+        raise ValueError(
+            f'default_scope: expected one of {SCOPES} in the config, but got {scope!r}'
+        )
+    return str(scope)
+
 
 def find_config(name: str) -> Path:
     """Return the file of a config given by path or by name in a zoo.

@@ -20,7 +20,6 @@ from mmengine.logging import MMLogger
 from mmengine.registry import HOOKS
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmselfdistill.cli import SCOPES
 from mmselfdistill.core.distiller import Distiller, build_distiller
 from mmselfdistill.core.report import describe
 from mmselfdistill.core.teacher import make_teacher
@@ -33,7 +32,12 @@ from mmselfdistill.testing.models import (
     size_of,
     wants_masks,
 )
-from mmselfdistill.zoo import find_config, pop_self_distill, zoo_folder
+from mmselfdistill.zoo import (
+    check_scope,
+    pop_self_distill,
+    read_config,
+    zoo_folder,
+)
 
 
 def settings(cfg: Config) -> dict[str, Any]:
@@ -68,11 +72,7 @@ def inspect(cfg: Config, size: int | None) -> str:
         ValueError: If a term is wrong, no family covers the model, or it makes no
             training step here.
     """
-    zoo = cfg.get('default_scope')
-    if zoo not in SCOPES:
-        raise ValueError(
-            f'default_scope: expected one of {SCOPES} in the config, but got {zoo!r}'
-        )
+    zoo = check_scope(cfg)
     model_cfg = prepared(cfg.model, zoo_folder(zoo), few={})
     enter(zoo, model_cfg)
     size = size or size_of(model_cfg)
@@ -117,9 +117,7 @@ def main() -> None:
         '--size', type=int, help="side of the images. Defaults to the model's, or 320"
     )
     args = parser.parse_args()
-    cfg = Config.fromfile(find_config(args.config))
-    if args.cfg_options is not None:
-        cfg.merge_from_dict(args.cfg_options)
+    cfg = read_config(args.config, args.cfg_options)
     warnings.simplefilter('ignore')
     MMLogger.get_instance('inspect', log_level='ERROR')
     try:

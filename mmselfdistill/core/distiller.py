@@ -110,7 +110,8 @@ class Distiller:
             return stock(*args, **kwargs)
         self.forwards += 1
         samples = kwargs.get('data_samples', args[1] if len(args) > 1 else [])
-        active = [term for term in self.terms if self.weights()[term.name] > 0]
+        weights = self.weights()
+        active = [term for term in self.terms if weights[term.name] > 0]
         if not self.shapes:
             losses, ours = self._first(stock, args, kwargs, samples, active)
         elif active:
@@ -121,7 +122,7 @@ class Distiller:
             losses, ours = stock(*args, **kwargs), {}
         if not isinstance(losses, dict):
             return losses
-        added = self._weighted(ours)
+        added = self._weighted(ours, weights)
         taken = sorted(added.keys() & losses.keys())
         if taken:
             raise KeyError(f'self_distill: the model already has the losses {taken}')
@@ -203,10 +204,12 @@ class Distiller:
         # no pair: a branch that this batch did not take
         return total / max(len(pairs), 1)
 
-    def _weighted(self, divergences: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _weighted(
+        self, divergences: dict[str, Tensor], weights: dict[str, float]
+    ) -> dict[str, Tensor]:
         result = {}
         for term in self.terms:
-            weight = self.weights()[term.name]
+            weight = weights[term.name]
             value = divergences.get(term.name, self._zero())
             result[f'loss_sd_{term.name}'] = weight * value
             # MMEngine sums every key that holds "loss"

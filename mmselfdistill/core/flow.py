@@ -17,11 +17,9 @@ from torch import Tensor, nn
 
 from mmselfdistill.containers import Leaf, leaves, snapshot, tensors_in, written
 from mmselfdistill.core.recorder import (
-    Recorded,
     Recording,
     record,
     resolve,
-    returned,
     rng_states,
 )
 from mmselfdistill.families.plan import Call, Plan, Seam
@@ -31,7 +29,7 @@ from mmselfdistill.families.plan import Call, Plan, Seam
 class _ModuleCall:
     """A call of a module outside of all seams: it may become one."""
 
-    call: Recorded
+    call: Call
     begin: int
     position: int
 
@@ -109,7 +107,7 @@ class Flow:
         seam = next((s for s in self.plan.seams if s.path == call.path), None)
         if call.depth > 0 or (seam is not None and not seam.repeat):
             return
-        known = {id(value) for c in calls for _, value in returned(c)}
+        known = {id(value) for c in calls for _, value in c.returned}
         known |= {id(p) for p in self.model.parameters()}
         names = _names(getattr(*resolve(self.model, call.path)))
         for (kind, key, *rest), each in self._given[id(call)]:
@@ -170,7 +168,7 @@ class Flow:
         def before(_: nn.Module, args: Any, kwargs: Any) -> None:
             if self.recording.depth == 0 and torch.is_grad_enabled():
                 given = (snapshot(args), snapshot(kwargs))
-                call = Recorded(seam, 0, *given, rng_states())
+                call = Call(seam, 0, *given, rng_states())
                 self._note_given(call)
                 position = len(self.recording.calls)
                 begun.append(_ModuleCall(call, len(self._modules), position))

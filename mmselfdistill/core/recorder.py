@@ -10,7 +10,7 @@ from typing import Any, Callable, Collection, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from mmselfdistill.containers import Leaf, leaves, replaced, snapshot, written
+from mmselfdistill.containers import leaves, replaced, snapshot, written
 from mmselfdistill.families.plan import Call, Plan, Seam
 
 Method = Callable[..., Any]
@@ -26,24 +26,6 @@ def resolve(model: nn.Module, path: str) -> tuple[nn.Module, str]:
     owner = model.get_submodule(prefix)
     getattr(owner, name)
     return owner, name
-
-
-@dataclass
-class Recorded(Call):
-    """A call with what it returned as it was then: the model may change an object."""
-
-    values: list[Leaf] = field(default_factory=list, repr=False)
-
-    def end(self, output: Any) -> None:
-        """Note what the call returned."""
-        # a RoI head adds keys to the dict that its seam returned
-        self.output = snapshot(output)
-        self.values = leaves(output)
-
-
-def returned(call: Call) -> list[Leaf]:
-    """Return the tensors and objects that a call returned, at its end."""
-    return call.values if isinstance(call, Recorded) else leaves(call.output)
 
 
 @dataclass
@@ -123,7 +105,7 @@ def _recording(
         held = {k: v for k, v in state.items() if not isinstance(v, nn.Module)}
         rng = rng_states() if outermost else []
         given = (snapshot(args), snapshot(kwargs))
-        call = Recorded(seam.path, recording.depth, *given, rng, snapshot(held))
+        call = Call(seam.path, recording.depth, *given, rng, snapshot(held))
         if outermost:
             recording.watch(call, False)
         recording.calls.append(call)
@@ -168,7 +150,7 @@ def slice_back(
     for group in reversed(groups_of(calls)):
         read = any(call.path in paths or call.path in always for call in group)
         if read or any(
-            id(value) in wanted for call in group for _, value in returned(call)
+            id(value) in wanted for call in group for _, value in call.returned
         ):
             needed.append(group)
             outer = group[0]
@@ -234,7 +216,7 @@ def replay(
 
 
 def _versions(ours: Call, theirs: Call) -> Iterator[tuple[int, Any]]:
-    for (_, student), (_, teacher) in zip(returned(ours), returned(theirs)):
+    for (_, student), (_, teacher) in zip(ours.returned, theirs.returned):
         yield id(student), teacher
 
 
@@ -285,7 +267,7 @@ def _check_same(ours: Sequence[Call], theirs: Sequence[Call]) -> None:
 
 
 def _structure(call: Call) -> list[tuple[Any, type]]:
-    return [(path, type(value)) for path, value in returned(call)]
+    return [(path, type(value)) for path, value in call.returned]
 
 
 def _written(call: Call) -> list[str]:

@@ -8,8 +8,8 @@ from torch import nn
 
 from mmselfdistill.containers import tensors_in
 
-from .plan import Family, Plan, Reading, Rows, Side, Site, by_count
-from .shared import feature_seam, features, foreground, head_seams, seams
+from .plan import Family, Plan, Reading, Side, Site
+from .shared import feature_seam, features, head_seams, over_objects, seams
 
 
 class Classifier(Family):
@@ -47,11 +47,10 @@ class Classifier(Family):
             found = [x for call in side.of(seam) for x in tensors_in(call.output)]
             return [Reading(logits, kind) for logits in found]
 
-        def weigh(side: Side) -> list[Rows]:
-            return [by_count(foreground(r.at(None), r.kind)) for r in read(side)]
-
         default = dict(type='SoftTargetLoss', weight=1.0)
-        logits = Site('logits', (seam,), read, weigh if several else None, default)
+        logits = Site(
+            'logits', (seam,), read, over_objects(read) if several else None, default
+        )
         paths = seams(feature_seam(model), *head_seams(model), *steps, seam)
         return Plan(cls.name, paths, (features(model), logits))
 

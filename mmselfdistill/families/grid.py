@@ -7,14 +7,14 @@ from functools import partial
 from torch import nn
 
 from .instance_masks import levels_of, masks_of_cells
-from .plan import Family, Plan, Reading, Rows, Side, Site, by_count
+from .plan import Family, Plan, Reading, Side, Site
 from .shared import (
     feature_seam,
     features,
-    foreground,
     head_seams,
     kind_of,
     output_names,
+    over_objects,
     rows,
     seams,
 )
@@ -43,11 +43,10 @@ class MaskGridDetector(Family):
         head = model.get_submodule('mask_head')
         read = partial(_read_logits, output_names(head), kind_of(head))
 
-        def weigh(side: Side) -> list[Rows]:
-            return [by_count(foreground(r.at(None), r.kind)) for r in read(side)]
-
         default = dict(type='SoftTargetLoss', weight=1.0, beta=1.0)
-        logits = Site('logits', ('mask_head.forward',), read, weigh, default)
+        logits = Site(
+            'logits', ('mask_head.forward',), read, over_objects(read), default
+        )
         sites = (features(model), logits, masks_of_cells('mask_head', head))
         return Plan(cls.name, seams(feature_seam(model), *head_seams(model)), sites)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .plan import Family, Plan, Reading, Rows, Side, Site, by_count
+from .plan import Family, Plan, Reading, Rows, Side, Site
 from .query import ON_LABELS
 from .shared import (
     feature_seam,
@@ -14,6 +14,7 @@ from .shared import (
     foreground,
     head_seams,
     output_names,
+    over_objects,
     seams,
     stages,
 )
@@ -70,9 +71,6 @@ def _sites(seam: str) -> tuple[Site, Site]:
     def read_logits(side: Side) -> list[Reading]:
         return [Reading(logits, 'softmax') for logits, _ in last(side)]
 
-    def weigh_logits(side: Side) -> list[Rows]:
-        return [by_count(foreground(logits, 'softmax')) for logits, _ in last(side)]
-
     def read_masks(side: Side) -> list[Reading]:
         return [Reading(masks, 'mask') for _, masks in last(side)]
 
@@ -82,7 +80,7 @@ def _sites(seam: str) -> tuple[Site, Site]:
     logits = dict(type='SoftTargetLoss', weight=0.5)
     masks = dict(type='MaskDistillLoss', weight=0.5)
     return (
-        Site('logits', (seam,), read_logits, weigh_logits, logits),
+        Site('logits', (seam,), read_logits, over_objects(read_logits), logits),
         Site('masks', (seam,), read_masks, weigh_masks, masks),
     )
 

@@ -9,6 +9,8 @@ from typing import Any, Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from mmselfdistill.containers import Leaf, leaves, snapshot
+
 
 @dataclass(frozen=True)
 class Seam:
@@ -46,6 +48,8 @@ class Call:
             another call. Defaults to none.
         state (dict): The seam's state as it was, without modules. Defaults to none.
         output (Any): What it returned, as the arguments. Defaults to None.
+        returned (list[Leaf]): The tensors and objects in it, at its end: the model
+            may change an object later. Defaults to none.
     """
 
     path: str
@@ -55,6 +59,13 @@ class Call:
     rng: list[Tensor] = field(default_factory=list, repr=False)
     state: dict[str, Any] = field(default_factory=dict, repr=False)
     output: Any = None
+    returned: list[Leaf] = field(default_factory=list, repr=False)
+
+    def end(self, output: Any) -> None:
+        """Note what the call returned."""
+        # a RoI head adds keys to the dict that its seam returned
+        self.output = snapshot(output)
+        self.returned = leaves(output)
 
 
 @dataclass
@@ -230,19 +241,19 @@ class Family:
         raise NotImplementedError
 
 
+def parameters_of(method: Any) -> list[str]:
+    """Return the names of a method's parameters, or none where there is no method."""
+    return list(inspect.signature(method).parameters) if callable(method) else []
+
+
 def argument(method: Any, name: str) -> Callable[[Call], Any]:
     """Return what takes an argument of a method out of a recorded call of it."""
-    position = list(inspect.signature(method).parameters).index(name)
+    position = parameters_of(method).index(name)
 
     def take(call: Call) -> Any:
         return call.kwargs[name] if name in call.kwargs else call.args[position]
 
     return take
-
-
-def by_weight(weight: Tensor) -> Rows:
-    """Return rows that count by a weight, and are divided by its sum."""
-    return Rows(weight=weight)
 
 
 def by_count(counted: Tensor) -> Rows:

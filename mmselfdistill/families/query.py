@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any, Callable
 
 import torch
 from torch import Tensor, nn
 
-from .plan import Family, Plan, Reading, Rows, Seam, Side, Site, by_count
+from .plan import Family, Plan, Reading, Rows, Seam, Side, Site, parameters_of
 from .shared import (
     as_sides,
     feature_seam,
@@ -17,6 +16,7 @@ from .shared import (
     head_seams,
     kind_of,
     output_names,
+    over_objects,
     seams,
     text_seams,
     unread_heads,
@@ -119,9 +119,6 @@ def query_sites(
     def read_logits(side: Side) -> list[Reading]:
         return [Reading(logits, kind) for logits in last(side, 0)]
 
-    def weigh_logits(side: Side) -> list[Rows]:
-        return [by_count(foreground(logits, kind)) for logits in last(side, 0)]
-
     def read_boxes(side: Side) -> list[Reading]:
         return [
             reading
@@ -137,7 +134,7 @@ def query_sites(
         ]
 
     return (
-        Site('logits', (seam,), read_logits, weigh_logits, LOGITS),
+        Site('logits', (seam,), read_logits, over_objects(read_logits), LOGITS),
         Site('boxes', (seam,), read_boxes, weigh_boxes, BOXES),
     )
 
@@ -171,19 +168,16 @@ class CollaborativeDetector(Family):
         decoder = 'query_head.transformer.decoder.forward'
         queries: Callable[[Any], int] = lambda model: int(model.query_head.num_query)  # noqa: E731
         beside = unread_heads(model, ['query_head'])
+        inputs = parameters_of(model.get_submodule('query_head').forward)
         why = 'it helps in training, on the labels alone'
         return Plan(
             cls.name,
             (
                 *seams(feature_seam(model)),
                 # besides the features: denoising queries, which are made before it
-                Seam('query_head.forward', keep=_parameters(model.query_head)[1:]),
+                Seam('query_head.forward', keep=tuple(inputs[1:])),
                 Seam(decoder, keep=('query', 'reference_points')),
             ),
             (features(model), *query_sites(model, 'query_head', queries)),
             skipped={**skipped(model), **dict.fromkeys(beside, why)},
         )
-
-
-def _parameters(head: Any) -> tuple[str, ...]:
-    return tuple(inspect.signature(head.forward).parameters)

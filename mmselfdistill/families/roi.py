@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from functools import partial
 from typing import Any, Callable
 
@@ -21,6 +20,7 @@ from .plan import (
     argument,
     by_count,
     chosen,
+    parameters_of,
 )
 from .shared import (
     UNREAD,
@@ -127,16 +127,11 @@ def _skipped(model: nn.Module) -> dict[str, str]:
     roi_head: Any = model.roi_head
     for name in unread_heads(roi_head, _READ):
         found.setdefault(f'roi_head.{name}', UNREAD)
-    if 'attn_feats' in _parameters(roi_head, '_mask_forward'):
+    if 'attn_feats' in parameters_of(getattr(roi_head, '_mask_forward', None)):
         found['query features of the masks'] = "the student's, as the queries are"
     if any(hasattr(head, 'num_buckets') for head in _heads(roi_head)):
         found['boxes'] = 'buckets and offsets in them: only together a box'
     return found
-
-
-def _parameters(owner: Any, name: str) -> list[str]:
-    method = getattr(owner, name, None)
-    return [] if method is None else list(inspect.signature(method).parameters)
 
 
 def _heads(roi_head: Any) -> list[Any]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 from functools import partial
-from typing import Any, Sequence
+from typing import Any, Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from mmselfdistill.containers import tensors_in
 
-from .plan import Reading, Seam, Side, Site
+from .plan import Reading, Rows, Seam, Side, Site, by_count, parameters_of
 
 # the call that makes a model's features, the first that there is
 _FEATURES = (
@@ -103,8 +102,7 @@ def output_names(head: Any) -> list[str]:
 
     Its ``loss_by_feat`` takes it in the same order.
     """
-    method = getattr(head, 'loss_by_feat', None)
-    return list(inspect.signature(method).parameters) if callable(method) else []
+    return parameters_of(getattr(head, 'loss_by_feat', None))
 
 
 def labelled(samples: Sequence[Any], size: Sequence[int], ignore: int) -> Tensor:
@@ -139,6 +137,17 @@ def foreground(logits: Tensor, kind: str) -> Tensor:
     if kind == 'sigmoid':
         return logits.amax(1).sigmoid()
     return 1 - logits.softmax(1)[:, -1]
+
+
+def over_objects(
+    read: Callable[[Side], list[Reading]],
+) -> Callable[[Side], list[Rows]]:
+    """Return what divides a site's readings by the objects that the teacher sees."""
+
+    def weigh(side: Side) -> list[Rows]:
+        return [by_count(foreground(r.at(None), r.kind)) for r in read(side)]
+
+    return weigh
 
 
 def as_logits(probabilities: Tensor) -> Tensor:

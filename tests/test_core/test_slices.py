@@ -10,6 +10,7 @@ from helpers import Scale, only
 from test_flow import AdaptedToy
 from toys import OTHERS, TERMS, Gap, Toy, distilled, repeat, step
 
+from mmselfdistill.containers import leaves
 from mmselfdistill.core.distiller import Distiller
 from mmselfdistill.core.parts import own_parts
 from mmselfdistill.core.recorder import groups_of, record, slice_back
@@ -91,7 +92,7 @@ def test_a_term_that_is_off_fails_in_the_first_iteration() -> None:
 
 
 def call(path: str, depth: int, given: Any, output: Any) -> Call:
-    return Call(path, depth, (given,), {}, [], {}, output)
+    return Call(path, depth, (given,), {}, [], {}, output, leaves(output))
 
 
 def test_a_slice_goes_back_through_all_that_made_it() -> None:

@@ -15,6 +15,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
+from mmengine.registry import MODELS
 from mmengine.runner import Runner
 from mmengine.utils import get_installed_path
 from torch import Tensor
@@ -246,3 +247,12 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def runs(scenes: Path, tmp_path: Path) -> Runs:
     return Runs(scenes, tmp_path)
+
+
+@pytest.fixture
+def models() -> Any:
+    """Register models for one test."""
+    registered = set(MODELS.module_dict)
+    yield MODELS
+    for name in set(MODELS.module_dict) - registered:
+        MODELS.module_dict.pop(name)

@@ -25,14 +25,6 @@ REINIT = dict(
 RetinaNet: Any = MODELS.get('mmdet.RetinaNet')
 
 
-@pytest.fixture
-def models() -> Any:
-    registered = set(MODELS.module_dict)
-    yield MODELS
-    for name in set(MODELS.module_dict) - registered:
-        MODELS.module_dict.pop(name)
-
-
 def test_the_trial_moves_nothing(runs: Runs) -> None:
     def end(hook: dict[str, Any] | None) -> list[Any]:
         runner = runs.train(runs.config('deeplabv3plus', hook, iters=3))

@@ -27,14 +27,6 @@ TWO = dict(type='mmselfdistill.GenerationHook', generations=2)
 RetinaNet: Any = MODELS.get('mmdet.RetinaNet')
 
 
-@pytest.fixture
-def models() -> Any:
-    registered = set(MODELS.module_dict)
-    yield MODELS
-    for name in set(MODELS.module_dict) - registered:
-        MODELS.module_dict.pop(name)
-
-
 def test_a_preprocessor_at_the_top_of_the_config_is_the_fresh_models_too(
     runs: Runs,
 ) -> None:
