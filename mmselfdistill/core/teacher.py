@@ -1,7 +1,7 @@
-"""The teacher: a frozen, stilled copy of the student, and how it is moved.
+"""The teacher: a frozen, deterministic copy of the student, and how it is moved.
 
 It keeps the structure that the model has in training (many families return
-something else in evaluation), with all that is random or statistical stilled.
+something else in evaluation), with all that is random or statistical off.
 """
 
 from __future__ import annotations

@@ -167,7 +167,7 @@ class CollaborativeDetector(Family):
         """Say how the features and the whole ``query_head`` are recorded."""
         decoder = 'query_head.transformer.decoder.forward'
         queries: Callable[[Any], int] = lambda model: int(model.query_head.num_query)  # noqa: E731
-        beside = unread_heads(model, ['query_head'])
+        others = unread_heads(model, ['query_head'])
         inputs = parameters_of(model.get_submodule('query_head').forward)
         why = 'it helps in training, on the labels alone'
         return Plan(
@@ -179,5 +179,5 @@ class CollaborativeDetector(Family):
                 Seam(decoder, keep=('query', 'reference_points')),
             ),
             (features(model), *query_sites(model, 'query_head', queries)),
-            skipped={**skipped(model), **dict.fromkeys(beside, why)},
+            skipped={**skipped(model), **dict.fromkeys(others, why)},
         )

@@ -29,15 +29,15 @@ class GenerationHook(DistillHook):
     - ``interval``: the run has the length and the learning rate that the config
       gives it, and is cut into generations.
     - ``generations``: the run becomes that many times the config's length, and
-      the schedules of learning rate and momentum begin anew in each.
+      the schedules of learning rate and momentum restart in each.
 
     ============  ========================  =================  ================
     at a          weights                   optimizer state    schedules
     boundary
     ============  ========================  =================  ================
-    continue      stay                      stays              go on; begin anew
-                                                               by generations
-    reinit        fresh (seed +             emptied            begin anew
+    continue      stay                      stays              go on; restart by
+                                                               generations
+    reinit        fresh (seed +             emptied            restart
                   generation)
     ============  ========================  =================  ================
 

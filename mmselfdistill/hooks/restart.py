@@ -142,7 +142,7 @@ def _differences(student: nn.Module, fresh: nn.Module) -> list[str]:
 def reinitialize(runner: Runner, generation: int) -> None:
     """Give the student fresh weights, and empty its optimizer's state.
 
-    They are equal on all ranks. What the model averages of itself begins anew as at
+    They are equal on all ranks. What the model averages of itself starts as at
     the start of the run. Buffers that it made, or gave their size, in a forward stay.
 
     Args:

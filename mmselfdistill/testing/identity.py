@@ -77,7 +77,8 @@ class Report:
 def check_identity(model: nn.Module, batch: dict[str, Any], **settings: Any) -> Report:
     """Check that a model is distilled truly, with a teacher that is a copy of it.
 
-    - At equal weights, with the student stilled as its teacher is, every term is 0.
+    - At equal weights, with dropout and statistics off in the student too, every term
+      is 0.
     - With the teacher's weights disturbed every term is positive, its gradient reaches
       the student, and one of them reaches the backbone.
     - Each part of the teacher, disturbed by itself, moves a term, or is listed.
@@ -86,7 +87,7 @@ def check_identity(model: nn.Module, batch: dict[str, Any], **settings: Any) -> 
 
     Args:
         model (nn.Module): The student. Its weights are as before afterwards, its
-            dropout and norms are stilled.
+            dropout and norms are off.
         batch (dict): The keyword arguments of its ``forward`` in mode 'loss'.
         **settings: Of :func:`build_distiller`: ``terms``, ``loss_weight``, ``seams``.
 
