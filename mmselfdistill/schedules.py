@@ -8,7 +8,8 @@ from typing import Any, Mapping
 
 from mmselfdistill.errors import check_choice, check_number
 
-_SHARED_KEYS = ('type', 'begin', 'end', 'warmup')
+_SHARED_KEYS = ('type', 'begin', 'end', 'warmup', 'over')
+_OVER = ('generation', 'run')
 _KEYS = {
     'constant': _SHARED_KEYS,
     'linear': (*_SHARED_KEYS, 'start', 'stop'),
@@ -48,6 +49,8 @@ class Schedule:
         milestones (tuple[float, ...]): Progress at which the factor is
             multiplied by ``gamma`` (step). Defaults to ().
         gamma (float): Factor of each milestone (step). Defaults to 0.1.
+        over (str): What the progress is measured over: each 'generation' of a run
+            that has some, or the whole 'run'. Defaults to 'generation'.
     """
 
     type: str = 'constant'
@@ -58,6 +61,7 @@ class Schedule:
     stop: float = 0.01
     milestones: tuple[float, ...] = ()
     gamma: float = 0.1
+    over: str = 'generation'
 
     def __call__(self, progress: float) -> float:
         """Return the factor at a progress, which is clamped to [0, 1]."""
@@ -67,6 +71,13 @@ class Schedule:
         elapsed = progress - self.begin
         ramp = min(elapsed / self.warmup, 1.0) if self.warmup > 0 else 1.0
         return ramp * self._decay(progress)
+
+    def clamped(self, progress: float) -> float:
+        """Return the factor where it does not end: of what is never off.
+
+        Before ``begin`` it is that of the begin, and after ``end`` that of the end.
+        """
+        return self(min(max(progress, self.begin), self.end))
 
     def _decay(self, progress: float) -> float:
         if self.type == 'step':
@@ -132,7 +143,9 @@ def _check_keys(cfg: Mapping[str, Any], kind: str, where: str) -> None:
             )
 
 
-def _check_value(setting: str, key: str, value: Any) -> float | tuple[float, ...]:
+def _check_value(setting: str, key: str, value: Any) -> float | str | tuple[float, ...]:
+    if key == 'over':
+        return check_choice(setting, value, _OVER)
     if key == 'milestones':
         if not isinstance(value, (list, tuple)):
             raise ValueError(f'{setting}: expected a list, but got {value!r}')

@@ -19,6 +19,7 @@ import mmselfdistill.losses
 from mmselfdistill.core.distiller import Distiller
 from mmselfdistill.core.terms import default_terms, resolve_terms
 from mmselfdistill.families import FAMILIES, AnyModel, Nested, Plan, find_plan
+from mmselfdistill.hooks.base import DistillHook
 from mmselfdistill.schedules import Schedule, build_schedule
 
 ROOT = Path(__file__).parents[1]
@@ -99,13 +100,17 @@ def test_every_hook_and_loss_has_its_settings() -> None:
     assert sorted(headings(SETTINGS, 3, 'Losses')) == sorted(losses)
 
 
-@pytest.mark.parametrize('name', headings(SETTINGS, 3))
+@pytest.mark.parametrize('name', [*headings(SETTINGS, 3), 'Settings of all hooks'])
 def test_defaults_are_those_of_the_code(name: str) -> None:
-    cls = HOOKS.get(name) or MODELS.get(name)
+    shared = name == 'Settings of all hooks'
+    cls = DistillHook if shared else HOOKS.get(name) or MODELS.get(name)
     inherited = cls.__init__ is nn.Module.__init__
     signature = [] if inherited else inspect.signature(cls).parameters.values()
     parameters = [p for p in signature if p.kind is not p.VAR_KEYWORD]
-    table = {code(key): default for key, default, _ in rows(SETTINGS, f'`{name}`')}
+    table = {
+        code(key): default
+        for key, default, _ in rows(SETTINGS, name if shared else f'`{name}`')
+    }
     assert table.keys() == {parameter.name for parameter in parameters}
     for parameter in parameters:
         default = table[parameter.name]
@@ -126,7 +131,7 @@ def test_the_hooks_own_schedules() -> None:
 
 def test_a_terms_own_keys(gfl: tuple[Any, Plan]) -> None:
     table = {code(key): default for key, default, _ in rows(SETTINGS, 'Terms')}
-    assert list(table) == ['type', 'site', 'weight', 'schedule']
+    assert list(table) == ['type', 'site', 'weight', 'schedule', 'on']
     configs: Any = dict(_delete_=True, boxes=dict(type='PKDLoss'))
     (term,) = resolve_terms(*gfl, configs, 'linear')
     assert (term.site.name, term.weight) == ('boxes', value(table['weight']))
@@ -187,7 +192,7 @@ def test_schedule_keys_and_types() -> None:
         kind, _, keys = (cell.strip() for cell in line.strip('|').split('|'))
         listed = {'begin', 'end', 'warmup', *re.findall(r'`(\w+)`', keys)}
         needed = dict(milestones=[0.5]) if 'milestones' in listed else {}
-        for key in table.keys() - {'type', 'milestones'}:
+        for key in table.keys() - {'type', 'milestones', 'over'}:
             cfg = dict(type=value(kind), **{**needed, key: 0.25})
             if key in listed:
                 assert getattr(build_schedule(cfg, ''), key) == 0.25

@@ -126,7 +126,7 @@ def test_every_term_reaches_the_first_weight_and_leaves_nothing_behind(
     assert plain.keys() == {key for key in changed if not is_ours(key)}
     # what is added of each term: its share, its value and its weight
     assert len(changed) - len(plain) == 3 * len(CONFIGS[name])
-    for seam in distiller.plan.seams:
+    for seam in distiller.labeled.plan.seams:
         owner, method = resolve(model, seam.path)
         assert method not in vars(owner)
     assert 'forward' not in vars(model)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmselfdistill.testing.identity import Check, _gradients, disturb
+from mmselfdistill.testing.identity import Check, disturb, gradients_of
 
 NOT_ZERO = 'it is not 0 where it has to be'
 
@@ -48,9 +48,9 @@ def test_noise_reaches_constant_parameters_too() -> None:
 def test_gradients_are_those_of_the_value() -> None:
     model = nn.ModuleDict(dict(backbone=nn.Linear(2, 1), head=nn.Linear(1, 1)))
     value = model['head'](model['backbone'](torch.ones(1, 2))).sum()
-    gradient, backbone = _gradients(model, value)
+    gradient, backbone = gradients_of(model, value)
     weight = float(model['head'].weight.detach().abs())
     hidden = float(model['backbone'](torch.ones(1, 2)).detach().abs())
     assert backbone == pytest.approx(3 * weight)
     assert gradient == pytest.approx(3 * weight + hidden + 1)
-    assert _gradients(model, torch.zeros(())) == (0, 0)
+    assert gradients_of(model, torch.zeros(())) == (0, 0)

@@ -23,8 +23,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from mmselfdistill.core.distiller import Distiller, build_distiller
 from mmselfdistill.core.report import describe
 from mmselfdistill.core.teacher import make_teacher
+from mmselfdistill.core.unlabeled import without_labels
 from mmselfdistill.hooks import EMATeacherHook
-from mmselfdistill.testing.inputs import make_batch
+from mmselfdistill.hooks.base import DistillHook
+from mmselfdistill.testing.inputs import make_batch, raw_batch
 from mmselfdistill.testing.models import (
     build,
     enter,
@@ -32,6 +34,7 @@ from mmselfdistill.testing.models import (
     size_of,
     wants_masks,
 )
+from mmselfdistill.testing.unlabeled import Same
 from mmselfdistill.zoo import (
     check_scope,
     pop_self_distill,
@@ -40,16 +43,41 @@ from mmselfdistill.zoo import (
 )
 
 
-def settings(cfg: Config) -> dict[str, Any]:
-    """Return terms, schedule and weight of a config's hook, or of the default."""
+def hook_of(cfg: Config) -> DistillHook:
+    """Return a config's hook, or the default."""
     hook_cfg = pop_self_distill(cfg)
-    hook = HOOKS.build(hook_cfg) if hook_cfg else EMATeacherHook()
-    return dict(
-        terms=hook.terms,
-        schedule=hook.schedule,
-        loss_weight=hook.loss_weight,
-        seams=hook.seams,
+    return HOOKS.build(hook_cfg) if hook_cfg else EMATeacherHook()
+
+
+def distiller_of(hook: DistillHook, model: Any, raw: dict[str, Any]) -> Distiller:
+    """Return the distiller that a hook would build, with a teacher.
+
+    Args:
+        hook (DistillHook): The hook.
+        model (BaseModel): The model.
+        raw (dict): Stands for a batch of the images without labels.
+    """
+    source = hook.unlabeled
+    bare = {**raw, 'data_samples': without_labels(raw['data_samples'])}
+    unlabeled = source and dict(
+        batches=Same(bare),
+        weight=source['weight'],
+        view=source['view'],
+        statistics=source.get('statistics', False),
     )
+    distiller = build_distiller(
+        model,
+        hook.terms,
+        hook.schedule,
+        hook.loss_weight,
+        hook.seams,
+        unlabeled,
+        view=hook.view,
+        task_weight=hook.task_weight,
+        teacher_norm=hook.teacher_norm,
+    )
+    distiller.teacher = make_teacher(model)
+    return distiller
 
 
 def operations(run: Callable[[], Any]) -> int:
@@ -77,10 +105,11 @@ def inspect(cfg: Config, size: int | None) -> str:
     enter(zoo, model_cfg)
     size = size or size_of(model_cfg)
     model = build(zoo, model_cfg, size)
-    distiller = build_distiller(model, **settings(cfg))
-    distiller.teacher = make_teacher(model)
+    hook, masks = hook_of(cfg), wants_masks(cfg)
+    raw = raw_batch(zoo, model, model_cfg, size, masks)
+    distiller = distiller_of(hook, model, raw)
     model.train()
-    batch = make_batch(zoo, model, model_cfg, size, wants_masks(cfg))
+    batch = make_batch(zoo, model, model_cfg, size, masks)
     try:
         stock = operations(lambda: step(model, batch))
     except Exception as error:
@@ -90,15 +119,15 @@ def inspect(cfg: Config, size: int | None) -> str:
             f'self-distillation: {type(error).__name__}: {first}'
         ) from error
     distiller.attach()
-    distiller.progress = 0.5  # past a warm-up
+    distiller.progress = distiller.run_progress = 0.5  # past a warm-up
     step(model, batch)  # in the first iteration, every term is tried besides
     ours = operations(lambda: step(model, batch))
     return '\n'.join([describe(distiller), *_more(distiller, ours, stock, size)])
 
 
 def _more(distiller: Distiller, ours: int, stock: int, size: int) -> list[str]:
-    sites = ', '.join(site.name for site in distiller.plan.sites) or 'none'
-    repeated = [seam.path for seam in distiller.plan.seams if seam.repeat]
+    sites = ', '.join(site.name for site in distiller.labeled.plan.sites) or 'none'
+    repeated = [seam.path for seam in distiller.labeled.plan.seams if seam.repeat]
     return [
         f'Sites: {sites}, and any module by its path.',
         f'The teacher repeats: {", ".join(repeated)}.',

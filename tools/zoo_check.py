@@ -12,9 +12,10 @@ from torch import Tensor
 
 from mmselfdistill.core.distiller import Distiller, build_distiller
 from mmselfdistill.core.teacher import average_into, make_teacher
+from mmselfdistill.families import find_plan
 from mmselfdistill.testing import check_identity
 from mmselfdistill.testing.identity import loss_of, terms_of
-from mmselfdistill.testing.inputs import make_batch
+from mmselfdistill.testing.inputs import make_batch, raw_batch
 from mmselfdistill.testing.models import (
     build,
     calibrate,
@@ -23,6 +24,7 @@ from mmselfdistill.testing.models import (
     sizes_of,
     wants_masks,
 )
+from mmselfdistill.testing.unlabeled import check_unlabeled
 
 STEPS = 3
 
@@ -57,6 +59,8 @@ def check_config(zoo: str, root: Path, name: str, save: Callable[[Any], None]) -
     save(record)
     if report.problems:
         raise RuntimeError('; '.join(report.problems))
+    record['unlabeled'] = on_unlabeled(zoo, model, cfg, size, batch)
+    save(record)
     distiller = build_distiller(model, schedule='constant')
     distiller.teacher = make_teacher(model)
     check_steps(distiller, batch, record)
@@ -64,6 +68,23 @@ def check_config(zoo: str, root: Path, name: str, save: Callable[[Any], None]) -
         raise RuntimeError('the keys of the state_dict have changed')
     record['part'] = 'done'
     save(record)
+
+
+def on_unlabeled(
+    zoo: str, model: Any, cfg: Any, size: int, batch: dict[str, Any]
+) -> dict[str, Any]:
+    """Try images without labels, with no setting of the model's own.
+
+    Returns:
+        dict: The terms that apply there, or the error.
+    """
+    # of a model that holds the one that it trains, that one takes images
+    inner: Any = model.get_submodule(find_plan(model).inner)
+    try:
+        raw = raw_batch(zoo, inner, cfg, size, masks=False)
+        return dict(terms=[*check_unlabeled(model, raw, batch)])
+    except Exception as error:
+        return dict(error=f'{type(error).__name__}: {error}'[:300])
 
 
 def stock_step(zoo: str, cfg: Any, masks: bool) -> tuple[int, list[str]]:

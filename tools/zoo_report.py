@@ -28,6 +28,11 @@ setting for the model. A row that trains with the plugin has passed all of this:
   teacher changes.
 - At disturbed weights every term is positive, and its gradient reaches the student; of
   all terms together it reaches the backbone, unless that is frozen.
+- On two images without labels, with no setting for the model ("without labels"): at
+  equal weights every term is 0 likewise; at disturbed weights every term is positive,
+  and its gradient reaches the student; a view of the images changes it; the losses on
+  the images with labels, and the running statistics, are bitwise those without. A row
+  whose model does not run there says why, below the table; it trains all the same.
 - Three optimizer steps with a running average as the teacher: all terms are finite, at
   least one is positive, and the keys of the `state_dict` are the stock model's.
 
@@ -51,6 +56,7 @@ def write_report(
     stock = [record for record in records if record['part'] != 'stock']
     done = [record for record in stock if record['part'] == 'done']
     ratios = [max(_ratios(record)) for record in done]
+    unlabeled = sum('terms' in record['unlabeled'] for record in done)
     exact, largest = sum(ratio == 0 for ratio in ratios), max(ratios, default=0)
     sentence = f'Only configs whose name matches `{pattern}` were tried.\n'
     only = [sentence] if pattern else []
@@ -63,12 +69,14 @@ def write_report(
         f'| tried | {len(records)} |',
         f'| train in stock | {len(stock)} |',
         f'| train with the plugin | {len(done)} |',
+        f'| of these, on images without labels too | {unlabeled} |',
         f'| all terms exactly 0 at equal weights | {exact} |',
         f'| largest term at equal weights, of its scale | {largest:.0e} |',
     ]
     for zoo in dict.fromkeys(record['key'].split('::')[0] for record in records):
         here = [record for record in records if record['key'].startswith(f'{zoo}::')]
         lines += ['', f'## {zoo}', '', *_table(here)]
+    lines += ['', *_refusals(done)]
     lines += ['', *_silent(done)]
     path.write_text('\n'.join(lines) + '\n')
 
@@ -88,17 +96,39 @@ def _silent(records: Sequence[dict[str, Any]]) -> list[str]:
     ]
 
 
+def _refusals(records: Sequence[dict[str, Any]]) -> list[str]:
+    refused = [record for record in records if 'error' in record['unlabeled']]
+    return [
+        '## What does not run on images without labels',
+        '',
+        *(
+            f'- {record["key"].split("::")[1][: -len(".py")]}: '
+            f'{_written(record["unlabeled"]["error"])}'
+            for record in refused
+        ),
+    ]
+
+
+def _without_labels(record: dict[str, Any]) -> str:
+    terms = record['unlabeled'].get('terms')
+    if terms is None:
+        return 'no'
+    return 'all terms' if {*record['terms']} <= {*terms} else ', '.join(terms)
+
+
 def _table(records: Sequence[dict[str, Any]]) -> list[str]:
     rows = [
-        '| config | family | terms | at equal weights | result |',
-        '|---|---|---|---|---|',
+        '| config | family | terms | at equal weights | without labels | result |',
+        '|---|---|---|---|---|---|',
     ]
     for record in records:
         name = record['key'].split('::')[1][: -len('.py')]
-        cells = [name, record.get('family', ''), '', '', _result(record)]
+        cells = [name, record.get('family', ''), '', '', '', _result(record)]
         if 'terms' in record:
             cells[2] = ', '.join(record['terms'])
             cells[3] = _identity(record)
+        if 'unlabeled' in record:
+            cells[4] = _without_labels(record)
         rows.append(f'| {" | ".join(cells)} |')
     return rows
 
@@ -107,10 +137,13 @@ def _result(record: dict[str, Any]) -> str:
     if record['part'] == 'done':
         return 'trains'
     kind = 'does not train in stock' if record['part'] == 'stock' else 'FAILS'
-    reason = ' '.join(record.get('error', 'unknown').split())
+    return f'{kind}: {_written(record.get("error", "unknown"))}'
+
+
+def _written(error: str) -> str:
     # a path of this machine says nothing to others
-    words = [word for word in reason.split(' ') if '/site-packages/' not in word]
-    return f'{kind}: {" ".join(words)[:160]}'.replace('|', '\\|')
+    words = [word for word in error.split() if '/site-packages/' not in word]
+    return ' '.join(words)[:160].replace('|', '\\|')
 
 
 def _ratios(record: dict[str, Any]) -> list[float]:

@@ -2,53 +2,67 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Sequence
+from typing import Any, Callable, Mapping, Sequence
 
 import torch
-from mmengine.dist import all_reduce, get_world_size
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from mmselfdistill.core.flow import Flow
-from mmselfdistill.core.freeze import add_hooks
-from mmselfdistill.core.pairs import Pair, pair
-from mmselfdistill.core.parts import adopt_parts, lend, own_parts, with_named_seams
-from mmselfdistill.core.recorder import record, replay, slice_back
+from mmselfdistill.containers import replaced
+from mmselfdistill.core.attached import DistilledForward
+from mmselfdistill.core.comparison import Batch, Comparison
+from mmselfdistill.core.freeze import use_batch_statistics
+from mmselfdistill.core.parts import with_named_seams
 from mmselfdistill.core.report import describe
 from mmselfdistill.core.terms import ScheduleConfig, Term, TermConfigs, resolve_terms
-from mmselfdistill.core.trial import try_term
+from mmselfdistill.core.trial import try_terms
+from mmselfdistill.core.unlabeled import Unlabeled
 from mmselfdistill.families import find_plan
-from mmselfdistill.families.plan import Call, Plan, Seam, Side
-from mmselfdistill.losses.common import reduced
+from mmselfdistill.families.plan import Plan, Seam
+from mmselfdistill.schedules import Schedule
+from mmselfdistill.views import View, views_of
+
+# their views are other draws than those of images with labels
+_UNLABELED = 1
 
 
 class Distiller:
     r"""Adds the terms to the loss dict of the student's ``forward``.
 
     .. math::
-        L = L_{task}(S, y) + \sum_k w_k(t) \frac{1}{|P_k|}
+        L = \alpha(t) L_{task}(S, y) + \sum_k w_k(t) \frac{1}{|P_k|}
         \sum_{(s, \tau) \in P_k} D_k(s, \tau)
 
     with :math:`P_k` the pairs of tensors at the site of term :math:`k` (levels,
     stages), and :math:`w_k(t)` the product of ``loss_weight``, the term's weight
     and its schedule's factor at the progress :math:`t`. Where every weight is 0
-    the teacher is not run.
+    the teacher is not run. A batch of images without labels adds the same sum over
+    its own pairs, times its weight.
 
     Args:
         student (nn.Module): The model, not its DDP wrapper.
         plan (Plan): What its family says of it.
         terms (list[Term]): The terms.
         loss_weight (float): Multiplies all terms. Defaults to 1.0.
+        task_weight (Schedule, optional): The factor :math:`\alpha` on the student's own
+            losses. Defaults to None: 1.
+        view (View, optional): What the student sees of images with labels. Defaults to
+            None: the images, as its teacher.
+        unlabeled (Unlabeled, optional): Images without labels. Defaults to None.
+        teacher_norm (str): 'running' or 'batch': see :func:`use_batch_statistics`.
+            Defaults to 'running'.
 
     Attributes:
+        labeled (Comparison): Of batches with labels.
         teacher (nn.Module | None): The teacher; without one, no term is active.
         trial (nn.Module | None): A teacher for the checks of the first iteration,
             where the real one comes later.
         progress (float): Position in the run or generation, in [0, 1].
+        run_progress (float): Position in the run, in [0, 1].
+        seed (tuple[int, int]): The run's seed, and the iteration: what views draw by.
+        predicts (bool): Whether the teacher makes the predictions of the student.
         forwards (int): How often the student's loss was computed.
         computed (int): How often a term was computed with a weight above 0.
-        acting (list): The student's own hooks that return new values.
-        found (list[str]): Seams that the first iteration found besides the plan's.
     """
 
     def __init__(
@@ -57,23 +71,27 @@ class Distiller:
         plan: Plan,
         terms: list[Term],
         loss_weight: float = 1.0,
+        task_weight: Schedule | None = None,
+        view: View | None = None,
+        unlabeled: Unlabeled | None = None,
+        teacher_norm: str = 'running',
     ) -> None:
         self.student = student
-        self.plan = plan
         self.terms = terms
         self.loss_weight = loss_weight
+        self.task_weight = task_weight
+        self.view = view
+        self.unlabeled = unlabeled
+        self.teacher_norm = teacher_norm
+        self.labeled = Comparison(student, plan)
         self.teacher: nn.Module | None = None
         self.trial: nn.Module | None = None
-        self.progress = 0.0
+        self.progress = self.run_progress = 0.0
+        self.seed = (0, 0)
+        self.predicts = False
         self.forwards = 0
         self.computed = 0
-        self.shapes: dict[str, list[str]] = {}
-        self.acting: list[Callable[..., Any]] = []
-        self.found: list[str] = []
-        self._mutating: set[str] = set()
-        # of which teacher; the student's tensors, held so that no other gets their id
-        self._own_of: nn.Module | None = None
-        self._own: list[tuple[Tensor, Tensor]] = []
+        self._normed: nn.Module | None = None
         self._stock: Callable[..., Any] | None = None
 
     def attach(self) -> None:
@@ -81,7 +99,7 @@ class Distiller:
         if self._stock is None:
             self._stock = self.student.forward
             self._replaced = vars(self.student).get('forward')
-            vars(self.student)['forward'] = _DistilledForward(self, self._stock)
+            vars(self.student)['forward'] = DistilledForward(self, self._stock)
 
     def detach(self) -> None:
         """Leave the student as it was."""
@@ -91,12 +109,30 @@ class Distiller:
                 vars(self.student)['forward'] = self._replaced
             self._stock = None
 
+    def restart(self) -> None:
+        """Check the next iteration as the first."""
+        for each in self.comparisons():
+            each.checked = False
+
+    def comparisons(self) -> list[Comparison]:
+        """Return the comparison of each kind of batch."""
+        others = [self.unlabeled.comparison] if self.unlabeled else []
+        return [self.labeled, *others]
+
+    def acting(self) -> list[Callable[..., Any]]:
+        """Return the student's own hooks that return new values."""
+        return [hook for each in self.comparisons() for hook in each.acting]
+
     def weights(self) -> dict[str, float]:
         """Return the weight of each term at the present progress."""
         if self.teacher is None:
             return {term.name: 0.0 for term in self.terms}
         return {
-            term.name: self.loss_weight * term.weight * term.schedule(self.progress)
+            term.name: self.loss_weight
+            * term.weight
+            * term.schedule(
+                self.run_progress if term.schedule.over == 'run' else self.progress
+            )
             for term in self.terms
         }
 
@@ -107,178 +143,148 @@ class Distiller:
             KeyError: If the model has a loss of a term's name.
         """
         if kwargs.get('mode', args[2] if len(args) > 2 else 'tensor') != 'loss':
+            if self.predicts and self.teacher is not None:
+                return self.teacher.forward(*args, **kwargs)
             return stock(*args, **kwargs)
         self.forwards += 1
-        samples = kwargs.get('data_samples', args[1] if len(args) > 1 else [])
+        first = not self.labeled.checked
         weights = self.weights()
-        active = [term for term in self.terms if weights[term.name] > 0]
-        if not self.shapes:
-            losses, ours = self._first(stock, args, kwargs, samples, active)
-        elif active:
-            with record(self.student, self.plan.seams) as calls:
-                losses = stock(*args, **kwargs)
-            ours = self.divergences(active, calls, samples)
-        else:
-            losses, ours = stock(*args, **kwargs), {}
+        samples = kwargs.get('data_samples', args[1] if len(args) > 1 else [])
+        inputs = kwargs.get('inputs', args[0] if args else None)
+        shown, views = views_of(self.view, inputs, samples, self.seed)
+        args, kwargs = replaced((args, kwargs), shown)
+        losses, found = self._compare(
+            self.labeled,
+            lambda: stock(*args, **kwargs),
+            Batch(samples, views),
+            [term for term in self.terms if term.on != 'unlabeled'],
+            weights,
+        )
+        added = self._weighted(self.labeled, found, weights, '')
+        if self.unlabeled is not None:
+            added.update(self._on_unlabeled(self.unlabeled, stock, weights))
+        if first:
+            self.trial = None
+            print_log(describe(self), logger='current')
         if not isinstance(losses, dict):
             return losses
-        added = self._weighted(ours, weights)
         taken = sorted(added.keys() & losses.keys())
         if taken:
             raise KeyError(f'self_distill: the model already has the losses {taken}')
-        return {**losses, **added}
+        return {**self._task(losses), **added}
 
-    def divergences(
-        self, terms: Sequence[Term], calls: list[Call], samples: Any
+    def _on_unlabeled(
+        self, unlabeled: Unlabeled, stock: Callable[..., Any], weights: dict[str, float]
     ) -> dict[str, Tensor]:
-        """Return the divergence of each term, averaged over the pairs of its site.
+        """Run the student on a batch without labels, and return the weighted terms."""
+        comparison = unlabeled.comparison
+        weights = {name: unlabeled.weight * w for name, w in weights.items()}
+        first = not comparison.checked
+        # after the first iteration, those whose site these images reach
+        terms = [
+            term
+            for term in self.terms
+            if term.on != 'labeled' and (first or comparison.shapes[term.name])
+        ]
+        active = any(weights[term.name] > 0 for term in terms)
+        found: dict[str, Tensor] = {}
+        if active or first:
+            inputs, samples = unlabeled.next(advance=active)
+            view, seed = unlabeled.view, (*self.seed, _UNLABELED)
+            shown, views = views_of(view, inputs, samples, seed)
+            inputs = replaced(inputs, shown)
+            with unlabeled.apart(self.seed, active):
+                _, found = self._compare(
+                    comparison,
+                    lambda: unlabeled.forward(stock, inputs, samples),
+                    Batch(None, views),
+                    terms,
+                    weights,
+                )
+        added = self._weighted(comparison, found, weights, '_unlabeled')
+        if unlabeled.skipped is not None:
+            added['sd_unlabeled_skipped'] = self._zero() + unlabeled.skipped
+        return added
 
-        Args:
-            terms (Sequence[Term]): The terms to compute.
-            calls (list[Call]): The student's recorded calls.
-            samples (Sequence): The batch's annotations.
-        """
+    def _compare(
+        self,
+        comparison: Comparison,
+        forward: Callable[[], Any],
+        batch: Batch,
+        terms: Sequence[Term],
+        weights: dict[str, float],
+    ) -> tuple[Any, dict[str, Tensor]]:
+        """Make a forward pass; return its output, and the terms that are active."""
+        active = [term for term in terms if weights[term.name] > 0]
+        if comparison.checked:
+            if not active:
+                return forward(), {}
+            assert self.teacher is not None
+            self.computed += 1
+            return comparison.run(forward, batch, self._ready(self.teacher), active)
+        output, calls = comparison.watch(forward, batch)
+        teacher = self.teacher or self.trial
+        # a term may become active only hours later; one of weight 0 never does
+        due = [term for term in terms if self.loss_weight * term.weight > 0]
+        if teacher is not None:
+            self._ready(teacher)
+        pairs = comparison.first_pairs(teacher, terms, due, calls, batch)
+        try_terms(terms, pairs, comparison, batch)
+        comparison.checked = True
+        if teacher is not self.teacher:
+            # the first generation holds no teacher
+            comparison.forget()
+            self._normed = None
+        if not active:
+            return output, {}
         assert self.teacher is not None
         self.computed += 1
-        sides = self._sides(self.teacher, terms, calls, samples)
-        pairs = {term.name: pair(term.site, *sides) for term in terms}
-        values = {
-            term.name: [term.divergence(each) for each in pairs[term.name]]
-            for term in terms
-        }
-        norms = self._norms(pairs, values)
-        return {
-            term.name: self._mean(term, pairs[term.name], values[term.name], norms)
-            for term in terms
-        }
+        active = [term for term in active if comparison.shapes[term.name]]
+        return output, comparison.divergences(self.teacher, active, calls, batch)
 
-    def _sides(
-        self, teacher: nn.Module, terms: Sequence[Term], calls: list[Call], samples: Any
-    ) -> tuple[Side, Side]:
-        """Let the teacher repeat what the sites of some terms depend on."""
-        if self._own_of is not teacher:
-            adopt_parts(self.student, teacher)
-            self._own = own_parts(self.student, teacher, self.plan.shared)
-            self._own_of = teacher
-        own_ids = {id(ours): theirs for ours, theirs in self._own}
-        paths = {path for term in terms for path in term.site.seams}
-        groups = slice_back(calls, paths, self._mutating)
-        with lend(self.student, teacher, self.plan.shared):
-            made = replay(teacher, groups, self.plan, own_ids)
-        ours = [call for group in groups for call in group]
-        return Side(self.student, ours, samples), Side(teacher, made, samples)
+    def _ready(self, teacher: nn.Module) -> nn.Module:
+        # only now are the student's norms known to train or not
+        if self.teacher_norm == 'batch' and self._normed is not teacher:
+            use_batch_statistics(teacher, self.student)
+            self._normed = teacher
+        return teacher
 
-    def _norms(
-        self, pairs: dict[str, list[Pair]], values: dict[str, list[Tensor]]
-    ) -> dict[tuple[str, int], Tensor]:
-        """Return what each pair's sum is divided by, averaged over ranks.
-
-        So that several processes give the gradient of one with the whole batch. Each
-        pair has its place: another rank may have taken a branch that this one did not.
-        """
-        if get_world_size() == 1:
-            return {}
-        places = [(t, i) for t in pairs for i in range(len(self.shapes.get(t, [])))]
-        found = {
-            (name, i): each.norm_of(values[name][i])
-            for name in pairs
-            for i, each in enumerate(pairs[name])
-        }
-        zero = torch.zeros((), device=self._device())
-        vector = torch.stack([found.get(p, zero).float().to(zero) for p in places])
-        all_reduce(vector, 'mean')
-        return dict(zip(places, vector))
-
-    def _mean(
-        self,
-        term: Term,
-        pairs: list[Pair],
-        values: list[Tensor],
-        norms: dict[tuple[str, int], Tensor],
-    ) -> Tensor:
-        # tied to every parameter of the loss: each rank has to have its gradient
-        total = sum((p.sum() * 0 for p in term.loss.parameters()), self._zero())
-        for i, (each, value) in enumerate(zip(pairs, values)):
-            norm = norms.get((term.name, i), each.norm)
-            total = total + reduced(value, each.weight, norm).to(total.device)
-        # no pair: a branch that this batch did not take
-        return total / max(len(pairs), 1)
+    def _task(self, losses: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the student's own losses, times their weight."""
+        if self.task_weight is None:
+            return dict(losses)
+        factor = self.task_weight.clamped(self.run_progress)
+        scaled: dict[str, Any] = {}
+        for key, value in losses.items():
+            if 'loss' in key and isinstance(value, (list, tuple)):
+                value = [each * factor for each in value]
+            elif 'loss' in key and isinstance(value, Tensor):
+                value = value * factor
+            scaled[key] = value
+        scaled['sd_task_weight'] = torch.full((), factor, device=self._zero().device)
+        return scaled
 
     def _weighted(
-        self, divergences: dict[str, Tensor], weights: dict[str, float]
+        self,
+        comparison: Comparison,
+        divergences: dict[str, Tensor],
+        weights: dict[str, float],
+        suffix: str,
     ) -> dict[str, Tensor]:
         result = {}
-        for term in self.terms:
-            weight = weights[term.name]
-            value = divergences.get(term.name, self._zero())
-            result[f'loss_sd_{term.name}'] = weight * value
+        for name, shapes in comparison.shapes.items():
+            if suffix and not shapes:
+                continue
+            weight, value = weights[name], divergences.get(name, self._zero())
+            result[f'loss_sd_{name}{suffix}'] = weight * value
             # MMEngine sums every key that holds "loss"
-            key = f'sd_{term.name.replace("loss", "term")}'
+            key = f'sd_{name.replace("loss", "term")}{suffix}'
             result[key] = value.detach()
             result[f'{key}_weight'] = torch.full_like(value.detach(), weight)
         return result
 
-    def _device(self) -> torch.device:
-        return next(self.student.parameters()).device
-
     def _zero(self) -> Tensor:
-        return torch.zeros((), device=self._device())
-
-    def _first(
-        self,
-        stock: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        samples: Any,
-        active: list[Term],
-    ) -> tuple[Any, dict[str, Tensor]]:
-        """Make the first forward pass: check what can be wrong, and report."""
-        flow = Flow(self.student, self.plan)
-        with flow.watched() as calls:
-            losses = stock(*args, **kwargs)
-        plan, calls = flow.completed()
-        self.found = [seam.path for seam in plan.seams[len(self.plan.seams) :]]
-        self.plan = plan
-        self._mutating, self.acting = flow.mutating, flow.acting
-        teacher, self.trial = self.teacher or self.trial, None
-        # a term may become active only hours later; one of weight 0 never does
-        due = [term for term in self.terms if self.loss_weight * term.weight > 0]
-        # two: what one has read without gradient is not read again
-        alone = [Side(self.student, calls, samples) for _ in range(2)]
-        sides = alone
-        if teacher is not None and due:
-            add_hooks(teacher, self.student, self.acting)
-            sides = [*self._sides(teacher, due, calls, samples)]
-        for term in self.terms:
-            pairs = pair(term.site, *(sides if term in due else alone))
-            try_term(term, pairs, self.plan)
-            self.shapes[term.name] = [
-                'x'.join(str(size) for size in each.student.shape) for each in pairs
-            ]
-        if teacher is not self.teacher:
-            # the first generation holds no teacher
-            self._own_of, self._own = None, []
-        print_log(describe(self), logger='current')
-        return losses, self.divergences(active, calls, samples) if active else {}
-
-
-class _DistilledForward:
-    """The student's ``forward`` with the terms; a copy of the student has its own."""
-
-    def __init__(self, distiller: Distiller, stock: Callable[..., Any]) -> None:
-        self.distiller = distiller
-        self.stock = stock
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.distiller.forward(self.stock, *args, **kwargs)
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        # copying and pickling leave the distiller behind
-        return _itself, (self.stock,)
-
-
-def _itself(stock: Callable[..., Any]) -> Callable[..., Any]:
-    return stock
+        return self.labeled.zero()
 
 
 def build_distiller(
@@ -287,6 +293,8 @@ def build_distiller(
     schedule: ScheduleConfig = None,
     loss_weight: float = 1.0,
     seams: Sequence[str] = (),
+    unlabeled: Mapping[str, Any] | None = None,
+    **settings: Any,
 ) -> Distiller:
     """Find a model's plan, and build the terms of its distiller.
 
@@ -297,6 +305,10 @@ def build_distiller(
         loss_weight (float): Multiplies all terms. Defaults to 1.0.
         seams (Sequence[str]): Paths of methods, or of modules, that the teacher has to
             repeat besides those of the plan. Defaults to ().
+        unlabeled (Mapping, optional): Arguments of :class:`Unlabeled`, model and plan
+            left out; with a weight of 0 it needs no others. Defaults to None: no images
+            without labels.
+        **settings: Of :class:`Distiller`: ``task_weight``, ``view``, ``teacher_norm``.
 
     Returns:
         Distiller: Without a teacher yet.
@@ -305,7 +317,12 @@ def build_distiller(
         ValueError: If a term or a seam is wrong, or no family covers the model.
     """
     plan = with_named_seams(model, find_plan(model), seams)
-    built = resolve_terms(model, plan, terms, schedule)
-    paths = [path for term in built for path in term.site.seams]
+    built = resolve_terms(model, plan, terms, schedule, unlabeled is not None)
+    if not unlabeled or unlabeled.get('weight') == 0:
+        built, unlabeled = [term for term in built if term.on != 'unlabeled'], None
+    sites = [term.site.on(labeled) for term in built for labeled in (True, False)]
+    paths = [path for site in sites for path in site.seams]
     plan = plan.with_seams(*map(Seam, paths))
-    return Distiller(model, plan, built, loss_weight)
+    if unlabeled is not None:
+        settings['unlabeled'] = Unlabeled(model, plan, **unlabeled)
+    return Distiller(model, plan, built, loss_weight, **settings)

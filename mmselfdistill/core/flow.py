@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Callable, Iterator
+from typing import Any, Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from mmselfdistill.core.recorder import (
     resolve,
     rng_states,
 )
+from mmselfdistill.core.traced import Traced
 from mmselfdistill.families.plan import Call, Plan, Seam
 
 
@@ -41,10 +42,13 @@ class Flow:
     Args:
         model (nn.Module): The student.
         plan (Plan): How it is recorded.
+        views (Sequence): Pairs of images, as the student and as the teacher sees them.
+            Defaults to (): both see the same.
     """
 
     model: nn.Module
     plan: Plan
+    views: Sequence[tuple[Tensor, Tensor]] = ()
     recording: Recording = field(default_factory=Recording)
     # hooks that returned a new value: they are a part of the model
     acting: list[Callable[..., Any]] = field(default_factory=list)
@@ -55,6 +59,7 @@ class Flow:
     _given: dict[int, list[Leaf]] = field(default_factory=dict)
     _versions: dict[int, tuple[Tensor, int, str]] = field(default_factory=dict)
     _errors: list[str] = field(default_factory=list)
+    _traced: Traced | None = None
 
     @contextmanager
     def watched(self) -> Iterator[list[Call]]:
@@ -67,6 +72,10 @@ class Flow:
                     for handle in self._watch_module(path, module):
                         stack.callback(handle.remove)
             calls = record(self.model, self.plan.seams, self.recording)
+            if self.views:
+                seen = [image for image, _ in self.views]
+                outside = lambda: self.recording.depth == 0  # noqa: E731
+                self._traced = stack.enter_context(Traced(seen, outside))
             yield stack.enter_context(calls)
         self._note_changes(None)
 
@@ -78,6 +87,7 @@ class Flow:
                 weights, or if a value is changed in place after a seam returned it.
         """
         calls, found = list(self.recording.calls), []
+        self._check_images(calls)
         pending = list(calls)
         while pending:
             call = pending.pop()
@@ -114,9 +124,32 @@ class Flow:
             argument = names(key) if kind == 0 else key
             if seam is not None and argument in seam.keep:
                 continue
-            needed = isinstance(each, Tensor) and each.requires_grad
+            needed = isinstance(each, Tensor) and self._depends(each)
             if needed and id(each) not in known:
                 yield f'{argument}{written(tuple(rest))}', each
+
+    def _depends(self, tensor: Tensor) -> bool:
+        """Say whether a teacher needs its own version of a tensor."""
+        made = self._traced is not None and self._traced.is_made(tensor)
+        return tensor.requires_grad or made
+
+    def _check_images(self, calls: list[Call]) -> None:
+        traced = self._traced
+        if traced is None:
+            return
+        given = [value for call in calls for _, value in self._given.get(id(call), [])]
+        tensors = [value for value in given if isinstance(value, Tensor)]
+        if traced.changed:
+            self._errors.append(
+                f'the model changes the image in place ({", ".join(traced.changed)}) '
+                "before a recorded call takes it: the teacher's is not changed. Use "
+                'the operation that returns a new tensor, inside of that call'
+            )
+        elif not any(traced.is_image(t) or traced.is_made(t) for t in tensors):
+            self._errors.append(
+                'view: no recorded call is given the image: the teacher cannot be '
+                'shown another one than the student'
+            )
 
     def _made_by(self, orphan: Tensor) -> _ModuleCall | None:
         # the last to end is the outermost
@@ -126,14 +159,18 @@ class Flow:
         return None
 
     def _unknown(self, call: Call, where: str, orphan: Tensor) -> str:
-        function = type(orphan.grad_fn).__name__
+        function = type(orphan.grad_fn).__name__ if orphan.requires_grad else 'any'
         return (
             f'{call.path}: its argument {where} {tuple(orphan.shape)} depends on '
-            f'weights, and was made by a function ({function}) between two recorded '
-            "calls: the teacher would be given the student's. Put that computation "
-            'into a module of its own, or into a method that is named as a seam: '
+            f'{self._on()}, and was made by a function ({function}) between two '
+            "recorded calls: the teacher would be given the student's. Put that "
+            'computation into a module of its own, or into a method that is named as a '
+            'seam: '
             "seams=['path.of.the.method']"
         )
+
+    def _on(self) -> str:
+        return 'weights, or on the perturbed image' if self.views else 'weights'
 
     def _watch(self, call: Call, ended: bool) -> None:
         self._note_changes(call.path if ended else None)

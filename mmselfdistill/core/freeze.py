@@ -12,7 +12,7 @@ from collections import OrderedDict
 from typing import Any, Callable, Collection, Dict
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.prune import BasePruningMethod
@@ -117,13 +117,31 @@ def still(model: nn.Module) -> None:
     model.train()
     for module in model.modules():
         dropout = _is_dropout(module)
-        if dropout or is_norm(module) or _moves(module):
+        if dropout or is_norm(module) or _draws_or_keeps(module):
             module.training = False
         # timm's attention reads the rate of a dropout that it does not call
         for name, value in list(vars(module).items()):
             rate = _RATE.fullmatch(name) or (dropout and name == 'p')
             if rate and isinstance(value, float):
                 setattr(module, name, 0.0)
+
+
+def use_batch_statistics(teacher: nn.Module, student: nn.Module) -> None:
+    """Let batch norms that train in the student go by the batch in its teacher too.
+
+    The teacher's running statistics stay as they are. An average of fast weights, and
+    its running statistics, do not fit each other.
+
+    Args:
+        teacher (nn.Module): A copy of the student.
+        student (nn.Module): In the mode in which it trains.
+    """
+    ours = dict(teacher.named_modules())
+    for path, module in student.named_modules():
+        # of others, the flag does not keep the statistics still
+        if isinstance(module, _BatchNorm) and module.training:
+            ours[path].training = True
+            ours[path].track_running_stats = False
 
 
 def is_norm(module: nn.Module) -> bool:
@@ -136,7 +154,12 @@ def _is_dropout(module: nn.Module) -> bool:
     return isinstance(module, _DropoutNd) or named
 
 
-def _moves(module: nn.Module) -> bool:
+def moves(module: nn.Module) -> bool:
+    """Say whether a module changes its buffers in a forward pass of training."""
+    return module.training and (is_norm(module) or _draws_or_keeps(module))
+
+
+def _draws_or_keeps(module: nn.Module) -> bool:
     hooks = module._forward_pre_hooks.values()
     spectral = any(isinstance(hook, SpectralNorm) for hook in hooks)
     return spectral or type(module).__name__ in _OTHERS

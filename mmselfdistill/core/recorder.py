@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mmselfdistill.containers import leaves, replaced, snapshot, written
+from mmselfdistill.core.traced import share_memory
 from mmselfdistill.families.plan import Call, Plan, Seam
 
 Method = Callable[..., Any]
@@ -164,6 +165,7 @@ def replay(
     groups: Sequence[Sequence[Call]],
     plan: Plan,
     own: Mapping[int, Any],
+    views: Sequence[tuple[Tensor, Tensor]] = (),
 ) -> list[Call]:
     """Let the teacher make the student's calls.
 
@@ -179,6 +181,8 @@ def replay(
         plan (Plan): Says what of them the teacher makes, and what stays the student's.
         own (Mapping[int, Any]): The teacher's parameters and buffers, by the ``id`` of
             the student's.
+        views (Sequence): Pairs of images, as the student and as the teacher sees them.
+            Defaults to (): both see the same.
 
     Returns:
         list[Call]: The teacher's version of each call: same length and order.
@@ -193,11 +197,12 @@ def replay(
     made: list[Call] = []
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
-        stack.enter_context(_forked_rng())
+        stack.enter_context(forked_rng())
         theirs = stack.enter_context(record(teacher, recorded))
         stack.enter_context(_keeping(teacher, groups, seams))
         for group in groups:
             outer, seam = group[0], seams[group[0].path]
+            versions.update(_clean((outer.args, outer.kwargs, outer.state), views))
             given = [replaced(each, versions) for each in (outer.args, outer.kwargs)]
             if not seam.repeat:
                 made.append(Call(outer.path, 0, *given))
@@ -213,6 +218,17 @@ def replay(
             made.extend(theirs)
             theirs.clear()
     return made
+
+
+def _clean(
+    given: Any, views: Sequence[tuple[Tensor, Tensor]]
+) -> Iterator[tuple[int, Tensor]]:
+    """Yield what the teacher sees of each image, or part of one, that a call has."""
+    for _, value in leaves(given) if views else ():
+        for seen, clean in views:
+            if isinstance(value, Tensor) and share_memory(value, seen):
+                layout = value.size(), value.stride(), value.storage_offset()
+                yield id(value), clean.as_strided(*layout)
 
 
 def _versions(ours: Call, theirs: Call) -> Iterator[tuple[int, Any]]:
@@ -290,7 +306,8 @@ def _set_rng_states(states: Sequence[Tensor]) -> None:
 
 
 @contextmanager
-def _forked_rng() -> Iterator[None]:
+def forked_rng() -> Iterator[None]:
+    """Put the generators of the CPU and of the current device back at the end."""
     states = rng_states()
     try:
         yield

@@ -17,31 +17,51 @@ if TYPE_CHECKING:
 
 def describe(distiller: Distiller) -> str:
     """Return a table of what is distilled, and what the teacher costs."""
-    table = Table('term', 'site', 'loss', 'weight', 'schedule', 'tensors', box=ASCII)
+    labeled, unlabeled = distiller.labeled, distiller.unlabeled
+    columns = ['term', 'site', 'loss', 'weight', 'schedule', 'tensors']
+    if unlabeled is not None:
+        columns.append('without labels')
+    table = Table(*columns, box=ASCII)
     for term in distiller.terms:
-        table.add_row(
+        row = [
             term.name,
             term.site.name,
             type(term.loss).__name__,
             f'{distiller.loss_weight * term.weight:g}',
             term.schedule.type,
-            ' '.join(distiller.shapes.get(term.name, [])),
-        )
+            ' '.join(labeled.shapes.get(term.name, [])) or '-',
+        ]
+        if unlabeled is not None:
+            row.append(' '.join(unlabeled.comparison.shapes.get(term.name, [])) or '-')
+        table.add_row(*row)
     parameters, size = cost_of(distiller.student)
     console = Console(width=110, file=io.StringIO())
     with console.capture() as capture:
         console.print(table)
-    plan = distiller.plan
+    plan = labeled.plan
+    paths = [path for each in distiller.comparisons() for path in each.found]
     found = ''.join(
         f'Repeated too, since its output is used between two calls: {path}.\n'
-        for path in distiller.found
+        for path in dict.fromkeys(paths)
     )
     skipped = ''.join(
         f'Not distilled: {name}: {why}.\n' for name, why in plan.skipped.items()
     )
     return (
         f'Self-distillation of {type(distiller.student).__name__} '
-        f'({plan.name}):\n{capture.get()}{found}{skipped}'
+        f'({plan.name}):\n{capture.get()}{found}{_seen(distiller)}{skipped}'
         f'The teacher holds {parameters / 1e6:.2f} M parameters, {size:.1f} MiB, and '
         'no gradients or optimizer state.'
+    )
+
+
+def _seen(distiller: Distiller) -> str:
+    """Say what the student sees, where that is not what its teacher does."""
+    unlabeled = distiller.unlabeled
+    views = [('with labels', distiller.view)]
+    views += [('without labels', unlabeled.view)] if unlabeled else []
+    return ''.join(
+        f'The student sees images {kind} through a view: {view}.\n'
+        for kind, view in views
+        if view is not None
     )

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import mmselfdistill.losses
 from mmselfdistill.core.pairs import Pair
-from mmselfdistill.errors import check_number, nearest
+from mmselfdistill.errors import check_choice, check_number, nearest
 from mmselfdistill.families import FAMILIES
 from mmselfdistill.families.plan import Plan, Site
 from mmselfdistill.families.shared import outputs_of
@@ -22,7 +22,8 @@ ScheduleConfig = Union[Mapping[str, Any], str, None]
 TermConfigs = Mapping[str, Optional[Mapping[str, Any]]]
 
 # what a term has besides its loss's own arguments
-_TERM_KEYS = ('type', 'site', 'weight', 'schedule')
+_TERM_KEYS = ('type', 'site', 'weight', 'schedule', 'on')
+ON = ('labeled', 'unlabeled', 'both')
 _LOSSES = [name for name in mmselfdistill.losses.__all__ if name.endswith('Loss')]
 
 
@@ -36,6 +37,8 @@ class Term:
         loss (nn.Module): Called as ``loss(student, teacher, kind=...)``.
         weight (float): Its weight at factor 1 of the schedule.
         schedule (Schedule): The factor over time.
+        on (str): Where it is computed: on images that are 'labeled', 'unlabeled', or
+            'both'.
         config (dict): All of it as plain values: what a checkpoint holds.
     """
 
@@ -44,6 +47,7 @@ class Term:
     loss: nn.Module
     weight: float
     schedule: Schedule
+    on: str
     config: dict[str, Any]
 
     def divergence(self, pair: Pair) -> Tensor:
@@ -59,6 +63,7 @@ def resolve_terms(
     plan: Plan,
     configs: TermConfigs | None,
     schedule: ScheduleConfig,
+    unlabeled: bool = False,
 ) -> list[Term]:
     """Merge a user's terms over the defaults of a plan's sites, check and build them.
 
@@ -67,6 +72,8 @@ def resolve_terms(
         plan (Plan): What its family says of it.
         configs (Mapping | None): The user's ``terms``.
         schedule (Mapping | str | None): For terms without one of their own.
+        unlabeled (bool): Whether there are images without labels. Defaults to False:
+            default terms that are for these alone are left out.
 
     Returns:
         list[Term]: The terms; at least one.
@@ -76,7 +83,11 @@ def resolve_terms(
             or no family covers the model.
     """
     defaults = default_terms(plan)
+    if not unlabeled:
+        _check_on(configs)
     merged = merge_terms(defaults, {} if configs is None else configs)
+    if not unlabeled:
+        merged = {k: v for k, v in merged.items() if v.get('on') != 'unlabeled'}
     if not merged:
         if not plan.sites:
             raise ValueError(_uncovered(model))
@@ -88,6 +99,15 @@ def resolve_terms(
     return [
         _build_term(name, cfg, model, plan, schedule) for name, cfg in merged.items()
     ]
+
+
+def _check_on(configs: TermConfigs | None) -> None:
+    for name, cfg in configs.items() if isinstance(configs, Mapping) else ():
+        if isinstance(cfg, Mapping) and cfg.get('on') == 'unlabeled':
+            raise ValueError(
+                f"terms.{name}.on: 'unlabeled', but there are no images without "
+                'labels; give their folder, unlabeled=dict(data=...)'
+            )
 
 
 def default_terms(plan: Plan) -> dict[str, dict[str, Any]]:
@@ -168,6 +188,7 @@ def _build_term(
             f'needs the type of its loss: {_LOSSES}'
         )
     loss = _build_loss(where, cfg)
+    on = check_choice(f'{where}.on', cfg.get('on', 'both'), ON)
     plain = {**cfg, 'site': site, 'weight': weight, 'schedule': time}
     return Term(
         name=name,
@@ -175,6 +196,7 @@ def _build_term(
         loss=loss,
         weight=weight,
         schedule=build_schedule(time, f'{where}.schedule'),
+        on=on,
         config=_plain(plain),
     )
 
@@ -257,7 +279,9 @@ def differences(given: Mapping[str, Any], saved: Mapping[str, Any]) -> list[str]
     for name in sorted({*given, *saved}):
         ours, theirs = given.get(name, {}), saved.get(name, {})
         for key in sorted({*ours, *theirs}):
-            if ours.get(key) != theirs.get(key):
+            # of an earlier version, or as a default that is written out
+            default = 'both' if key == 'on' else None
+            if ours.get(key, default) != theirs.get(key, default):
                 found.append(
                     f'terms.{name}.{key}: {theirs.get(key)!r} in the checkpoint, '
                     f'{ours.get(key)!r} now'

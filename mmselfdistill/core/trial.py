@@ -4,15 +4,44 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from typing import Sequence
+from typing import Mapping, Sequence
 
 import torch
 from mmengine.logging import print_log
 
+from mmselfdistill.core.comparison import Batch, Comparison
 from mmselfdistill.core.pairs import Pair
 from mmselfdistill.core.terms import Term
 from mmselfdistill.families.plan import Plan
 from mmselfdistill.losses.common import reduced
+
+
+def try_terms(
+    terms: Sequence[Term],
+    pairs: Mapping[str, list[Pair]],
+    comparison: Comparison,
+    batch: Batch,
+) -> None:
+    """Compute each term once.
+
+    A site that images without labels do not reach is no error there, unless no term is
+    left.
+
+    Raises:
+        ValueError: If a term cannot be computed, or none is there.
+    """
+    labeled = batch.samples is not None
+    for term in terms:
+        # another rank's images may reach what these do not
+        elsewhere = not pairs[term.name] and comparison.shapes[term.name]
+        wanted = labeled or pairs[term.name] or term.on == 'unlabeled'
+        if wanted and not elsewhere:
+            try_term(term, pairs[term.name], comparison.plan)
+    if not labeled and not any(comparison.shapes.values()):
+        raise ValueError(
+            f'unlabeled: no term can be computed on images without labels: '
+            f'{", ".join(pairs) or "all have on=labeled"}'
+        )
 
 
 def try_term(term: Term, pairs: Sequence[Pair], plan: Plan) -> None:

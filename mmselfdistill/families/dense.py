@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from .instance_masks import masks_of
 from .plan import Call, Family, Plan, Reading, Rows, Side, Site, by_count
@@ -84,7 +84,7 @@ class DenseDetector(Family):
         paths = [f'bbox_head.{path}' for path in inside] or paths
         heads: list[Any] = [model.get_submodule(path) for path in paths]
         # the first of a cascade of proposals only moves anchors
-        read = {p: _names(h) for p, h in zip(paths, heads) if _has_classes(h)}
+        read = {p: names_of(h) for p, h in zip(paths, heads) if _has_classes(h)}
         returned = {*output_names(heads[-1])}
         masks = masks_of(model)
         ours = [f'{path}.forward' for path in paths]
@@ -98,16 +98,30 @@ class DenseDetector(Family):
                 *masks.seams,
                 *seams(*others),
             ),
-            (features(model), *_sites(read, heads[-1], returned), *masks.sites()),
+            (features(model), *dense_sites(read, heads[-1]), *masks.sites()),
             skipped={**_skipped(heads[-1], returned), **unread_heads(model, known)},
+            # masks of labelled positives are made after the loss of the boxes
+            run=_boxes_alone if masks.seams else None,
         )
+
+
+def _boxes_alone(model: Any, inputs: Tensor, samples: Sequence[Any]) -> Any:
+    return model.bbox_head(model.extract_feat(inputs))
 
 
 def _has_classes(head: Any) -> bool:
     return bool(getattr(head, 'with_cls', True))
 
 
-def _sites(read: dict[str, list[str]], head: Any, returned: set[str]) -> list[Site]:
+def dense_sites(read: dict[str, list[str]], head: Any) -> list[Site]:
+    """Return the sites of heads that predict at each position.
+
+    Args:
+        read (dict[str, list[str]]): Paths of the heads, and the names of what each
+            returns: see :func:`names_of`.
+        head (nn.Module): The last of them.
+    """
+    returned = {*output_names(head)}
     paths = tuple(f'{path}.forward' for path in read)
     predictions = partial(_read_heads, read)
 
@@ -169,7 +183,8 @@ def _read_heads(read: dict[str, list[str]], side: Side) -> list[Predictions]:
     ]
 
 
-def _names(head: Any) -> list[str]:
+def names_of(head: Any) -> list[str]:
+    """Return the names of what a head returns, in order."""
     names = output_names(head)
     return ['features', *names[2:]] if 'anchor_list' in names else names
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Sequence
 
 from torch import Tensor, nn
 
-from .plan import Family, Plan, Reading, Rows, Side, Site
+from .plan import Family, Plan, Reading, Rows, Side, Site, parameters_of
 from .query import ON_LABELS
 from .shared import (
+    decoded,
     feature_seam,
     features,
     foreground,
@@ -61,7 +62,20 @@ class MaskClassifier(Family):
             (features(model), *_sites(f'{path}.forward')),
             shared=tuple(f'{path}.{part}' for part in queries),
             skipped={'decoder layers but the last': ON_LABELS},
+            run=_runner(model, head),
         )
+
+
+def _runner(model: nn.Module, head: nn.Module) -> Any:
+    """Return what runs a model of MMSegmentation: its own way gives too little."""
+    if not hasattr(model, 'encode_decode'):
+        return None
+    takes = 'batch_data_samples' in parameters_of(head.forward)
+    return _with_samples if takes else decoded
+
+
+def _with_samples(model: Any, inputs: Tensor, samples: Sequence[Any]) -> Any:
+    return model.decode_head(model.extract_feat(inputs), samples)
 
 
 def _sites(seam: str) -> tuple[Site, Site]:

@@ -75,13 +75,14 @@ class Side:
     Args:
         model (nn.Module): The model that made the calls.
         calls (list[Call]): Its calls, in order.
-        samples (Sequence): The batch's annotations, as the model got them.
+        samples (Sequence, optional): The batch's annotations, as the model got them, or
+            None of images without labels.
         read (dict): What several sites read, by key: see :meth:`once`.
     """
 
     model: nn.Module
     calls: list[Call]
-    samples: Sequence[Any]
+    samples: Sequence[Any] | None
     read: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def of(self, path: str) -> list[Call]:
@@ -153,6 +154,8 @@ class Site:
             Defaults to None: all count alike.
         default (Mapping, optional): Its default term, as a user would write it.
             Defaults to None: no term unless a user asks for one.
+        unlabeled (Site, optional): What it is on images without labels. Defaults to
+            None: the same.
     """
 
     name: str
@@ -160,6 +163,11 @@ class Site:
     read: Callable[[Side], list[Reading]]
     weigh: Callable[[Side], list[Rows]] | None = None
     default: Mapping[str, Any] | None = None
+    unlabeled: Site | None = None
+
+    def on(self, labeled: bool) -> Site:
+        """Return the site on images with or without labels."""
+        return self if labeled or self.unlabeled is None else self.unlabeled
 
 
 @dataclass(frozen=True)
@@ -176,6 +184,9 @@ class Plan:
         skipped (Mapping[str, str]): What the model predicts that is not compared, and
             why. Defaults to none.
         inner (str): Path of the model inside that is trained. Defaults to '': itself.
+        run (Callable, optional): Runs the model on images without labels: it is given
+            the model, the images and data samples. Defaults to None: ``forward`` in the
+            mode 'tensor' does.
     """
 
     name: str
@@ -184,6 +195,7 @@ class Plan:
     shared: tuple[str, ...] = ()
     skipped: Mapping[str, str] = field(default_factory=dict)
     inner: str = ''
+    run: Callable[[Any, Any, Any], Any] | None = None
 
     def site(self, name: str) -> Site | None:
         """Return the site of a name, if there is one."""
@@ -205,6 +217,7 @@ class Plan:
                 seams=tuple(f'{path}.{seam}' for seam in site.seams),
                 read=lambda side: site.read(_inner(side, path)),
                 weigh=weigh and (lambda side: weigh(_inner(side, path))),
+                unlabeled=site.unlabeled and lifted(site.unlabeled),
             )
 
         return replace(

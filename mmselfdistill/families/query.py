@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable
+from functools import partial
+from typing import Any, Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -68,6 +69,7 @@ class QueryDetector(Family):
             if hasattr(model, name)
         ]
         queries: Callable[[Any], int] = lambda model: int(model.num_queries)  # noqa: E731
+        inputs = parameters_of(model.get_submodule('bbox_head').forward)
         return Plan(
             cls.name,
             (
@@ -77,7 +79,16 @@ class QueryDetector(Family):
             ),
             (features(model), *query_sites(model, 'bbox_head', queries)),
             skipped=skipped(model),
+            run=partial(_decoded, inputs),
         )
+
+
+def _decoded(
+    wanted: Sequence[str], model: Any, inputs: Tensor, samples: Sequence[Any]
+) -> Any:
+    """Run a model up to its predictions: its own way gives the head too much."""
+    found = model.forward_transformer(model.extract_feat(inputs), samples)
+    return model.bbox_head(**{k: v for k, v in found.items() if k in wanted})
 
 
 def has_layers(model: nn.Module, path: str) -> bool:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any, Callable
+from dataclasses import replace
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from .dense import dense_sites, names_of
 from .plan import (
     Call,
     Family,
@@ -17,25 +17,19 @@ from .plan import (
     Seam,
     Side,
     Site,
-    argument,
-    by_count,
-    chosen,
     parameters_of,
 )
+from .rois import boxes_and_classes, heads_of, masks_of_rois
 from .shared import (
     UNREAD,
-    as_sides,
     feature_seam,
     features,
-    foreground,
-    kind_of,
     labelled,
     seams,
     stages,
     unread_heads,
 )
 
-_BOXES = 'roi_head._bbox_forward'
 # SCNet hands features of the positives from the boxes to the masks.
 _STEPS = (
     '_bbox_forward',
@@ -50,7 +44,8 @@ _CHOSEN = ('rois', 'object_feats', 'attn_feats')
 _READ = ('shared_head', 'bbox_head', 'mask_head', 'semantic_head', 'feat_relay_head')
 # Parts that are not compared.
 _SKIPPED = {
-    'rpn_head': "its proposals are the same on both sides: the student's",
+    'rpn_head': "its proposals are the student's on both sides; an RPN is compared on "
+    'images without labels only',
     'roi_head.mask_iou_head': "it rates the student's masks",
     'roi_head.grid_head': 'its RoIs are jittered between the seams',
     'roi_head.point_head': "its points are of the student's masks",
@@ -74,7 +69,14 @@ class TwoStageDetector(Family):
                offsets of its likeliest class, GIoU of boxes that come decoded
     masks      one (positives, H, W) a stage, of the labelled class: binary KL
     semantic   (N, C, H, W) of a semantic branch: KL of labelled pixels
+    proposals, (positions, C), (positions, 4) of an RPN, as of a single-stage
+    proposal_  detector: only on images without labels, where nothing else teaches
+    boxes      it
     ========== ================================================================
+
+    On images without labels the RoIs are the student's best proposals, and most are
+    background: ``logits`` are divided by a soft count of the teacher's positives, and
+    ``masks`` are those of the teacher's likeliest class, by its confidence.
     """
 
     name = 'two-stage detector'
@@ -90,7 +92,7 @@ class TwoStageDetector(Family):
         """Say how features and the steps of the RoI head are recorded and read."""
         roi_head: Any = model.roi_head
         semantic = [f'{path}.forward' for path in _semantic_heads(model)]
-        masks = _masks(roi_head)
+        masks, proposals = masks_of_rois(roi_head), _proposals(model)
         observed = masks.seams if masks else ()
         return Plan(
             cls.name,
@@ -98,13 +100,15 @@ class TwoStageDetector(Family):
                 *seams(feature_seam(model)),
                 *_steps(roi_head),
                 *seams(*(path for path in semantic if path[:9] != 'roi_head.')),
+                *seams(*(path for site in proposals for path in site.seams)),
                 *(Seam(path, repeat=False) for path in observed),
             ),
             (
                 features(model),
-                *_boxes_and_classes(roi_head),
+                *boxes_and_classes(roi_head),
                 *([masks] if masks else []),
                 *([_semantic(semantic)] if semantic else []),
+                *proposals,
             ),
             skipped=_skipped(model),
         )
@@ -129,131 +133,28 @@ def _skipped(model: nn.Module) -> dict[str, str]:
         found.setdefault(f'roi_head.{name}', UNREAD)
     if 'attn_feats' in parameters_of(getattr(roi_head, '_mask_forward', None)):
         found['query features of the masks'] = "the student's, as the queries are"
-    if any(hasattr(head, 'num_buckets') for head in _heads(roi_head)):
+    if any(hasattr(head, 'num_buckets') for head in heads_of(roi_head)):
         found['boxes'] = 'buckets and offsets in them: only together a box'
     return found
 
 
-def _heads(roi_head: Any) -> list[Any]:
-    heads = roi_head.bbox_head
-    return list(heads) if isinstance(heads, nn.ModuleList) else [heads]
-
-
-def _boxes_and_classes(roi_head: Any) -> list[Site]:
-    heads = _heads(roi_head)
-    stage: Callable[[Call], int] = lambda call: 0  # noqa: E731
-    if len(heads) > 1:
-        stage = argument(roi_head._bbox_forward, 'stage')
-
-    def site(name: str, read: Any, weigh: Any, **default: Any) -> Site:
-        def each(one: Any, side: Side) -> list[Any]:
-            calls = side.of(_BOXES)
-            return [x for call in calls for x in one(heads[stage(call)], call)]
-
-        return Site(name, (_BOXES,), partial(each, read), partial(each, weigh), default)
-
-    logits = dict(type='SoftTargetLoss', weight=1.0)
-    boxes = dict(type='BoxDistillLoss', weight=0.25)
-    found = [site('logits', _logits, _of_logits, **logits)]
-    # not by buckets (SABL), and not by a grid
-    if all(_has_offsets(head) for head in heads):
-        found.append(site('boxes', _boxes, _of_boxes, **boxes))
-    return found
-
-
-def _has_offsets(head: Any) -> bool:
-    return not hasattr(head, 'num_buckets') and bool(getattr(head, 'with_reg', True))
-
-
-def _logits(head: Any, call: Call) -> list[Reading]:
-    scores, kind = _scores(head, call), kind_of(head)
-    if _is_seesaw(head, scores):
-        # then object and background
-        return [Reading(scores[:, -2:], 'softmax'), Reading(scores[:, :-2], kind)]
-    return [Reading(_classes(head, scores), kind)]
-
-
-def _of_logits(head: Any, call: Call) -> list[Rows]:
-    scores = _scores(head, call)
-    if _is_seesaw(head, scores):
-        return [Rows(), Rows(weight=_objects(head, scores))]
-    if kind_of(head) == 'sigmoid':
-        return [by_count(_objects(head, scores))]
-    return [Rows()]
-
-
-def _boxes(head: Any, call: Call) -> list[Reading]:
-    if 'decoded_bboxes' in call.output:
-        return [Reading(as_sides(call.output['decoded_bboxes']), 'sides')]
-    boxes, count = call.output['bbox_pred'], getattr(head, 'num_instance', 1)
-    # (RoIs * count, boxes, 4), none included
-    shape = (len(boxes) * count, boxes.shape[1] // count // 4, 4)
-    return [Reading(chosen(boxes.reshape(shape)), 'offsets')]
-
-
-def _of_boxes(head: Any, call: Call) -> list[Rows]:
-    scores = _scores(head, call)
-    if 'decoded_bboxes' in call.output:
-        return [Rows(weight=_objects(head, scores))]
-    count = getattr(head, 'num_instance', 1)
-    boxes = call.output['bbox_pred'].shape[1] // count // 4
-    best = scores[:, :boxes].argmax(1) if boxes > 1 else scores.new_zeros(len(scores))
-    return [Rows(weight=_objects(head, scores), index=best.long())]
-
-
-def _scores(head: Any, call: Call) -> Tensor:
-    """Return class scores (RoIs, C): CrowdDet has several objects in a RoI."""
-    scores: Tensor = call.output['cls_score']
-    if scores.dim() == 3:
-        return scores.flatten(0, 1)
-    count = getattr(head, 'num_instance', 1)
-    return scores.reshape(len(scores) * count, scores.shape[1] // count)
-
-
-def _is_seesaw(head: Any, scores: Tensor) -> bool:
-    # other losses have an activation of their own too, and no such channels
-    custom = getattr(head.loss_cls, 'custom_activation', False)
-    return bool(custom) and scores.shape[1] == head.num_classes + 2
-
-
-def _classes(head: Any, scores: Tensor) -> Tensor:
-    """Return (RoIs, C), or (RoIs, C + 1) where a softmax needs the background."""
-    return scores[:, : head.num_classes] if kind_of(head) == 'sigmoid' else scores
-
-
-def _objects(head: Any, scores: Tensor) -> Tensor:
-    """Return the probability (RoIs) of any object."""
-    if _is_seesaw(head, scores):
-        return foreground(scores[:, -2:], 'softmax')
-    return foreground(_classes(head, scores), kind_of(head))
-
-
-def _masks(roi_head: Any) -> Site | None:
-    """Return the masks as their loss is given them, which knows the labels."""
-    if not getattr(roi_head, 'with_mask', False):
-        return None
-    takes = {}
-    for path in stages(roi_head, 'mask_head'):
-        method = roi_head.get_submodule(path).loss_and_target
-        arguments = ('mask_preds', 'sampling_results')
-        takes[f'roi_head.{path}.loss_and_target'] = [
-            argument(method, name) for name in arguments
-        ]
-
-    def read(side: Side) -> list[Reading]:
-        return [
-            Reading(_of_labels(*(take(call) for take in taken)), 'mask')
-            for path, taken in takes.items()
-            for call in side.of(path)
-        ]
-
-    default = dict(type='MaskDistillLoss', weight=1.0)
-    return Site('masks', tuple(takes), read, default=default)
-
-
-def _of_labels(masks: Tensor, sampled: list[Any]) -> Tensor:
-    labels = torch.cat([result.pos_gt_labels for result in sampled])
-    return chosen(masks)(torch.zeros_like(labels) if masks.shape[1] == 1 else labels)
+def _proposals(model: nn.Module) -> list[Site]:
+    """Return the sites of an RPN that predicts at each position."""
+    head: Any = getattr(model, 'rpn_head', None)
+    names = names_of(head)
+    # a cascade of them moves its anchors: each model has its own
+    if 'cls_scores' not in names or hasattr(head, 'stages'):
+        return []
+    renamed = dict(logits='proposals', boxes='proposal_boxes')
+    return [
+        replace(
+            site,
+            name=renamed[site.name],
+            default={**(site.default or {}), 'on': 'unlabeled'},
+        )
+        for site in dense_sites({'rpn_head': names}, head)
+        if site.name in renamed
+    ]
 
 
 def _semantic_heads(model: nn.Module) -> list[str]:

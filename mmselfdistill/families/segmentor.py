@@ -11,7 +11,15 @@ from torch import Tensor, nn
 from mmselfdistill.containers import tensors_in
 
 from .plan import Family, Plan, Reading, Rows, Seam, Side, Site, argument
-from .shared import feature_seam, features, head_seams, labelled, seams, stages
+from .shared import (
+    decoded,
+    feature_seam,
+    features,
+    head_seams,
+    labelled,
+    seams,
+    stages,
+)
 
 # how a head that refines points gets their features: two calls before its own
 _POINT_STEPS = ('_get_fine_grained_point_feats', '_get_coarse_point_feats')
@@ -62,6 +70,7 @@ class Segmentor(Family):
                 **dict.fromkeys(depths, no_scale),
                 **dict.fromkeys(auxiliary, 'it is no part of inference'),
             },
+            run=decoded if of_points else None,
         )
 
 
@@ -101,16 +110,19 @@ def _logits(heads: dict[str, Any]) -> Site:
     return Site('logits', paths, read, weigh, default)
 
 
-def _of_pixels(head: Any, side: Side, logits: Tensor) -> Tensor:
+def _of_pixels(head: Any, side: Side, logits: Tensor) -> Tensor | None:
     """Return 1 where there is a label: (N, H, W)."""
     return labelled(side.samples, logits.shape[2:], head.ignore_index)
 
 
-def _of_points(path: str, head: Any, places: Any, side: Side) -> Tensor:
+def _of_points(path: str, head: Any, places: Any, side: Side) -> Tensor | None:
     """Return 1 where a point has a label: (N * points)."""
-    (call,) = side.of(f'{path}.loss_by_feat')
     samples = side.samples
+    if samples is None:
+        return None
+    (call,) = side.of(f'{path}.loss_by_feat')
     labels = labelled(samples, samples[0].gt_sem_seg.shape, head.ignore_index)
+    assert labels is not None
     grid = 2 * places(call)[:, :, None] - 1
     sample = partial(F.grid_sample, mode='nearest', align_corners=head.align_corners)
     found: Tensor = sample(labels[:, None], grid)

@@ -105,12 +105,25 @@ def output_names(head: Any) -> list[str]:
     return parameters_of(getattr(head, 'loss_by_feat', None))
 
 
-def labelled(samples: Sequence[Any], size: Sequence[int], ignore: int) -> Tensor:
-    """Say which pixels have a label, at a head's resolution: (N, H, W)."""
+def labelled(
+    samples: Sequence[Any] | None, size: Sequence[int], ignore: int
+) -> Tensor | None:
+    """Say which pixels have a label, at a head's resolution: (N, H, W).
+
+    Of images without labels all pixels count: None.
+    """
+    if samples is None:
+        return None
     maps = [sample.gt_sem_seg for sample in samples]
     labels = torch.stack([each.get('sem_seg', each.get('data')) for each in maps])
     found = F.interpolate((labels != ignore).float(), size=tuple(size), mode='nearest')
     return found[:, 0]
+
+
+def decoded(model: Any, inputs: Tensor, samples: Sequence[Any]) -> Tensor:
+    """Run a segmentor as inference does: its heads may have no other way."""
+    logits: Tensor = model.encode_decode(inputs, [each.metainfo for each in samples])
+    return logits
 
 
 def kind_of(head: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any, Mapping, Sequence
 
+from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
@@ -14,14 +15,18 @@ from torch import nn
 from mmselfdistill.core.distiller import Distiller, build_distiller
 from mmselfdistill.core.teacher import make_teacher, mismatches
 from mmselfdistill.core.terms import ScheduleConfig, TermConfigs, differences
-from mmselfdistill.errors import check_number, nearest
-from mmselfdistill.schedules import build_schedule
+from mmselfdistill.errors import check_choice, check_number, nearest
+from mmselfdistill.schedules import Schedule, build_schedule
+from mmselfdistill.views import build_view
 
 from .buffers import put_buffers, unsaved_buffers
 from .learned import losses_of, train_losses
+from .unlabeled import check_unlabeled, load_unlabeled
+from .validation import VALIDATE, Evaluated, check_save_best, of_teacher, validate
 
 STATE_KEY = 'mmselfdistill'
 STATE_VERSION = 1
+_NORMS = ('running', 'batch')
 _STATE_PARTS = {'teacher', 'generation', 'updates', 'terms'}
 
 
@@ -39,13 +44,30 @@ class DistillHook(Hook):
             one of their own. Defaults to None: the hook's own default.
         seams (Sequence[str]): Paths of methods or modules of the model that the
             teacher has to repeat besides those that are found. Defaults to ().
+        view (dict, optional): What the student sees of images with labels, while its
+            teacher sees them as they are: see :class:`View`. Defaults to None: the
+            same.
+        unlabeled (dict, optional): Images without labels, on which the teacher teaches
+            too: ``data``, a folder or the config of a dataset, and what
+            docs/unlabeled.md lists. Defaults to None.
+        task_weight (float | dict | str, optional): Factor on the losses of the model
+            itself: a number, or a schedule over the run. Defaults to None: 1.
+        teacher_norm (str): By what the teacher's batch norms normalise, where the
+            student's train: 'running' statistics, or those of the 'batch'. Defaults to
+            'running'.
+        validate (str): What is validated: the 'student', the 'teacher', whose metrics
+            are called ``teacher/...``, or 'both'. Defaults to 'student'.
         **unknown: Nothing; taken to name what was meant in the message.
 
     Raises:
         ValueError: If a value is wrong.
     """
 
+    # boundaries come before the learning rate is logged, metrics before they are read
+    priority = 'HIGHEST'
     default_schedule: ScheduleConfig = None
+    # whether the teacher comes later than the first step
+    late = False
 
     def __init__(
         self,
@@ -53,6 +75,11 @@ class DistillHook(Hook):
         loss_weight: float = 1.0,
         schedule: ScheduleConfig = None,
         seams: Sequence[str] = (),
+        view: Mapping[str, Any] | None = None,
+        unlabeled: Mapping[str, Any] | None = None,
+        task_weight: float | ScheduleConfig = None,
+        teacher_norm: str = 'running',
+        validate: str = 'student',
         **unknown: Any,
     ) -> None:
         check_arguments(type(self), unknown)
@@ -63,6 +90,11 @@ class DistillHook(Hook):
         if isinstance(seams, str) or not all(isinstance(path, str) for path in seams):
             raise ValueError(f'seams: expected a list of paths, but got {seams!r}')
         self.seams = tuple(seams)
+        self.view = build_view(view, 'view', labels=True)
+        self.unlabeled = check_unlabeled(unlabeled)
+        self.task_weight = _task_weight(task_weight)
+        self.teacher_norm = check_choice('teacher_norm', teacher_norm, _NORMS)
+        self.validate = check_choice('validate', validate, VALIDATE)
         self.generation = 0
         self.updates = 0
         self.distiller: Distiller | None = None
@@ -70,6 +102,7 @@ class DistillHook(Hook):
         # the run that was set up, and whether it has begun
         self._loop: BaseLoop | None = None
         self._begun = False
+        self._evaluated: Evaluated | None = None
 
     def before_run(self, runner: Runner) -> None:
         """Set up a run, unless it goes on after a failure."""
@@ -81,8 +114,18 @@ class DistillHook(Hook):
     def set_up(self, runner: Runner) -> None:
         """Build the terms: losses may have parameters for the run's optimizer."""
         _check_alone(self, runner)
-        settings = (self.terms, self.schedule, self.loss_weight, self.seams)
-        self.distiller = build_distiller(bare_model(runner), *settings)
+        check_save_best(self, runner)
+        self.distiller = build_distiller(
+            bare_model(runner),
+            self.terms,
+            self.schedule,
+            self.loss_weight,
+            self.seams,
+            self.unlabeled and load_unlabeled(self.unlabeled, runner),
+            view=self.view,
+            task_weight=self.task_weight,
+            teacher_norm=self.teacher_norm,
+        )
         train_losses(runner, self.distiller)
 
     def before_train(self, runner: Runner) -> None:
@@ -90,7 +133,11 @@ class DistillHook(Hook):
         assert self.distiller is not None
         student = bare_model(runner)
         _release(student)
-        self.distiller.shapes.clear()
+        self._hide_teacher()
+        self.distiller.restart()
+        if self.distiller.unlabeled is not None:
+            # MMEngine has put back the seed of a resumed run by now
+            self.distiller.unlabeled.start(seed_of_all_ranks(runner))
         # what a teacher cannot be made of fails here, not hours later
         teacher = make_teacher(student)
         if self._resumed is not None:
@@ -113,9 +160,11 @@ class DistillHook(Hook):
         """Tell the distiller the position in [0, 1] on which schedules depend."""
         assert self.distiller is not None
         if isinstance(runner.train_loop, EpochBasedTrainLoop):
-            self.distiller.progress = epochs_done(runner, batch_idx) / runner.max_epochs
+            progress = epochs_done(runner, batch_idx) / runner.max_epochs
         else:
-            self.distiller.progress = runner.iter / runner.max_iters
+            progress = runner.iter / runner.max_iters
+        self.distiller.progress = self.distiller.run_progress = progress
+        self.distiller.seed = (runner.seed or 0, runner.iter)
 
     def after_train_iter(
         self,
@@ -149,13 +198,46 @@ class DistillHook(Hook):
                 'first teacher, or before a schedule began.'
             )
 
+    def before_val_epoch(self, runner: Runner) -> None:
+        """Let the teacher predict, if it alone is validated."""
+        if self.validate == 'teacher':
+            self._show_teacher()
+
+    def after_val_epoch(
+        self, runner: Runner, metrics: dict[str, float] | None = None
+    ) -> None:
+        """Name the teacher's metrics, or add them to the student's."""
+        found = {} if metrics is None else metrics
+        if self._evaluated is not None:
+            self._hide_teacher()
+            renamed = of_teacher(found)
+            found.clear()
+            found.update(renamed)
+        elif self.validate == 'both' and self._show_teacher():
+            try:
+                found.update(of_teacher(validate(runner)))
+            finally:
+                self._hide_teacher()
+
+    def _show_teacher(self) -> bool:
+        if self.distiller is None or self.distiller.teacher is None:
+            return False
+        self._evaluated = Evaluated(self.distiller.teacher)
+        self.distiller.predicts = True
+        return True
+
+    def _hide_teacher(self) -> None:
+        if self._evaluated is not None and self.distiller is not None:
+            self._evaluated.end()
+            self._evaluated, self.distiller.predicts = None, False
+
     def before_save_checkpoint(
         self, runner: Runner, checkpoint: dict[str, Any]
     ) -> None:
         """Add our state under one key; the student's own keys stay as they are."""
         if self.distiller is None:
             return
-        teacher = self.distiller.teacher
+        teacher, unlabeled = self.distiller.teacher, self.distiller.unlabeled
         checkpoint[STATE_KEY] = dict(
             **self.identity(),
             teacher=None if teacher is None else weights_to_cpu(teacher.state_dict()),
@@ -172,6 +254,7 @@ class DistillHook(Hook):
             generation=self.generation,
             updates=self.updates,
             terms={term.name: term.config for term in self.distiller.terms},
+            unlabeled=0 if unlabeled is None else unlabeled.used,
         )
 
     def identity(self) -> dict[str, Any]:
@@ -216,6 +299,8 @@ class DistillHook(Hook):
                 + '\n  '.join(wrong)
             )
         self.generation, self.updates = state['generation'], state['updates']
+        if self.distiller.unlabeled is not None:
+            self.distiller.unlabeled.used = state.get('unlabeled', 0)
         losses = losses_of(self.distiller)
         for name, weights in state.get('losses', {}).items():
             losses[name].load_state_dict(weights, strict=True)
@@ -249,12 +334,28 @@ def check_arguments(hook: type[DistillHook], unknown: Mapping[str, Any]) -> None
     Raises:
         ValueError: If there is one.
     """
-    parameters = inspect.signature(hook).parameters.values()
+    signatures = [inspect.signature(each).parameters for each in (DistillHook, hook)]
+    parameters = [p for each in signatures for p in each.values()]
     valid = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
     for name in unknown:
         raise ValueError(
             f'{hook.__name__} has no argument {name!r}; {nearest(name, valid)}'
         )
+
+
+def _task_weight(given: float | ScheduleConfig) -> Schedule | None:
+    if isinstance(given, (int, float)):
+        value = check_number('task_weight', given, 0.0)
+        return Schedule('linear', start=value, stop=value)
+    if isinstance(given, Mapping) and 'over' in given:
+        raise ValueError('task_weight.over: it is over the run always; remove it')
+    return None if given is None else build_schedule(given, 'task_weight')
+
+
+def seed_of_all_ranks(runner: Runner) -> int:
+    """Return the run's seed, of rank 0 where each rank has its own."""
+    own = runner._randomness_cfg.get('diff_rank_seed', False)
+    return (runner.seed or 0) - (get_rank() if own else 0)
 
 
 def epochs_done(runner: Runner, batch_idx: int) -> float:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from types import MappingProxyType
-from typing import Any, Sequence
+from typing import Any
 
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import nn
 
 from mmselfdistill.core.teacher import Average, copy_into
-from mmselfdistill.core.terms import ScheduleConfig, TermConfigs
 from mmselfdistill.errors import check_number
 
 from .base import DistillHook, bare_model
-from .optimizers import optim_wrappers
+from .optimizers import optim_wrappers, optimizer_steps
+
+_MOMENTUM = 0.999
 
 
 @HOOKS.register_module()
@@ -32,14 +33,15 @@ class EMATeacherHook(DistillHook):
     each real step.
 
     Args:
-        momentum (float): The share :math:`m` that the teacher keeps. Defaults
-            to 0.999.
-        terms (dict, optional): See :class:`DistillHook`. Defaults to None.
-        loss_weight (float): Multiplies all terms. Defaults to 1.0.
-        schedule (dict | str, optional): Weight over the run. Defaults to None:
-            0 for the first 15 %, while the teacher is too young to teach, then
-            a ramp to 1 over the next 15 %.
-        seams (Sequence[str]): See :class:`DistillHook`. Defaults to ().
+        momentum (float, optional): The share :math:`m` that the teacher keeps. Defaults
+            to None: 0.999, unless a horizon is given.
+        horizon (float, optional): How far the average looks back, as a share of the
+            run's optimizer steps: :math:`m = 1 - 1 / (horizon \cdot steps)`, so that
+            one setting serves runs of any length. Give this or ``momentum``. Defaults
+            to None.
+        **shared: What all hooks take: see :class:`DistillHook`. The schedule's default
+            is 0 for the first 15 % of the run, while the teacher is too young to teach,
+            then a ramp to 1 over the next 15 %.
 
     Raises:
         ValueError: If a value is wrong.
@@ -49,15 +51,21 @@ class EMATeacherHook(DistillHook):
 
     def __init__(
         self,
-        momentum: float = 0.999,
-        terms: TermConfigs | None = None,
-        loss_weight: float = 1.0,
-        schedule: ScheduleConfig = None,
-        seams: Sequence[str] = (),
-        **unknown: Any,
+        momentum: float | None = None,
+        horizon: float | None = None,
+        **shared: Any,
     ) -> None:
-        super().__init__(terms, loss_weight, schedule, seams, **unknown)
-        self.momentum = check_number('momentum', momentum, 0.0, 1.0)
+        super().__init__(**shared)
+        if momentum is not None and horizon is not None:
+            raise ValueError(
+                'EMATeacherHook: expected either momentum or horizon, but got '
+                f'momentum={momentum!r} and horizon={horizon!r}'
+            )
+        if horizon is not None:
+            check_number('horizon', horizon, 0.0, 1.0, above_low=True)
+        self.horizon = horizon
+        given = _MOMENTUM if momentum is None else momentum
+        self.momentum = check_number('momentum', given, 0.0, 1.0)
         self._average: Average | None = None
 
     def before_train(self, runner: Runner) -> None:
@@ -65,6 +73,9 @@ class EMATeacherHook(DistillHook):
         super().before_train(runner)
         assert self.distiller is not None and self.distiller.teacher is not None
         self._average = Average(self.distiller.teacher, bare_model(runner))
+        if self.horizon is not None:
+            steps = self.horizon * optimizer_steps(runner)
+            self.momentum = 1 - 1 / max(steps, 1.0)
 
     def init_teacher(self, runner: Runner, teacher: nn.Module) -> None:
         """Start from the student."""

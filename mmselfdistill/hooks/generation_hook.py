@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numbers
-from typing import Any, Sequence
+from typing import Any
 
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
@@ -11,7 +11,6 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import nn
 
 from mmselfdistill.core.teacher import copy_into, make_teacher
-from mmselfdistill.core.terms import ScheduleConfig, TermConfigs
 from mmselfdistill.errors import check_choice
 
 from .base import STATE_KEY, DistillHook, bare_model, epochs_done
@@ -50,19 +49,15 @@ class GenerationHook(DistillHook):
         generations (int, optional): Number of generations. Defaults to None.
         by_epoch (bool): Whether ``interval`` counts epochs. Defaults to True.
         student (str): 'continue' or 'reinit'. Defaults to 'continue'.
-        terms (dict, optional): See :class:`DistillHook`. Defaults to None.
-        loss_weight (float): Multiplies all terms. Defaults to 1.0.
-        schedule (dict | str, optional): Weight over a generation. Defaults to
-            None: a cosine from 1 to 0.01.
-        seams (Sequence[str]): See :class:`DistillHook`. Defaults to ().
+        **shared: What all hooks take: see :class:`DistillHook`. The schedule's default
+            is a cosine from 1 to 0.01 over each generation.
 
     Raises:
         ValueError: If a value is wrong.
     """
 
-    # boundaries come before the learning rate is logged
-    priority = 'HIGHEST'
     default_schedule = 'cosine'
+    late = True
 
     def __init__(
         self,
@@ -70,13 +65,9 @@ class GenerationHook(DistillHook):
         generations: int | None = None,
         by_epoch: bool = True,
         student: str = 'continue',
-        terms: TermConfigs | None = None,
-        loss_weight: float = 1.0,
-        schedule: ScheduleConfig = None,
-        seams: Sequence[str] = (),
-        **unknown: Any,
+        **shared: Any,
     ) -> None:
-        super().__init__(terms, loss_weight, schedule, seams, **unknown)
+        super().__init__(**shared)
         if (interval is None) == (generations is None):
             raise ValueError(
                 'GenerationHook: expected either interval or generations, but got '
@@ -171,6 +162,7 @@ class GenerationHook(DistillHook):
         self, runner: Runner, batch_idx: int, data_batch: Any = None
     ) -> None:
         """Begin the next generation where it is due; schedules depend on its part."""
+        super().before_train_iter(runner, batch_idx, data_batch)
         assert self.distiller is not None and self.interval is not None
         done = epochs_done(runner, batch_idx) if self.by_epoch else runner.iter
         generation, part = divmod(done, self.interval)
@@ -183,7 +175,7 @@ class GenerationHook(DistillHook):
         student = bare_model(runner)
         if self.distiller.teacher is None:
             self.distiller.detach()
-            self.distiller.teacher = make_teacher(student, self.distiller.acting)
+            self.distiller.teacher = make_teacher(student, self.distiller.acting())
             self.distiller.attach()
         copy_into(self.distiller.teacher, student)
         if self.student == 'reinit':

@@ -24,3 +24,9 @@ def schedulers_of(runner: Runner) -> Iterator[Any]:
             yield from each
     else:
         yield from schedulers
+
+
+def optimizer_steps(runner: Runner) -> float:
+    """Return how many steps the optimizer makes in the run, of several the quickest."""
+    counts = [wrapper._accumulative_counts for wrapper in optim_wrappers(runner)]
+    return float(runner.max_iters / min(counts))

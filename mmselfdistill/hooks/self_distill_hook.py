@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from typing import Any, Mapping, Sequence
+from typing import Any, Mapping
 
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
@@ -12,7 +12,6 @@ from mmengine.runner.checkpoint import _load_checkpoint
 from torch import Tensor, nn
 
 from mmselfdistill.core.teacher import broadcast_from_rank_0, mismatches, tensors_of
-from mmselfdistill.core.terms import ScheduleConfig, TermConfigs
 
 from .base import DistillHook
 
@@ -29,11 +28,8 @@ class SelfDistillHook(DistillHook):
             form that MMEngine loads. It is loaded strictly, as the model itself does:
             old names are translated where the model knows how. Of a model that holds
             the detector that it trains, a checkpoint of that detector will do.
-        terms (dict, optional): See :class:`DistillHook`. Defaults to None.
-        loss_weight (float): Multiplies all terms. Defaults to 1.0.
-        schedule (dict | str, optional): Weight over the run. Defaults to None:
-            a cosine from 1 to 0.01.
-        seams (Sequence[str]): See :class:`DistillHook`. Defaults to ().
+        **shared: What all hooks take: see :class:`DistillHook`. The schedule's default
+            is a cosine from 1 to 0.01 over the run.
 
     Raises:
         ValueError: If a value is wrong, or the teacher is missing, broken or of
@@ -45,13 +41,9 @@ class SelfDistillHook(DistillHook):
     def __init__(
         self,
         teacher: str,
-        terms: TermConfigs | None = None,
-        loss_weight: float = 1.0,
-        schedule: ScheduleConfig = None,
-        seams: Sequence[str] = (),
-        **unknown: Any,
+        **shared: Any,
     ) -> None:
-        super().__init__(terms, loss_weight, schedule, seams, **unknown)
+        super().__init__(**shared)
         if not isinstance(teacher, str) or not teacher:
             raise ValueError(f'teacher: expected a path or URL, but got {teacher!r}')
         self.teacher = teacher
@@ -59,7 +51,7 @@ class SelfDistillHook(DistillHook):
     def init_teacher(self, runner: Runner, teacher: nn.Module) -> None:
         """Load the checkpoint."""
         assert self.distiller is not None
-        part = load_strictly(teacher, self.teacher, self.distiller.plan.inner)
+        part = load_strictly(teacher, self.teacher, self.distiller.labeled.plan.inner)
         broadcast_from_rank_0(tensors_of(teacher).values())
         self.distiller.teacher = teacher
         of = f', of its {part}' if part else ''

@@ -136,13 +136,15 @@ def _compared(
     del losses  # and its graph: large models have no room for two
     frozen = _frozen_terms(distiller.student, batch)
     report = Report(
-        distiller.plan.name,
+        distiller.labeled.plan.name,
         {
-            name: Check(distiller.shapes[name], value, abs(frozen[name]), 0, 0, 0)
+            name: Check(
+                distiller.labeled.shapes[name], value, abs(frozen[name]), 0, 0, 0
+            )
             for name, value in equal.items()
         },
-        skipped=dict(distiller.plan.skipped),
-        found=list(distiller.found),
+        skipped=dict(distiller.labeled.plan.skipped),
+        found=list(distiller.labeled.found),
     )
     if len(plain) != len(stock) or not all(map(torch.equal, plain, stock)):
         report.problems.append('distillation changes the losses of the model itself')
@@ -155,7 +157,7 @@ def _disturb_all(distiller: Distiller, batch: dict[str, Any], report: Report) ->
     apart = terms_of(loss_of(distiller.student, batch))
     for name, check in report.terms.items():
         check.apart = abs(float(apart[name].detach()))
-        check.gradient, check.backbone = _gradients(distiller.student, apart[name])
+        check.gradient, check.backbone = gradients_of(distiller.student, apart[name])
 
 
 def _silent_parts(distiller: Distiller, batch: dict[str, Any]) -> list[str]:
@@ -234,7 +236,8 @@ def _same(before: Any, now: Any) -> bool:
     return before is None or torch.equal(before, now)
 
 
-def _gradients(student: nn.Module, value: Any) -> tuple[float, float]:
+def gradients_of(student: nn.Module, value: Any) -> tuple[float, float]:
+    """Return the sum of the sizes of a gradient, and the part at the backbone."""
     student.zero_grad()
     if value.requires_grad:
         # not autograd.grad: models with checkpoints in them refuse it

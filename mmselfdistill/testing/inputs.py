@@ -28,6 +28,21 @@ def make_batch(
     Returns:
         dict: ``inputs`` and ``data_samples``, to call the model with.
     """
+    data = raw_batch(zoo, model, cfg, size, masks)
+    batch: dict[str, Any] = model.data_preprocessor(data, True)
+    return batch
+
+
+def raw_batch(zoo: str, model: Any, cfg: Any, size: int, masks: bool) -> dict[str, Any]:
+    """Return two images with labels, as the model's preprocessor takes them.
+
+    Args:
+        zoo (str): 'mmdet', 'mmseg' or 'mmpretrain'.
+        model (BaseModel): The model.
+        cfg (dict): Its config.
+        size (int): Side of the images in pixels.
+        masks (bool): Whether the objects of a detector have masks.
+    """
     kind = type(model.data_preprocessor).__name__
     classes = min([10, *values_of(cfg, 'num_classes', 'num_things_classes')])
     if hasattr(model, 'language_model'):
@@ -51,8 +66,7 @@ def make_batch(
         data = _video(size, classes)
     else:
         data = _detection(size, classes, masks)
-    batch: dict[str, Any] = model.data_preprocessor(data, True)
-    return batch
+    return data
 
 
 def write_language_model(folder: Path) -> None:

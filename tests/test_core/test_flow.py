@@ -73,7 +73,7 @@ def test_features_in_an_object_reach_the_head(kind: str, whole: bool) -> None:
         for _ in range(2):
             # of the student's features it would be 2 * 7 - 6
             assert step(distiller) == dict(features=5 - 2, logits=5 * 7 - 2 * 3)
-        assert distiller.found == []
+        assert distiller.labeled.found == []
 
 
 class AdaptedToy(Toy):
@@ -97,8 +97,8 @@ def test_an_adapter_is_found_and_the_teachers_own_is_used() -> None:
     with distilled(student, {'adapter': 4.0}) as distiller:
         for _ in range(3):
             assert step(distiller) == dict(features=0, logits=3 * 2 * 4 - 3 * 2)
-        assert distiller.found == ['adapter.forward']
-        assert [seam.path for seam in distiller.plan.seams] == [
+        assert distiller.labeled.found == ['adapter.forward']
+        assert [seam.path for seam in distiller.labeled.plan.seams] == [
             'extract_feat',
             'bbox_head.forward',
             'adapter.forward',
@@ -120,7 +120,7 @@ def test_nested_adapters_are_found_once_as_the_outermost(part: str) -> None:
         gap = 3 * 2 * (4 * 3 * 2 * 1 / {'0': 3, '1.0': 1, '1.1': 2}[part] - 6)
         for _ in range(2):
             assert step(distiller) == dict(features=0, logits=abs(gap))
-        assert distiller.found == ['adapter.forward']
+        assert distiller.labeled.found == ['adapter.forward']
 
 
 @pytest.mark.parametrize('part', ['first', 'second', 'third'])
@@ -129,7 +129,7 @@ def test_an_adapter_of_an_adapters_output(part: str) -> None:
     with distilled(student, {part: 4.0}) as distiller:
         for _ in range(2):
             assert step(distiller) == dict(features=0, logits=3 * 2 * (4 - 1))
-        assert sorted(distiller.found) == [
+        assert sorted(distiller.labeled.found) == [
             'first.forward',
             'second.forward',
             'third.forward',
@@ -144,7 +144,7 @@ def test_an_adapter_that_holds_a_seam_is_found_by_its_other_parts() -> None:
         for _ in range(2):
             first, second = 5 * 7 - 2 * 3, 5 * 7 * 2 * 7 - 2 * 3 * 2 * 3
             assert step(distiller) == dict(features=3, logits=(first + second) / 2)
-        assert distiller.found == ['adapter.1.forward']
+        assert distiller.labeled.found == ['adapter.1.forward']
 
 
 class PyramidToy(Toy):
@@ -172,7 +172,7 @@ def test_an_adapter_that_is_called_for_each_level() -> None:
         for _ in range(2):
             logits = 3 * (2 * 4 + 2 * 5 * 4) - 3 * (2 + 2)
             assert step(distiller) == dict(features=0, logits=logits)
-        assert sorted(distiller.found) == ['adapter.forward', 'other.forward']
+        assert sorted(distiller.labeled.found) == ['adapter.forward', 'other.forward']
 
 
 class UnusedToy(AdaptedToy):
@@ -186,7 +186,7 @@ class UnusedToy(AdaptedToy):
 def test_a_module_that_no_seam_depends_on_is_not_repeated() -> None:
     with distilled(UnusedToy(adapter=Scale(1.0)), OTHERS) as distiller:
         assert step(distiller) == dict(features=3, logits=29)
-        assert distiller.found == []
+        assert distiller.labeled.found == []
         adapter: Any = distiller.teacher and distiller.teacher.get_submodule('adapter')
         assert adapter.runs == 0
 
@@ -250,7 +250,7 @@ def test_a_method_that_is_named_is_repeated() -> None:
     with distilled(ScaledToy(), OTHERS, **settings) as distiller:
         for _ in range(2):
             assert step(distiller) == dict(features=3, logits=29)
-        assert distiller.found == []
+        assert distiller.labeled.found == []
         teacher: Any = distiller.teacher
         with torch.no_grad():
             teacher.factor.fill_(2.0)
@@ -262,8 +262,8 @@ def test_a_module_may_be_named_too() -> None:
     student = AdaptedToy(adapter=Scale(1.0))
     with distilled(student, {'adapter': 4.0}, seams=['adapter']) as distiller:
         assert step(distiller) == dict(features=0, logits=18)
-        assert distiller.found == []
-        assert 'adapter.forward' in [seam.path for seam in distiller.plan.seams]
+        assert distiller.labeled.found == []
+        assert 'adapter.forward' in [seam.path for seam in distiller.labeled.plan.seams]
 
 
 @pytest.mark.parametrize('path', ['prepared', 'neck.forward', 'factor', ''])

@@ -212,7 +212,7 @@ def test_a_change_in_place_inside_of_a_later_seam_is_repeated() -> None:
             only(distiller.terms, 'logits').weight = 0.0
             for _ in range(3):
                 assert step(distiller) == dict(features=gap, logits=0)
-            assert distiller._mutating == {'bbox_head.forward'}
+            assert distiller.labeled.mutating == {'bbox_head.forward'}
 
 
 class ReluToy(Toy):

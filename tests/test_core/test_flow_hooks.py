@@ -58,7 +58,7 @@ def test_a_hook_that_looks_on_fires_once_for_each_forward(path: str) -> None:
             assert step(distiller) == dict(features=3, logits=29)
             assert looker.seen == ['before', 'after'] * count
             assert hook_counts(student) == before
-        assert distiller.acting == []
+        assert distiller.labeled.acting == []
 
 
 @pytest.mark.parametrize('path', ['bbox_head', 'adapter'])
@@ -110,7 +110,7 @@ def test_a_hook_that_acts_inside_of_a_seam_is_the_teachers_too(
         for _ in range(3):
             gaps = dict(features=2 * 5 - 2 * 2, logits=2 * 5 * 7 - 2 * 2 * 3)
             assert step(distiller) == gaps
-        assert distiller.acting == [doubled_before if before else doubled]
+        assert distiller.labeled.acting == [doubled_before if before else doubled]
         # what looks on stays the student's
         assert looker.seen == ['after'] * 3
     with distilled(student, {}) as distiller:

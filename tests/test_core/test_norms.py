@@ -149,5 +149,5 @@ def test_each_share_alone_would_have_another() -> None:
 
 def test_one_process_asks_no_other() -> None:
     one = distiller()
-    one.shapes = {'plain': ['1x2']}
-    assert one._norms({}, {}) == {}
+    one.labeled.shapes = {'plain': ['1x2']}
+    assert one.labeled._norms({}, {}) == {}

@@ -59,8 +59,8 @@ def test_what_was_found_and_what_is_left_out_is_said(built: Small) -> None:
     setting = Setting(built)
     plain = describe(setting.distiller)
     assert 'Repeated too' not in plain and 'Not distilled' not in plain
-    setting.distiller.found = ['adapter.forward']
-    plan: Any = setting.distiller.plan
+    setting.distiller.labeled.found = ['adapter.forward']
+    plan: Any = setting.distiller.labeled.plan
     plan.skipped['mask_head'] = 'it is not known how to read what it returns'
     try:
         text = describe(setting.distiller)

@@ -59,7 +59,7 @@ def test_a_term_that_is_off_costs_nothing_but_is_tried_at_first() -> None:
         assert step(distiller) == dict(features=3, logits=0)
         # all terms are tried: once the backbone for that, and once for the features
         assert runs(distiller) == (2, 1, 1)
-        assert distiller.shapes == dict(features=['2x3'], logits=['2x3'])
+        assert distiller.labeled.shapes == dict(features=['2x3'], logits=['2x3'])
         for _ in range(2):
             assert step(distiller) == dict(features=3, logits=0)
             assert runs(distiller) == (1, 0, 0)

@@ -13,6 +13,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import PixelData
 
+from mmselfdistill.core.comparison import Batch
 from mmselfdistill.core.distiller import build_distiller
 from mmselfdistill.core.flow import Flow
 from mmselfdistill.core.pairs import Pair, pair
@@ -57,12 +58,14 @@ class Iteration:
                 parameter.mul_(1 + 0.2 * torch.rand_like(parameter))
         self.data = data or batch_for(model)
         samples = self.data['data_samples']
-        flow = Flow(model, distiller.plan)
+        flow = Flow(model, distiller.labeled.plan)
         with flow.watched():
             model.loss(self.data['inputs'], copy.deepcopy(samples))
-        distiller.plan, calls = flow.completed()
-        self.plan = distiller.plan
-        sides = distiller._sides(self.teacher, distiller.terms, calls, samples)
+        distiller.labeled.plan, calls = flow.completed()
+        self.plan = distiller.labeled.plan
+        sides = distiller.labeled.sides(
+            self.teacher, distiller.terms, calls, Batch(samples)
+        )
         self.student_side, self.teacher_side = sides
 
     def site(self, name: str) -> Site:

@@ -11,6 +11,7 @@ from mmdet.models.dense_heads import DINOHead
 from mmengine.config import Config
 from torch import Tensor, nn
 
+from mmselfdistill.core.comparison import Batch
 from mmselfdistill.core.distiller import Distiller, build_distiller
 from mmselfdistill.core.recorder import record
 from mmselfdistill.core.teacher import make_teacher, still
@@ -120,9 +121,11 @@ def test_the_teachers_decoder_is_given_the_students_queries(trained: Any) -> Non
     student = distiller.student
     teacher: Any = make_teacher(student)
     disturb(teacher)
-    with record(student, distiller.plan.seams) as calls:
+    with record(student, distiller.labeled.plan.seams) as calls:
         loss_of(student, batch)
-    sides = distiller._sides(teacher, distiller.terms, calls, batch['data_samples'])
+    sides = distiller.labeled.sides(
+        teacher, distiller.terms, calls, Batch(batch['data_samples'])
+    )
     order = [('extract_feat', 0), ('query_head.forward', 0), (DECODER, 1)]
     # the call for the heads beside is not repeated
     assert [(call.path, call.depth) for call in calls] == [*order, (DECODER, 0)]
@@ -142,8 +145,8 @@ def test_terms_are_of_the_matching_queries_and_zero_at_equal_weights(
     trained: Any,
 ) -> None:
     distiller, batch = trained
-    assert distiller.plan.name == 'collaborative query detector'
-    assert 'bbox_head' in distiller.plan.skipped
+    assert distiller.labeled.plan.name == 'collaborative query detector'
+    assert 'bbox_head' in distiller.labeled.plan.skipped
     report = check_identity(distiller.student, batch)
     assert report.problems == []
     queries, classes = 2 * 50, 80

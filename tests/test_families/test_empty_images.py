@@ -13,7 +13,6 @@ from mmengine.structures import InstanceData
 
 from mmselfdistill.core.distiller import Distiller, build_distiller
 from mmselfdistill.core.teacher import make_teacher
-from mmselfdistill.core.terms import default_terms
 from mmselfdistill.testing.identity import is_ours, leaves_of, loss_of, terms_of
 
 # fewer channels than the zoo's, where nothing but time depends on them
@@ -136,14 +135,14 @@ def test_terms_are_zero_at_equal_weights_and_all_there(
 def check(
     key: str, distiller: Distiller, losses: dict[str, Any], stock: dict[str, Any]
 ) -> None:
-    names = default_terms(distiller.plan)
+    names = {term.name for term in distiller.terms}
     added = {
         name
         for term in names
         for name in (f'loss_sd_{term}', f'sd_{term}', f'sd_{term}_weight')
     }
     assert losses.keys() == {*stock, *added}
-    assert {'features', 'masks'} <= names.keys()
+    assert {'features', 'masks'} <= names
     own = {key: value for key, value in losses.items() if not is_ours(key)}
     assert all(map(torch.equal, leaves_of(own), leaves_of(stock)))
     for name, value in terms_of(losses).items():

@@ -31,11 +31,12 @@ from mmselfdistill.families import (
 from mmselfdistill.families.plan import Call
 
 DENSE = {'features', 'logits', 'boxes'}
+RPN = {'proposals', 'proposal_boxes'}
 FOUND: dict[str, tuple[type[Family], set[str]]] = {
     'retinanet_r18_fpn_50e_digits': (DenseDetector, DENSE),
     'gfl_r18_fpn_50e_digits': (DenseDetector, DENSE),
-    'faster-rcnn_r18_fpn_50e_digits': (TwoStageDetector, DENSE),
-    'mask-rcnn_r18_fpn_50e_digits': (TwoStageDetector, {*DENSE, 'masks'}),
+    'faster-rcnn_r18_fpn_50e_digits': (TwoStageDetector, DENSE | RPN),
+    'mask-rcnn_r18_fpn_50e_digits': (TwoStageDetector, {*DENSE, 'masks', *RPN}),
     'deeplabv3plus_r18-d8_1xb8-1500_digits-64x64': (Segmentor, {'features', 'logits'}),
     'segformer_mit-b0_1xb8-1500_digits-64x64': (Segmentor, {'features', 'logits'}),
 }
@@ -172,7 +173,7 @@ def test_modules_of_an_unknown_model_are_sites_by_their_path() -> None:
     still(model)
     x = torch.rand(4, 3, 32, 32)
     distiller = distiller_of(model, TERMS)
-    assert distiller.plan.name == Unknown.name
+    assert distiller.labeled.plan.name == Unknown.name
     same = model(x, mode='loss')
     assert {key: float(same[f'loss_sd_{key}']) for key in TERMS} == dict(
         deep=0.0, logits=0.0, within=0.0
@@ -187,7 +188,9 @@ def test_modules_of_an_unknown_model_are_sites_by_their_path() -> None:
     distiller.detach()
     paths = [cfg['site'] for cfg in TERMS.values()]
     ours, theirs = returned(model, paths, x), returned(teacher, paths, x)
-    assert distiller.shapes == dict(deep=['4x32x2x2'], logits=['4x5'], within=['4x16'])
+    assert distiller.labeled.shapes == dict(
+        deep=['4x32x2x2'], logits=['4x5'], within=['4x16']
+    )
     expected = dict(
         deep=2 * uncorrelated(ours['encoder.layer3'], theirs['encoder.layer3']),
         logits=difference(ours['classifier'], theirs['classifier']),
@@ -212,7 +215,7 @@ def test_modules_of_a_known_model_are_sites_too(
         proposals=dict(type='FeatureMSELoss', site='rpn_head'),
     )
     distiller = distiller_of(model, terms)
-    assert distiller.plan.name == TwoStageDetector.name
+    assert distiller.labeled.plan.name == TwoStageDetector.name
     same = model(**data, mode='loss')
     assert float(same['loss_sd_layer']) == float(same['loss_sd_proposals']) == 0.0
 
@@ -255,5 +258,5 @@ def test_a_sequence_is_read_as_rows(digits: Callable[..., Any]) -> None:
     model.loss = lambda inputs, samples: dict(loss=model.extract_feat(inputs)[0].sum())
     value = model(x, [], mode='loss')['loss_sd_block']
     # 16x16 tokens of 16 channels
-    assert distiller.shapes == dict(block=['512x16'])
+    assert distiller.labeled.shapes == dict(block=['512x16'])
     assert abs(float(value.detach())) < 1e-12

@@ -16,6 +16,7 @@ FASTER = 'faster-rcnn_r18_fpn_50e_digits'
 MASK = 'mask-rcnn_r18_fpn_50e_digits'
 CLASSES = 10
 DENSE = ('features', 'logits', 'boxes')
+RPN = ('proposals', 'proposal_boxes')
 
 
 @pytest.fixture(scope='module')
@@ -99,7 +100,7 @@ def test_class_agnostic_boxes_are_taken_whole(
     assert pair.student.shape == (len(rois), 4)
     assert torch.equal(pair.teacher, results['bbox_pred'])
     sites = {site.name for site in iteration.plan.sites}
-    assert sites == default_terms(iteration.plan).keys() == {*DENSE}
+    assert sites == default_terms(iteration.plan).keys() == {*DENSE, *RPN}
 
 
 def observed(plan: Plan) -> list[str]:
@@ -238,5 +239,5 @@ def test_a_cascade_has_a_pair_a_stage(
 
 def test_a_cascade_without_masks_has_no_such_site(digits: Callable[..., Any]) -> None:
     plan = find_plan(digits(FASTER, **cascade_of(2, mask=False)))
-    assert [site.name for site in plan.sites] == [*DENSE]
+    assert [site.name for site in plan.sites] == [*DENSE, *RPN]
     assert observed(plan) == []

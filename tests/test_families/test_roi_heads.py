@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mmselfdistill.families.plan import Call
-from mmselfdistill.families.roi import (
+from mmselfdistill.families.rois import (
     _boxes,
     _logits,
     _of_boxes,

@@ -251,8 +251,8 @@ def test_depth_is_left_out_and_named_while_features_are_compared(
     for sample in samples:
         sample.set_metainfo(dict(img_shape=(64, 64)))
     distiller = build_distiller(model)
-    assert [site.name for site in distiller.plan.sites] == ['features']
-    assert distiller.plan.skipped.keys() == {'decode_head'}
+    assert [site.name for site in distiller.labeled.plan.sites] == ['features']
+    assert distiller.labeled.plan.skipped.keys() == {'decode_head'}
     distiller.teacher = make_teacher(model)
     distiller.attach()
     images = torch.rand(2, 3, 64, 64)

@@ -149,8 +149,18 @@ def test_the_report_counts_its_rows(tmp_path: Path) -> None:
     write_report(
         tmp_path / 'zoo.md',
         [
-            dict(key='mmdet::a/a.py', part='done', terms=dict(logits=term(0.0))),
-            dict(key='mmdet::b/b.py', part='done', terms=dict(boxes=term(1e-8))),
+            dict(
+                key='mmdet::a/a.py',
+                part='done',
+                terms=dict(logits=term(0.0)),
+                unlabeled=dict(error='ValueError: no text'),
+            ),
+            dict(
+                key='mmdet::b/b.py',
+                part='done',
+                terms=dict(boxes=term(1e-8)),
+                unlabeled=dict(terms=['boxes', 'proposals']),
+            ),
             dict(key='mmdet::c/c.py', part='plugin', error='KeyError: c'),
             dict(key='mmseg::d/d.py', part='stock', error='No module | at all'),
         ],
@@ -162,10 +172,13 @@ def test_the_report_counts_its_rows(tmp_path: Path) -> None:
         '| tried | 4 |',
         '| train in stock | 3 |',
         '| train with the plugin | 2 |',
+        '| of these, on images without labels too | 1 |',
+        '| a/a |  | logits | all exactly 0 | no | trains |',
+        '- a/a: ValueError: no text',
         '| all terms exactly 0 at equal weights | 1 |',
         '| largest term at equal weights, of its scale | 2e-08 |',
-        '| b/b |  | boxes | boxes 2e-08 | trains |',
-        '| c/c |  |  |  | FAILS: KeyError: c |',
-        '| d/d |  |  |  | does not train in stock: No module \\| at all |',
+        '| b/b |  | boxes | boxes 2e-08 | all terms | trains |',
+        '| c/c |  |  |  |  | FAILS: KeyError: c |',
+        '| d/d |  |  |  |  | does not train in stock: No module \\| at all |',
     ):
         assert line in text

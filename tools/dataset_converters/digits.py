@@ -5,6 +5,7 @@ Training and validation scenes draw on disjoint digits. Under the given folder:
 
     annotations/instances_{train,val}2017.json, {train,val}2017/*.jpg       COCO
     annotations/{training,validation}/*.png, images/{training,...}/*.jpg    ADE20K
+    unlabeled2017/*.jpg                             further scenes, without labels
 
 Boxes and masks (RLE) cover the visible part of a digit. In ADE20K's label maps 0
 is 'other' (here the soft rim of a stroke, ignored by `reduce_zero_label`), 1 is
@@ -214,6 +215,26 @@ def write_split(root: Path, split: int, count: int, size: int, seed: int) -> Non
     target.write_text(json.dumps(coco))
 
 
+def write_unlabeled(root: Path, first: int, count: int, size: int, seed: int) -> None:
+    """Draw and write scenes of the training digits, from a number on."""
+    folder = root / 'unlabeled2017'
+    folder.mkdir(parents=True)
+    digits, labels = digits_of('train')
+    started = time.time()
+    for number in range(first, first + count):
+        scene = draw_scene(
+            np.random.default_rng((seed, 0, number)), digits, labels, size
+        )
+        cv2.imwrite(
+            str(folder / f'{number:012d}.jpg'),
+            scene.image,
+            [cv2.IMWRITE_JPEG_QUALITY, 95],
+        )
+        done = number - first + 1
+        if done % 100 == 0 or done == count:
+            show_progress('unlabeled', done, count, time.time() - started)
+
+
 def show_progress(name: str, done: int, count: int, seconds: float) -> None:
     """Print how many scenes are drawn and how long the rest takes."""
     left = seconds / done * (count - done)
@@ -232,9 +253,13 @@ def all_or_nothing(root: Path) -> Iterator[Path]:
     partial.rename(root)
 
 
-def write_digits(root: Path, train: int, val: int, size: int, seed: int) -> bool:
+def write_digits(
+    root: Path, train: int, val: int, size: int, seed: int, unlabeled: int = 0
+) -> bool:
     """Write the whole set, all or nothing; return whether anything was drawn."""
     wanted = dict(version=VERSION, train=train, val=val, size=size, seed=seed)
+    if unlabeled:
+        wanted['unlabeled'] = unlabeled
     made_by = root / 'digits.json'
     if made_by.is_file() and json.loads(made_by.read_text()) == wanted:
         return False
@@ -243,6 +268,8 @@ def write_digits(root: Path, train: int, val: int, size: int, seed: int) -> bool
     with all_or_nothing(root) as partial:
         for split, count in enumerate((train, val)):
             write_split(partial, split, count, size, seed)
+        if unlabeled:
+            write_unlabeled(partial, train + 1, unlabeled, size, seed)
         (partial / made_by.name).write_text(json.dumps(wanted))
     return True
 
@@ -255,13 +282,19 @@ def main() -> None:
     parser.add_argument('root', type=Path, help='folder to write, e.g. data/digits')
     parser.add_argument('--train', type=int, default=1600, help='training scenes')
     parser.add_argument('--val', type=int, default=400, help='validation scenes')
+    parser.add_argument(
+        '--unlabeled', type=int, default=0, help='further training scenes, no labels'
+    )
     parser.add_argument('--size', type=int, default=128, help='pixels a side')
     parser.add_argument('--seed', type=int, default=0)
     args = parser.parse_args()
     if min(args.train, args.val) < 1 or args.size < 32:
         sys.exit('--train and --val must be at least 1, --size at least 32 pixels.')
-    drawn = write_digits(args.root, args.train, args.val, args.size, args.seed)
+    drawn = write_digits(
+        args.root, args.train, args.val, args.size, args.seed, args.unlabeled
+    )
     scenes = f'{args.train} training and {args.val} validation scenes'
+    scenes += f', {args.unlabeled} without labels' if args.unlabeled else ''
     state = 'written to' if drawn else 'already in'
     print(f'{scenes} of {args.size} pixels {state} {args.root}')
 

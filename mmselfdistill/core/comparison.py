@@ -1,0 +1,241 @@
+"""Student against teacher on one kind of batch: with labels, or without."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Callable, Sequence
+
+import torch
+from mmengine.dist import all_reduce, get_world_size
+from torch import Tensor, nn
+
+from mmselfdistill.core.flow import Flow
+from mmselfdistill.core.freeze import add_hooks
+from mmselfdistill.core.pairs import Pair, pair
+from mmselfdistill.core.parts import adopt_parts, lend, own_parts
+from mmselfdistill.core.recorder import record, replay, slice_back
+from mmselfdistill.core.terms import Term
+from mmselfdistill.families.plan import Call, Plan, Side, Site
+from mmselfdistill.losses.common import reduced
+
+
+@dataclass
+class Batch:
+    """What the sites and the teacher need of a batch besides the student's calls.
+
+    Args:
+        samples (Sequence, optional): The annotations, as the model got them. Defaults
+            to None: the images have no labels.
+        views (list): Pairs of images, as the student and as the teacher sees them.
+            Defaults to none: both see the same.
+    """
+
+    samples: Sequence[Any] | None = None
+    views: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+    def site(self, term: Term) -> Site:
+        """Return the site of a term, as it is on these images."""
+        return term.site.on(self.samples is not None)
+
+
+class Comparison:
+    """Records the student's calls, lets the teacher repeat them, computes the terms.
+
+    Args:
+        student (nn.Module): The model, not its DDP wrapper.
+        plan (Plan): How it is recorded and read.
+
+    Attributes:
+        checked (bool): Whether the first iteration has been made.
+        plan (Plan): With the seams that the first iteration found besides.
+        shapes (dict): Of the tensors that each term compares, from the first iteration
+            on.
+        acting (list): The student's own hooks that return new values.
+        found (list[str]): Seams that the first iteration found.
+        mutating (set[str]): Seams that change what an earlier one returned.
+    """
+
+    def __init__(self, student: nn.Module, plan: Plan) -> None:
+        self.student = student
+        self.plan = plan
+        self.checked = False
+        self.shapes: dict[str, list[str]] = {}
+        self.acting: list[Callable[..., Any]] = []
+        self.found: list[str] = []
+        self.mutating: set[str] = set()
+        # of which teacher; the student's tensors, held so that no other gets their id
+        self._own_of: nn.Module | None = None
+        self._own: list[tuple[Tensor, Tensor]] = []
+        self._own_ids: dict[int, Tensor] = {}
+
+    def run(
+        self,
+        forward: Callable[[], Any],
+        batch: Batch,
+        teacher: nn.Module,
+        terms: Sequence[Term],
+    ) -> tuple[Any, dict[str, Tensor]]:
+        """Make a forward pass.
+
+        Returns:
+            tuple: What it returned, and the divergence of each term.
+        """
+        with record(self.student, self.plan.seams) as calls:
+            output = forward()
+        return output, self.divergences(teacher, terms, calls, batch)
+
+    def watch(self, forward: Callable[[], Any], batch: Batch) -> tuple[Any, list[Call]]:
+        """Make the first forward pass, and complete the plan by what it shows.
+
+        Returns:
+            tuple: What it returned, and the recorded calls.
+
+        Raises:
+            RuntimeError: If the teacher cannot repeat it.
+        """
+        flow = Flow(self.student, self.plan, batch.views)
+        with flow.watched() as calls:
+            output = forward()
+        plan, calls = flow.completed()
+        self.found = [seam.path for seam in plan.seams[len(self.plan.seams) :]]
+        self.plan = plan
+        self.mutating, self.acting = flow.mutating, flow.acting
+        return output, calls
+
+    def first_pairs(
+        self,
+        teacher: nn.Module | None,
+        terms: Sequence[Term],
+        due: Sequence[Term],
+        calls: list[Call],
+        batch: Batch,
+    ) -> dict[str, list[Pair]]:
+        """Return the pairs of each term, of a first iteration, and note their shapes.
+
+        Args:
+            teacher (nn.Module | None): The teacher; without one, or where a term is
+                not due, the student stands for both sides.
+            terms (Sequence[Term]): All terms.
+            due (Sequence[Term]): Those that become active in the run.
+            calls (list[Call]): The student's.
+            batch (Batch): Of these calls.
+        """
+        # two: what one has read without gradient is not read again
+        alone = [Side(self.student, calls, batch.samples) for _ in range(2)]
+        sides = alone
+        if teacher is not None and due:
+            add_hooks(teacher, self.student, self.acting)
+            sides = [*self.sides(teacher, due, calls, batch)]
+        pairs = {
+            term.name: pair(batch.site(term), *(sides if term in due else alone))
+            for term in terms
+        }
+        self.shapes = {
+            name: ['x'.join(str(size) for size in each.student.shape) for each in found]
+            for name, found in pairs.items()
+        }
+        self._agree()
+        return pairs
+
+    def _agree(self) -> None:
+        """Let all ranks have a place for each pair that any of them has."""
+        if get_world_size() == 1 or not self.shapes:
+            return
+        counts = torch.tensor(
+            [len(found) for found in self.shapes.values()], device=self.zero().device
+        )
+        all_reduce(counts, 'max')
+        for found, count in zip(self.shapes.values(), counts.tolist()):
+            found += ['none here'] * (count - len(found))
+
+    def forget(self) -> None:
+        """Let go of the teacher."""
+        self._own_of, self._own, self._own_ids = None, [], {}
+
+    def divergences(
+        self,
+        teacher: nn.Module,
+        terms: Sequence[Term],
+        calls: list[Call],
+        batch: Batch,
+    ) -> dict[str, Tensor]:
+        """Return the divergence of each term, averaged over the pairs of its site.
+
+        Args:
+            teacher (nn.Module): The teacher.
+            terms (Sequence[Term]): The terms to compute.
+            calls (list[Call]): The student's recorded calls.
+            batch (Batch): Of these calls.
+        """
+        sides = self.sides(teacher, terms, calls, batch)
+        pairs = {term.name: pair(batch.site(term), *sides) for term in terms}
+        values = {
+            term.name: [term.divergence(each) for each in pairs[term.name]]
+            for term in terms
+        }
+        norms = self._norms(pairs, values)
+        return {
+            term.name: self._mean(term, pairs[term.name], values[term.name], norms)
+            for term in terms
+        }
+
+    def sides(
+        self,
+        teacher: nn.Module,
+        terms: Sequence[Term],
+        calls: list[Call],
+        batch: Batch,
+    ) -> tuple[Side, Side]:
+        """Let the teacher repeat what the sites of some terms depend on."""
+        if self._own_of is not teacher:
+            adopt_parts(self.student, teacher)
+            self._own = own_parts(self.student, teacher, self.plan.shared)
+            self._own_ids = {id(ours): theirs for ours, theirs in self._own}
+            self._own_of = teacher
+        paths = {path for term in terms for path in batch.site(term).seams}
+        groups = slice_back(calls, paths, self.mutating)
+        with lend(self.student, teacher, self.plan.shared):
+            made = replay(teacher, groups, self.plan, self._own_ids, batch.views)
+        ours = [call for group in groups for call in group]
+        samples = batch.samples
+        return Side(self.student, ours, samples), Side(teacher, made, samples)
+
+    def _norms(
+        self, pairs: dict[str, list[Pair]], values: dict[str, list[Tensor]]
+    ) -> dict[tuple[str, int], Tensor]:
+        """Return what each pair's sum is divided by, averaged over ranks.
+
+        So that several processes give the gradient of one with the whole batch. Each
+        pair has its place: another rank may have taken a branch that this one did not.
+        """
+        if get_world_size() == 1:
+            return {}
+        places = [(t, i) for t in pairs for i in range(len(self.shapes[t]))]
+        found = {
+            (name, i): each.norm_of(values[name][i])
+            for name in pairs
+            for i, each in enumerate(pairs[name])
+        }
+        zero = self.zero()
+        vector = torch.stack([found.get(p, zero).float().to(zero) for p in places])
+        all_reduce(vector, 'mean')
+        return dict(zip(places, vector))
+
+    def _mean(
+        self,
+        term: Term,
+        pairs: list[Pair],
+        values: list[Tensor],
+        norms: dict[tuple[str, int], Tensor],
+    ) -> Tensor:
+        # tied to every parameter of the loss: each rank has to have its gradient
+        total = sum((p.sum() * 0 for p in term.loss.parameters()), self.zero())
+        for i, (each, value) in enumerate(zip(pairs, values)):
+            norm = norms.get((term.name, i), each.norm)
+            total = total + reduced(value, each.weight, norm).to(total.device)
+        # no pair: a branch that this batch did not take
+        return total / max(len(pairs), 1)
+
+    def zero(self) -> Tensor:
+        """Return 0 on the student's device."""
+        return torch.zeros((), device=next(self.student.parameters()).device)

@@ -1,0 +1,178 @@
+"""Images without labels: the student runs on them, and its teacher repeats it."""
+
+from __future__ import annotations
+
+import copy
+from contextlib import contextmanager
+from typing import Any, Callable, Iterator, Sequence
+
+import torch
+from mmengine.dist import get_rank
+from mmengine.structures import InstanceData
+from torch import Tensor, nn
+
+from mmselfdistill.containers import tensors_in
+from mmselfdistill.core.comparison import Comparison
+from mmselfdistill.core.freeze import moves
+from mmselfdistill.core.recorder import forked_rng
+from mmselfdistill.families.plan import Plan
+from mmselfdistill.images import Batches
+from mmselfdistill.views import View, seed_of
+
+
+class Unlabeled:
+    """A source of images without labels, and how the student runs on them.
+
+    Args:
+        student (nn.Module): The model, not its DDP wrapper.
+        plan (Plan): What its family says of it.
+        batches (Batches): Yields what the model's ``data_preprocessor`` takes: lists
+            of images and of data samples.
+        weight (float): Multiplies all terms there. Defaults to 1.0.
+        view (View, optional): What the student sees. Defaults to None: the images, as
+            its teacher.
+        statistics (bool): Whether these images move the running statistics of the
+            student's norms. Defaults to False.
+
+    Attributes:
+        comparison (Comparison): Of these batches.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        plan: Plan,
+        batches: Batches,
+        weight: float = 1.0,
+        view: View | None = None,
+        statistics: bool = False,
+    ) -> None:
+        self.weight = weight
+        self.view = view
+        self.statistics = statistics
+        self.comparison = Comparison(student, plan)
+        # the trained model, where another one holds it
+        self._model: Any = student.get_submodule(plan.inner)
+        self._inner = bool(plan.inner)
+        self._run = plan.run
+        self._batches = batches
+        self._held: tuple[Any, Any] | None = None
+
+    @property
+    def used(self) -> int:
+        """The number of batches that were used up; set it to go on from there."""
+        return self._batches.drawn - (self._held is not None)
+
+    @used.setter
+    def used(self, count: int) -> None:
+        self._batches.drawn = count
+
+    def start(self, seed: int) -> None:
+        """Set the seed on which order and transforms depend."""
+        self._batches.seed = seed
+
+    @property
+    def skipped(self) -> int | None:
+        """The number of images that could not be loaded, if such are skipped."""
+        return self._batches.skipped if self._batches.skip_broken else None
+
+    def next(self, advance: bool) -> tuple[Any, Any]:
+        """Return images and data samples of a batch, as the model takes them.
+
+        Args:
+            advance (bool): Whether the batch is used up: one that is only looked at
+                comes again.
+        """
+        if self._held is None:
+            batch = next(self._batches)
+            data = _preprocessor(self._model)(batch, True)
+            self._held = data['inputs'], without_labels(data['data_samples'])
+        held = self._held
+        if advance:
+            self._held = None
+        return held
+
+    def forward(self, stock: Callable[..., Any], inputs: Any, samples: Any) -> Any:
+        """Run the model up to its predictions, without a loss.
+
+        Args:
+            stock (Callable): The student's own ``forward``.
+            inputs (Any): The images.
+            samples (Sequence): Data samples without labels.
+
+        Raises:
+            ValueError: If it cannot run without labels.
+        """
+        forward = self._model.forward if self._inner else stock
+        try:
+            if self._run is not None:
+                return self._run(self._model, inputs, samples)
+            return forward(inputs, samples, mode='tensor')
+        except Exception as error:
+            if self.comparison.checked:
+                raise
+            raise ValueError(
+                f'unlabeled: {type(self._model).__name__} does not run on images '
+                f'without labels: {type(error).__name__}: {error}'
+            ) from error
+
+    @contextmanager
+    def apart(self, seed: Sequence[int], active: bool) -> Iterator[None]:
+        """Run something that moves neither random streams nor, unless asked, norms.
+
+        Args:
+            seed (Sequence[int]): The run's seed, and the iteration.
+            active (bool): Whether it is more than a trial.
+        """
+        student = self.comparison.student
+        moving = (
+            [] if self.statistics and active else [*filter(moves, student.modules())]
+        )
+        # not copied back in place: a backward pass may need what was used
+        kept = [(module, dict(module._buffers)) for module in moving]
+        with forked_rng():
+            torch.manual_seed(seed_of(*seed, get_rank()))
+            try:
+                for module, buffers in kept:
+                    module._buffers.update(
+                        {name: _copied(buffer) for name, buffer in buffers.items()}
+                    )
+                yield
+            finally:
+                for module, buffers in kept:
+                    module._buffers.update(buffers)
+
+
+def _copied(buffer: Tensor | None) -> Tensor | None:
+    return None if buffer is None else buffer.clone()
+
+
+def _preprocessor(model: Any) -> Any:
+    """Return a model's preprocessor, without what mixes or resizes whole batches.
+
+    That draws random numbers, and may keep them for the next batch with labels.
+    """
+    preprocessor = copy.copy(model.data_preprocessor)
+    if getattr(preprocessor, 'batch_augments', None) is not None:
+        preprocessor.batch_augments = None
+    return preprocessor
+
+
+def without_labels(samples: Sequence[Any]) -> list[Any]:
+    """Return data samples that keep what is known of an image, and no annotation.
+
+    Detectors find no objects in them: some look at their number.
+    """
+    found = []
+    for sample in samples:
+        bare = type(sample)(metainfo=copy.copy(sample.metainfo))
+        if hasattr(sample, 'gt_instances'):
+            device = next(
+                (t.device for t in tensors_in(sample.gt_instances)), torch.device('cpu')
+            )
+            bare.gt_instances = InstanceData(
+                bboxes=torch.zeros(0, 4, device=device),
+                labels=torch.zeros(0, dtype=torch.long, device=device),
+            )
+        found.append(bare)
+    return found

@@ -1,0 +1,193 @@
+"""What a RoI head predicts for each of its RoIs: classes, boxes and masks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import Any, Callable
+
+import torch
+from torch import Tensor, nn
+
+from .plan import (
+    Call,
+    Reading,
+    Rows,
+    Side,
+    Site,
+    argument,
+    by_count,
+    chosen,
+    parameters_of,
+)
+from .shared import as_sides, foreground, kind_of, stages
+
+_BOXES = 'roi_head._bbox_forward'
+_MASKS = 'roi_head._mask_forward'
+
+
+def heads_of(roi_head: Any) -> list[Any]:
+    """Return the head of each stage."""
+    heads = roi_head.bbox_head
+    return list(heads) if isinstance(heads, nn.ModuleList) else [heads]
+
+
+def boxes_and_classes(roi_head: Any) -> list[Site]:
+    """Return the sites of the classes, and of the boxes where each is a box."""
+    heads = heads_of(roi_head)
+    stage: Callable[[Call], int] = lambda call: 0  # noqa: E731
+    if len(heads) > 1:
+        stage = argument(roi_head._bbox_forward, 'stage')
+
+    def site(name: str, read: Any, weigh: Any, **default: Any) -> Site:
+        def each(one: Any, side: Side) -> list[Any]:
+            calls = side.of(_BOXES)
+            return [x for call in calls for x in one(heads[stage(call)], call)]
+
+        return Site(name, (_BOXES,), partial(each, read), partial(each, weigh), default)
+
+    def by_objects(head: Any, call: Call) -> list[Rows]:
+        # Seesaw's classes are weighted already
+        rest = _of_logits(head, call)[1:]
+        return [by_count(_objects(head, _scores(head, call))), *rest]
+
+    logits = dict(type='SoftTargetLoss', weight=1.0)
+    boxes = dict(type='BoxDistillLoss', weight=0.25)
+    found = [
+        replace(
+            site('logits', _logits, _of_logits, **logits),
+            unlabeled=site('logits', _logits, by_objects),
+        )
+    ]
+    # not by buckets (SABL), and not by a grid
+    if all(_has_offsets(head) for head in heads):
+        found.append(site('boxes', _boxes, _of_boxes, **boxes))
+    return found
+
+
+def _has_offsets(head: Any) -> bool:
+    return not hasattr(head, 'num_buckets') and bool(getattr(head, 'with_reg', True))
+
+
+def _logits(head: Any, call: Call) -> list[Reading]:
+    scores, kind = _scores(head, call), kind_of(head)
+    if _is_seesaw(head, scores):
+        # then object and background
+        return [Reading(scores[:, -2:], 'softmax'), Reading(scores[:, :-2], kind)]
+    return [Reading(_classes(head, scores), kind)]
+
+
+def _of_logits(head: Any, call: Call) -> list[Rows]:
+    scores = _scores(head, call)
+    if _is_seesaw(head, scores):
+        return [Rows(), Rows(weight=_objects(head, scores))]
+    if kind_of(head) == 'sigmoid':
+        return [by_count(_objects(head, scores))]
+    return [Rows()]
+
+
+def _boxes(head: Any, call: Call) -> list[Reading]:
+    if 'decoded_bboxes' in call.output:
+        return [Reading(as_sides(call.output['decoded_bboxes']), 'sides')]
+    boxes, count = call.output['bbox_pred'], getattr(head, 'num_instance', 1)
+    # (RoIs * count, boxes, 4), none included
+    shape = (len(boxes) * count, boxes.shape[1] // count // 4, 4)
+    return [Reading(chosen(boxes.reshape(shape)), 'offsets')]
+
+
+def _of_boxes(head: Any, call: Call) -> list[Rows]:
+    scores = _scores(head, call)
+    if 'decoded_bboxes' in call.output:
+        return [Rows(weight=_objects(head, scores))]
+    count = getattr(head, 'num_instance', 1)
+    boxes = call.output['bbox_pred'].shape[1] // count // 4
+    best = scores[:, :boxes].argmax(1) if boxes > 1 else scores.new_zeros(len(scores))
+    return [Rows(weight=_objects(head, scores), index=best.long())]
+
+
+def _scores(head: Any, call: Call) -> Tensor:
+    """Return class scores (RoIs, C): CrowdDet has several objects in a RoI."""
+    scores: Tensor = call.output['cls_score']
+    if scores.dim() == 3:
+        return scores.flatten(0, 1)
+    count = getattr(head, 'num_instance', 1)
+    return scores.reshape(len(scores) * count, scores.shape[1] // count)
+
+
+def _is_seesaw(head: Any, scores: Tensor) -> bool:
+    # other losses have an activation of their own too, and no such channels
+    custom = getattr(head.loss_cls, 'custom_activation', False)
+    return bool(custom) and scores.shape[1] == head.num_classes + 2
+
+
+def _classes(head: Any, scores: Tensor) -> Tensor:
+    """Return (RoIs, C), or (RoIs, C + 1) where a softmax needs the background."""
+    return scores[:, : head.num_classes] if kind_of(head) == 'sigmoid' else scores
+
+
+def _objects(head: Any, scores: Tensor) -> Tensor:
+    """Return the probability (RoIs) of any object."""
+    if _is_seesaw(head, scores):
+        return foreground(scores[:, -2:], 'softmax')
+    return foreground(_classes(head, scores), kind_of(head))
+
+
+def masks_of_rois(roi_head: Any) -> Site | None:
+    """Return the masks as their loss is given them, which knows the labels."""
+    if not getattr(roi_head, 'with_mask', False):
+        return None
+    takes = {}
+    for path in stages(roi_head, 'mask_head'):
+        method = roi_head.get_submodule(path).loss_and_target
+        arguments = ('mask_preds', 'sampling_results')
+        takes[f'roi_head.{path}.loss_and_target'] = [
+            argument(method, name) for name in arguments
+        ]
+
+    def read(side: Side) -> list[Reading]:
+        return [
+            Reading(_of_labels(*(take(call) for take in taken)), 'mask')
+            for path, taken in takes.items()
+            for call in side.of(path)
+        ]
+
+    default = dict(type='MaskDistillLoss', weight=1.0)
+    unlabeled = _masks_of_proposals(roi_head)
+    return Site('masks', tuple(takes), read, default=default, unlabeled=unlabeled)
+
+
+def _masks_of_proposals(roi_head: Any) -> Site:
+    """Return the masks of proposals, of the class that the teacher chooses."""
+    heads = heads_of(roi_head)
+    if 'attn_feats' in parameters_of(roi_head._mask_forward):
+        # those of QueryInst are of labelled positives alone
+        return Site('masks', (), lambda side: [])
+
+    def found(side: Side) -> list[tuple[Tensor, Tensor]]:
+        boxes = side.of(_BOXES)
+        masks = [call.output.get('mask_preds') for call in side.of(_MASKS)]
+        scores = _classes(heads[-1], _scores(heads[-1], boxes[-1])) if boxes else None
+        return [
+            (each, scores[: len(each)])
+            for each in masks
+            if isinstance(each, Tensor) and scores is not None
+        ]
+
+    def read(side: Side) -> list[Reading]:
+        return [Reading(chosen(masks), 'mask') for masks, _ in found(side)]
+
+    def weigh(side: Side) -> list[Rows]:
+        return [
+            Rows(
+                weight=foreground(scores, kind_of(heads[-1])),
+                index=scores[:, : masks.shape[1]].argmax(1),
+            )
+            for masks, scores in found(side)
+        ]
+
+    return Site('masks', (_MASKS, _BOXES), read, weigh)
+
+
+def _of_labels(masks: Tensor, sampled: list[Any]) -> Tensor:
+    labels = torch.cat([result.pos_gt_labels for result in sampled])
+    return chosen(masks)(torch.zeros_like(labels) if masks.shape[1] == 1 else labels)

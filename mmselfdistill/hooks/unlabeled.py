@@ -1,0 +1,147 @@
+"""From the setting ``unlabeled`` of a hook to batches of images without labels."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Mapping
+
+from mmengine.runner import Runner
+
+from mmselfdistill.errors import check_number, nearest
+from mmselfdistill.images import Batches, find_images, image_pipeline
+from mmselfdistill.views import build_view
+
+# nothing that changes what an object is
+DEFAULT_VIEW = dict(brightness=0.5, contrast=0.5, color=0.5, blur=1.0, erase=0.1)
+_KEYS = (
+    'data',
+    'batch_size',
+    'weight',
+    'view',
+    'pipeline',
+    'num_workers',
+    'skip_broken',
+    'statistics',
+)
+
+
+def check_unlabeled(cfg: object) -> dict[str, Any] | None:
+    """Check the setting as far as it can be without a run.
+
+    Raises:
+        ValueError: If a key or a value is wrong.
+    """
+    if cfg is None:
+        return None
+    if not isinstance(cfg, Mapping) or 'data' not in cfg:
+        raise ValueError(
+            "unlabeled: expected a dict with the data, such as dict(data='folder'), or "
+            f'None, but got {cfg!r}'
+        )
+    for key in cfg:
+        if key not in _KEYS:
+            raise ValueError(f'unlabeled: unknown {key!r}; {nearest(str(key), _KEYS)}')
+    for key, low in (('batch_size', 1), ('num_workers', 0)):
+        value = cfg.get(key)
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if value is not None and not (whole and value >= low):
+            raise ValueError(
+                f'unlabeled.{key}: expected an integer >= {low}, but got {value!r}'
+            )
+    for key in ('skip_broken', 'statistics'):
+        if not isinstance(cfg.get(key, False), bool):
+            raise ValueError(
+                f'unlabeled.{key}: expected True or False, but got {cfg[key]!r}'
+            )
+    checked = dict(cfg)
+    checked['weight'] = check_number('unlabeled.weight', cfg.get('weight', 1.0), 0.0)
+    view = cfg.get('view', DEFAULT_VIEW)
+    checked['view'] = build_view(view, 'unlabeled.view', labels=False)
+    return checked
+
+
+def load_unlabeled(cfg: Mapping[str, Any], runner: Runner) -> dict[str, Any]:
+    """Find the images, and try one: all that can be wrong before the first step.
+
+    Args:
+        cfg (Mapping): What :func:`check_unlabeled` returned.
+        runner (Runner): Its loader of images with labels has the pipeline, and what is
+            not set here.
+
+    Returns:
+        dict: The arguments of :class:`Unlabeled`, model and plan left out; where the
+        weight is 0 only that.
+
+    Raises:
+        ValueError: If there is no image, or it cannot be loaded.
+    """
+    if cfg['weight'] == 0:
+        return dict(weight=0.0)
+    labeled: Any = runner.train_loop.dataloader
+    images = find_images(cfg['data'])
+    transforms = cfg.get('pipeline')
+    if transforms is None:
+        transforms = transforms_of(labeled.dataset)
+    pipeline, dropped = _tried(transforms, images, cfg.get('skip_broken', False))
+    size = cfg.get('batch_size') or batch_size_of(labeled)
+    view = cfg['view']
+    if view is not None and view.cutmix and size == 1:
+        raise ValueError(
+            'unlabeled.view.cutmix: it mixes the images of a batch, and batch_size is 1'
+        )
+    workers = cfg.get('num_workers')
+    left_out = f' Left out of the pipeline: {", ".join(dropped)}.' if dropped else ''
+    runner.logger.info(
+        f'Self-distillation on {len(images)} images without labels, {size} an '
+        f'iteration and process.{left_out}'
+    )
+    return dict(
+        batches=Batches(
+            images,
+            pipeline,
+            size,
+            # the seed of a resumed run is known later: see Unlabeled.start
+            seed=0,
+            num_workers=labeled.num_workers if workers is None else workers,
+            skip_broken=cfg.get('skip_broken', False),
+        ),
+        weight=cfg['weight'],
+        view=view,
+        statistics=cfg.get('statistics', False),
+    )
+
+
+def _tried(transforms: Any, images: list[str], skip: bool) -> tuple[list[Any], Any]:
+    for image in images if skip else images[:1]:
+        try:
+            return image_pipeline(copy.deepcopy(transforms), image)
+        except Exception as error:
+            reason, tried = error, image
+    raise ValueError(
+        f'unlabeled: the training pipeline does not load {tried!r} without its '
+        'annotations; is it an image? Give a pipeline that does, '
+        f'unlabeled=dict(pipeline=[...]): {type(reason).__name__}: {reason}'
+    ) from reason
+
+
+def batch_size_of(loader: Any) -> int:
+    """Return how many images a loader gives an iteration.
+
+    Raises:
+        ValueError: If it does not say so.
+    """
+    # a batch sampler, as that by aspect ratio, has it instead
+    for each in (loader, getattr(loader, 'batch_sampler', None)):
+        size = getattr(each, 'batch_size', None)
+        if isinstance(size, int):
+            return size
+    raise ValueError('unlabeled.batch_size: the training loader has none: set it')
+
+
+def transforms_of(dataset: Any) -> list[Any]:
+    """Return copies of the transforms of a dataset, those of the one inside first."""
+    inner = getattr(dataset, 'dataset', None)
+    inner = next(iter(getattr(dataset, 'datasets', ())), inner)
+    found = [] if inner is None else transforms_of(inner)
+    own = getattr(dataset, 'pipeline', None) or ()
+    return [*found, *copy.deepcopy(list(getattr(own, 'transforms', own)))]

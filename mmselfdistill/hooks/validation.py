@@ -1,0 +1,88 @@
+"""Validate the teacher: it is a product of the run too."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from mmengine.hooks import CheckpointHook
+from mmengine.runner import Runner
+from mmengine.runner.amp import autocast
+from torch import nn
+
+from mmselfdistill.core.recorder import forked_rng
+
+VALIDATE = ('student', 'teacher', 'both')
+PREFIX = 'teacher/'
+
+
+class Evaluated:
+    """A teacher in evaluation mode for a while; its own mode is of training.
+
+    Args:
+        teacher (nn.Module): Its modules get back the mode that each has.
+    """
+
+    def __init__(self, teacher: nn.Module) -> None:
+        self._modes = [(module, module.training) for module in teacher.modules()]
+        teacher.eval()
+
+    def end(self) -> None:
+        """Put every module back into its mode."""
+        for module, mode in self._modes:
+            module.training = mode
+
+
+def check_save_best(hook: Any, runner: Runner) -> None:
+    """See that the metric of ``save_best`` is there at every validation.
+
+    MMEngine looks it up, and fails where it is missing: hours later, at a boundary.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    keys: list[str] = []
+    for each in runner.hooks:
+        given = getattr(each, 'save_best', None)
+        if isinstance(each, CheckpointHook) and given:
+            keys += [given] if isinstance(given, str) else given
+    for key in keys:
+        of_teacher = key.startswith(PREFIX)
+        if of_teacher and hook.validate == 'student':
+            raise ValueError(
+                f'save_best: {key!r} is of the teacher, which is not validated; set '
+                "validate='both' or 'teacher' of the self-distillation hook"
+            )
+        if hook.validate == 'teacher' and not of_teacher and key != 'auto':
+            raise ValueError(
+                f"save_best: {key!r} is of the student, but validate='teacher'; use "
+                f"'{PREFIX}{key}', or validate='both'"
+            )
+        if hook.late and (of_teacher or hook.validate == 'teacher'):
+            raise ValueError(
+                f'save_best: {key!r} is of the teacher, and {type(hook).__name__} has '
+                "none in its first generation; use validate='both' with a metric of "
+                'the student'
+            )
+
+
+@torch.no_grad()
+def validate(runner: Runner) -> dict[str, Any]:
+    """Return the metrics of the model as it is, by the loader and evaluator of the run.
+
+    No random stream is moved: a loader draws the seed of its workers.
+    """
+    loop: Any = runner.val_loop
+    model: Any = runner.model
+    model.eval()
+    with forked_rng(), autocast(enabled=loop.fp16):
+        for batch in loop.dataloader:
+            outputs = model.val_step(batch)
+            loop.evaluator.process(data_samples=outputs, data_batch=batch)
+    metrics: dict[str, Any] = loop.evaluator.evaluate(len(loop.dataloader.dataset))
+    return metrics
+
+
+def of_teacher(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Return metrics under the names of the teacher's."""
+    return {f'{PREFIX}{key}': value for key, value in metrics.items()}

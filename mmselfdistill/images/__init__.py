@@ -1,0 +1,7 @@
+"""Images without labels: where they are, and how they are loaded."""
+
+from .find import find_images
+from .loader import Batches
+from .pipeline import image_pipeline
+
+__all__ = ['Batches', 'find_images', 'image_pipeline']

@@ -1,0 +1,62 @@
+"""Find images: those of a folder, or those of a dataset."""
+
+from __future__ import annotations
+
+import os.path as osp
+from typing import Any, Mapping
+
+from mmengine.fileio import isdir, join_path, list_dir_or_file
+from mmengine.registry import DATASETS
+
+_ENDINGS = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif', '.tiff', '.webp')
+
+
+def find_images(data: object) -> list[str]:
+    """Return the paths of images.
+
+    Args:
+        data (str | Mapping): A folder, which is searched with all that is below it; or
+            the config of a dataset, whose annotations are not read.
+
+    Raises:
+        ValueError: If there is none, or the dataset cannot be built.
+    """
+    if isinstance(data, str):
+        return _in_folder(data)
+    if isinstance(data, Mapping) and 'type' in data:
+        return _of_dataset(dict(data))
+    raise ValueError(
+        'unlabeled.data: expected the path of a folder, or the config of a dataset '
+        f'with its type, but got {data!r}'
+    )
+
+
+def _in_folder(folder: str) -> list[str]:
+    if not isdir(folder):
+        raise ValueError(f'unlabeled.data: there is no folder {folder!r}')
+    names = list_dir_or_file(folder, list_dir=False, recursive=True)
+    # the order of a file system is its own
+    found = sorted(name for name in names if name.lower().endswith(_ENDINGS))
+    if not found:
+        raise ValueError(
+            f'unlabeled.data: no image is in {folder!r}: looked for files that end '
+            f'with {", ".join(_ENDINGS)}'
+        )
+    return [str(join_path(folder, name)) for name in found]
+
+
+def _of_dataset(cfg: dict[str, Any]) -> list[str]:
+    # in test mode, images without objects are kept
+    cfg.update(pipeline=[], test_mode=True)
+    try:
+        dataset: Any = DATASETS.build(cfg)
+        infos = [dataset.get_data_info(i) for i in range(len(dataset))]
+        found = [osp.expanduser(info['img_path']) for info in infos]
+    except Exception as error:
+        raise ValueError(
+            f'unlabeled.data: the dataset {cfg["type"]!r} gives no paths of images: '
+            f'{type(error).__name__}: {error}'
+        ) from error
+    if not found:
+        raise ValueError(f'unlabeled.data: the dataset {cfg["type"]!r} is empty')
+    return found

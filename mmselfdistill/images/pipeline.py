@@ -1,0 +1,144 @@
+"""The transforms of images without labels: a training pipeline less its annotations."""
+
+from __future__ import annotations
+
+import copy
+import random
+from contextlib import contextmanager
+from typing import Any, Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from mmengine.registry import TRANSFORMS
+
+Transform = Callable[[Any], Any]
+
+# what mixes several images keeps some, or asks the dataset for more
+_MIXES = ('get_indexes', 'get_indices')
+# some draw whether they do anything
+_TRIES = 10
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed the generators of the host; those of a device are not asked for here."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.default_generator.manual_seed(seed)
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+
+
+@seeded(0)
+def image_pipeline(
+    configs: Sequence[Any], image: str
+) -> tuple[list[Transform], list[str]]:
+    """Build the transforms of a training pipeline that run on an image alone.
+
+    Annotations are not loaded: the transforms are given an image without objects, and a
+    map of labels that is all 0. Each transform is tried on one image; those that mix
+    several images, need objects, or turn an image without objects down, are left out.
+    No random stream is moved, and all ranks find the same.
+
+    Args:
+        configs (Sequence): The training pipeline.
+        image (str): Path of the image to try.
+
+    Returns:
+        tuple: The transforms, and the types of those that were left out.
+
+    Raises:
+        ValueError: If they do not end in what a model is given.
+    """
+    results: Any = dict(img_path=image, img_id=0)
+    kept: list[Transform] = []
+    dropped: list[str] = []
+    mixed = False
+    for cfg in configs:
+        transform: Any = TRANSFORMS.build(cfg) if isinstance(cfg, dict) else cfg
+        name = type(transform).__name__
+        if 'Annotations' in name and name.startswith('Load'):
+            transform = _NoObjects(transform)
+        parts = _parts(transform)
+        if any(hasattr(part, each) for part in parts for each in _MIXES):
+            mixed = True
+            dropped.append(name)
+            continue
+        for part in parts:
+            if hasattr(part, 'allow_negative_crop'):
+                part.allow_negative_crop = True
+            if hasattr(part, 'cat_max_ratio'):
+                # no crop has several classes: it would try ten times
+                part.cat_max_ratio = 1.0
+        # it cuts a mosaic back to the size of one image
+        cuts = mixed and min(getattr(transform, 'border', None) or (0,)) < 0
+        after = None if cuts else _tried(transform, results)
+        if after is None:
+            dropped.append(name)
+        else:
+            kept.append(transform)
+            results = after
+    if not (isinstance(results, dict) and {'inputs', 'data_samples'} <= results.keys()):
+        raise ValueError(
+            'unlabeled.pipeline: it does not end in inputs and data_samples, as '
+            f'PackDetInputs and PackSegInputs do; left out were {dropped}'
+        )
+    return kept, dropped
+
+
+def _parts(transform: Any) -> list[Any]:
+    """Return a transform, and those that it chooses from or applies."""
+    if isinstance(transform, (list, tuple)):
+        return [part for each in transform for part in _parts(each)]
+    return [transform, *_parts(getattr(transform, 'transforms', ()))]
+
+
+def _tried(transform: Transform, results: Any) -> Any:
+    """Return what a transform makes of an image, or None where it fails."""
+    after = None
+    for _ in range(_TRIES):
+        try:
+            after = transform(copy.deepcopy(results))
+        except Exception:
+            if 'img' not in results:
+                # not for want of annotations: the image cannot be read
+                raise
+            return None
+        if after is None:
+            return None
+    return after
+
+
+class _NoObjects:
+    """Stands for the loading of annotations: there are none.
+
+    Args:
+        loader (Callable): The transform that loads them.
+    """
+
+    def __init__(self, loader: Any) -> None:
+        self._bbox = getattr(loader, 'with_bbox', False)
+        self._mask = getattr(loader, 'with_mask', False)
+        self._seg = getattr(loader, 'with_seg', None)
+
+    def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
+        height, width = results['img'].shape[:2]
+        if self._bbox or self._mask:
+            from mmdet.structures.bbox import HorizontalBoxes
+
+            results['gt_bboxes'] = HorizontalBoxes(np.zeros((0, 4), np.float32))
+            results['gt_bboxes_labels'] = np.zeros(0, np.int64)
+            results['gt_ignore_flags'] = np.zeros(0, bool)
+        if self._mask:
+            from mmdet.structures.mask import BitmapMasks
+
+            results['gt_masks'] = BitmapMasks([], height, width)
+        if 'gt_bboxes' not in results if self._seg is None else self._seg:
+            results['gt_seg_map'] = np.zeros((height, width), np.uint8)
+            results['seg_fields'] = ['gt_seg_map']
+        return results

@@ -1,0 +1,345 @@
+"""Views: the student sees perturbed images, its teacher the clean ones.
+
+Nothing moves within an image, so that all predictions stay where they are.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from dataclasses import dataclass
+from typing import Any, Iterator, Mapping, Sequence, Tuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from mmengine.dist import get_rank
+from torch import Tensor
+
+from mmselfdistill.containers import tensors_in
+from mmselfdistill.errors import check_number, nearest
+
+Size = Tuple[int, int]
+
+_HIGHEST = dict(
+    brightness=math.inf,
+    contrast=1.0,
+    color=1.0,
+    noise=math.inf,
+    blur=math.inf,
+    erase=1.0,
+    mask=1.0,
+    cutmix=1.0,
+)
+# a Gaussian is cut off where it is below a hundredth of its peak
+_CUT = 3.0
+
+
+@dataclass(frozen=True)
+class View:
+    r"""A random perturbation of a batch of images, each by its own draw.
+
+    Images are those that the model is given, normalised or not: strengths are in units
+    of the standard deviation :math:`\sigma` of the image at hand, :math:`\mu` its mean,
+    each channel by itself. A strength of 0 leaves its step out, and all 0 the images
+    bitwise as they are. The steps, in order, with :math:`u` uniform in [-1, 1]:
+
+    ==========  =====================================================================
+    cutmix      with this probability, a rectangle of another image of the batch, for
+                teacher and student alike: only of images without labels (arXiv
+                1905.04899)
+    brightness  :math:`x + u \, s \, \sigma`
+    contrast    :math:`\mu + (1 + u s)(x - \mu)`
+    color       :math:`g + (1 + u s)(x - g)`, :math:`g` the mean of the channels
+    blur        a Gaussian, of a width uniform in [0, s] pixels
+    noise       :math:`x + v \, \sigma \epsilon`, :math:`v` uniform in [0, s],
+                :math:`\epsilon` normal, of each pixel and channel
+    erase       a rectangle of an area uniform in [0, s] of the image becomes
+                :math:`\mu` (arXiv 1708.04896)
+    mask        each square of ``mask_size`` pixels becomes :math:`\mu` with this
+                probability (MIC, arXiv 2212.01322)
+    ==========  =====================================================================
+
+    Args:
+        brightness (float): Defaults to 0.0.
+        contrast (float): In [0, 1]. Defaults to 0.0.
+        color (float): In [0, 1]. Defaults to 0.0.
+        noise (float): Defaults to 0.0.
+        blur (float): In pixels. Defaults to 0.0.
+        erase (float): In [0, 1]. Defaults to 0.0.
+        mask (float): In [0, 1]. Defaults to 0.0.
+        mask_size (int): In pixels. Defaults to 32.
+        cutmix (float): In [0, 1]. Defaults to 0.0.
+    """
+
+    brightness: float = 0.0
+    contrast: float = 0.0
+    color: float = 0.0
+    noise: float = 0.0
+    blur: float = 0.0
+    erase: float = 0.0
+    mask: float = 0.0
+    mask_size: int = 32
+    cutmix: float = 0.0
+
+    def __str__(self) -> str:
+        """Return the strengths above 0."""
+        strengths = {key: getattr(self, key) for key in _HIGHEST}
+        return ', '.join(f'{key}={v:g}' for key, v in strengths.items() if v > 0)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        images: Tensor,
+        generator: torch.Generator,
+        sizes: Sequence[Size] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return what the student sees, and what the teacher sees.
+
+        Args:
+            images (Tensor): (N, C, H, W). They are not changed.
+            generator (torch.Generator): On their device.
+            sizes (Sequence, optional): Height and width of each without its padding.
+                Defaults to None: there is none.
+        """
+        draw = _Draw(images, generator)
+        clean = self._mixed(images, draw) if self.cutmix > 0 else images
+        std, mean = _spread(clean, sizes)
+        seen = clean
+        if self.brightness > 0:
+            seen = seen + draw.uniform(-self.brightness, self.brightness) * std
+        if self.contrast > 0:
+            factor = 1 + draw.uniform(-self.contrast, self.contrast)
+            seen = mean + factor * (seen - mean)
+        if self.color > 0:
+            grey = seen.mean(1, keepdim=True)
+            seen = grey + (1 + draw.uniform(-self.color, self.color)) * (seen - grey)
+        if self.blur > 0:
+            seen = blurred(seen, draw.uniform(0, self.blur), self.blur)
+        if self.noise > 0:
+            seen = seen + draw.uniform(0, self.noise) * std * draw.normal()
+        if self.erase > 0:
+            hidden = draw.rectangle(draw.uniform(0, self.erase))
+            seen = torch.where(hidden, mean, seen)
+        if self.mask > 0:
+            seen = torch.where(draw.blocks(self.mask, self.mask_size), mean, seen)
+        return seen, clean
+
+    def _mixed(self, images: Tensor, draw: _Draw) -> Tensor:
+        mixes = draw.uniform(0, 1) < self.cutmix
+        # a permutation without a fixed point: the next image, in a circle
+        pasted = draw.rectangle(draw.uniform(0, 0.5)) & mixes
+        return torch.where(pasted, images.roll(1, 0), images)
+
+
+class _Draw:
+    """Random numbers for a batch of images, (N, 1, ...) each."""
+
+    def __init__(self, images: Tensor, generator: torch.Generator) -> None:
+        self._images = images
+        self._settings: dict[str, Any] = dict(device=images.device, generator=generator)
+
+    def uniform(self, low: float, high: float) -> Tensor:
+        drawn = self._rand(len(self._images), 1, 1, 1)
+        return (low + (high - low) * drawn).to(self._images)
+
+    def normal(self) -> Tensor:
+        return torch.randn(self._images.shape, **self._settings).to(self._images)
+
+    def rectangle(self, area: Tensor) -> Tensor:
+        """Return (N, 1, H, W): a rectangle of a share of each image, somewhere in it.
+
+        Its height is up to three times its width, or the other way round.
+        """
+        ratio = torch.exp(self.uniform(-1, 1).float() * math.log(3) / 2)
+        area = area.float()
+        # neither side is longer than the image
+        height = torch.maximum((area.sqrt() * ratio).clamp(max=1), area)
+        width = area / height.clamp(min=1e-6)
+        inside: Tensor = self._span(height, 2) & self._span(width, 3)
+        return inside
+
+    def _span(self, length: Tensor, dim: int) -> Tensor:
+        size = self._images.shape[dim]
+        shape = [1, 1, 1, 1]
+        shape[dim] = size
+        places = (torch.arange(size, device=length.device) + 0.5).view(shape) / size
+        begin = self.uniform(0, 1).float() * (1 - length)
+        return (places >= begin) & (places < begin + length)
+
+    def blocks(self, share: float, side: int) -> Tensor:
+        """Return (N, 1, H, W): squares, each with a probability."""
+        n, _, height, width = self._images.shape
+        grid = self._rand(n, 1, -(-height // side), -(-width // side)) < share
+        whole = grid.repeat_interleave(side, 2).repeat_interleave(side, 3)
+        return whole[:, :, :height, :width]
+
+    def _rand(self, *shape: int) -> Tensor:
+        return torch.rand(shape, **self._settings)
+
+
+def blurred(images: Tensor, widths: Tensor, widest: float) -> Tensor:
+    """Return images convolved with a Gaussian, each with its own.
+
+    Args:
+        images (Tensor): (N, C, H, W).
+        widths (Tensor): (N, 1, 1, 1), standard deviations in pixels.
+        widest (float): The largest that there may be.
+    """
+    n, c, height, width = images.shape
+    radius = min(math.ceil(_CUT * widest), height - 1, width - 1)
+    places = torch.arange(-radius, radius + 1, device=images.device)
+    kernel = torch.exp(-0.5 * (places / widths.float().view(n, 1).clamp(min=1e-3)) ** 2)
+    kernel = (kernel / kernel.sum(1, keepdim=True)).to(images)
+    kernel = kernel.repeat_interleave(c, 0)[:, None, None]
+    flat = images.reshape(1, n * c, height, width)
+    flat = F.pad(flat, [radius] * 4, mode='reflect')
+    flat = F.conv2d(flat, kernel, groups=n * c)
+    flat = F.conv2d(flat, kernel.transpose(2, 3), groups=n * c)
+    return flat.view(n, c, height, width)
+
+
+def build_view(cfg: object, where: str, labels: bool) -> View | None:
+    """Make a view of what a user wrote.
+
+    Args:
+        cfg (Mapping | None): The settings of :class:`View`, or None for no view.
+        where (str): The setting's full name, for messages.
+        labels (bool): Whether the images have labels, which cannot be mixed.
+
+    Returns:
+        View | None: None where nothing is perturbed.
+
+    Raises:
+        ValueError: If a key is unknown, or a value is not a number in its range.
+    """
+    if cfg is None:
+        return None
+    if not isinstance(cfg, Mapping):
+        raise ValueError(
+            f'{where}: expected a dict such as dict(brightness=0.5, blur=1.0), or '
+            f'None, but got {cfg!r}'
+        )
+    valid = list(inspect.signature(View).parameters)
+    for key in cfg:
+        if key not in valid:
+            raise ValueError(f'{where}: unknown {key!r}; {nearest(str(key), valid)}')
+    values: dict[str, Any] = {
+        key: check_number(f'{where}.{key}', cfg[key], 0.0, _HIGHEST[key])
+        for key in cfg
+        if key != 'mask_size'
+    }
+    side = cfg.get('mask_size', View.mask_size)
+    if isinstance(side, bool) or not isinstance(side, int) or side < 1:
+        raise ValueError(
+            f'{where}.mask_size: expected an integer >= 1, but got {side!r}'
+        )
+    if labels and values.get('cutmix'):
+        raise ValueError(
+            f'{where}.cutmix: labels are not mixed: set it in the view of images '
+            'without labels, unlabeled=dict(view=dict(cutmix=...))'
+        )
+    view = View(mask_size=side, **values)
+    return view if any(values.values()) else None
+
+
+def views_of(
+    view: View | None, inputs: Any, samples: Any, seed: Sequence[int]
+) -> tuple[dict[int, Tensor], list[tuple[Tensor, Tensor]]]:
+    """Return the views of all images that a model is given.
+
+    Args:
+        view (View | None): None for no view.
+        inputs (Any): The images, (N, C, H, W) or (N, frames, C, H, W), in any
+            containers.
+        samples (Sequence): The batch's data samples: padding is not perturbed.
+        seed (Sequence[int]): What the draws depend on, besides the rank.
+
+    Returns:
+        tuple: What the student sees, by the ``id`` of the image; and pairs of what the
+        student and what the teacher sees.
+
+    Raises:
+        ValueError: If there is a view, and no image.
+    """
+    shown: dict[int, Tensor] = {}
+    pairs: list[tuple[Tensor, Tensor]] = []
+    if view is None:
+        return shown, pairs
+    for number, (each, own) in enumerate(_images(inputs, samples)):
+        flat = each.flatten(0, -4)
+        draw = generator_of(each.device, *seed, get_rank(), number)
+        sizes = _sizes(own, len(flat))
+        seen, clean = view(flat, draw, sizes)
+        # a mixture ends where the image does
+        clean = clean if clean is flat else _padded(clean, flat, sizes)
+        seen = _padded(seen, clean, sizes).view_as(each).contiguous()
+        shown[id(each)] = seen
+        pairs.append((seen, clean.view_as(each).contiguous()))
+    if not pairs:
+        raise ValueError(
+            'view: the model is given no image of floating point, (N, C, H, W), in its '
+            'argument inputs'
+        )
+    return shown, pairs
+
+
+def _images(inputs: Any, samples: Any) -> Iterator[tuple[Tensor, Any]]:
+    """Yield each tensor of images, with its data samples."""
+    if isinstance(inputs, Mapping):
+        for key, value in inputs.items():
+            # semi-supervised detectors of MMDetection perturb these by themselves
+            if not str(key).startswith('unsup'):
+                own = samples.get(key) if isinstance(samples, Mapping) else samples
+                yield from _images(value, own)
+        return
+    for each in tensors_in(inputs):
+        if each.dim() > 3 and each.is_floating_point():
+            yield each, samples
+
+
+def _sizes(samples: Any, count: int) -> list[Size] | None:
+    """Return height and width of each image or frame, if it is known."""
+    # a mapping is of several tensors, a tensor of labels alone
+    listed = samples if isinstance(samples, (list, tuple)) else ()
+    frames = [f for each in listed for f in getattr(each, 'video_data_samples', [each])]
+    shapes = [getattr(frame, 'img_shape', None) for frame in frames]
+    found = [(int(shape[0]), int(shape[1])) for shape in shapes if shape is not None]
+    return found if len(found) == count else None
+
+
+def _spread(images: Tensor, sizes: Sequence[Size] | None) -> tuple[Tensor, Tensor]:
+    """Return standard deviation and mean of each channel, (N, C, 1, 1)."""
+    if sizes is None or all(size == images.shape[2:] for size in sizes):
+        return torch.std_mean(images, (2, 3), unbiased=False, keepdim=True)
+    whole = [image[:, :h, :w] for image, (h, w) in zip(images, sizes)]
+    found = [torch.std_mean(x, (1, 2), unbiased=False, keepdim=True) for x in whole]
+    stds, means = zip(*found)
+    return torch.stack(stds), torch.stack(means)
+
+
+def _padded(seen: Tensor, clean: Tensor, sizes: Sequence[Size] | None) -> Tensor:
+    """Return what is seen, with the padding of what is clean."""
+    if sizes is None:
+        return seen
+    seen = seen.clone()
+    for i, (height, width) in enumerate(sizes):
+        seen[i, :, height:] = clean[i, :, height:]
+        seen[i, :, :, width:] = clean[i, :, :, width:]
+    return seen
+
+
+def generator_of(device: torch.device, *numbers: int) -> torch.Generator:
+    """Return a generator whose numbers depend on some numbers alone: seed, rank, ...
+
+    So that a resumed run sees the same views, and no random stream is moved.
+    """
+    return torch.Generator(device).manual_seed(seed_of(*numbers))
+
+
+def seed_of(*numbers: int) -> int:
+    """Return a seed that depends on some numbers alone, in [0, 2^63)."""
+    # by itself (1,) is the same as (1, 0)
+    entropy = np.random.SeedSequence((len(numbers), *numbers))
+    (state,) = entropy.generate_state(1, np.uint64)
+    return int(state >> np.uint64(1))

@@ -1,0 +1,275 @@
+"""Images without labels, by hand."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from helpers import Scale, added, assert_bitwise, values_of
+from images import ImageToy, Numbered, brighter, images, losses, on_images
+from torch import nn
+from toys import OTHERS, TERMS
+
+from mmselfdistill.core.comparison import Comparison
+from mmselfdistill.core.distiller import Distiller
+from mmselfdistill.core.unlabeled import without_labels
+
+
+def settings(**more: Any) -> dict[str, Any]:
+    return dict(unlabeled=dict(batches=Numbered(), **more))
+
+
+def gaps(distiller: Distiller) -> dict[str, float]:
+    found = added(losses(distiller))
+    return {name: float(loss.detach()) for name, loss in found.items()}
+
+
+def test_the_terms_are_computed_on_both_kinds_of_images() -> None:
+    # by 2 and 6 against 5 and 35
+    labeled = float(images().mean())
+    with on_images(ImageToy().eval(), OTHERS, **settings(weight=0.5)) as distiller:
+        for number in (1, 2, 3):
+            mean = labeled + number
+            assert gaps(distiller) == pytest.approx(
+                dict(
+                    features=3 * labeled,
+                    logits=29 * labeled,
+                    features_unlabeled=0.5 * 3 * mean,
+                    logits_unlabeled=0.5 * 29 * mean,
+                )
+            )
+        assert distiller.unlabeled is not None
+        assert distiller.unlabeled.used == 3
+
+
+def test_its_own_view_and_that_of_images_with_labels() -> None:
+    more = settings(view=lambda seen, draw, sizes: (seen + 2, seen))
+    with on_images(ImageToy().eval(), {}, view=brighter, **more) as distiller:
+        for _ in range(2):
+            assert gaps(distiller) == dict(
+                features=2.0, logits=6.0, features_unlabeled=4.0, logits_unlabeled=12.0
+            )
+
+
+def test_a_mixed_image_is_the_same_for_the_teacher() -> None:
+    def mixed(seen: torch.Tensor, draw: torch.Generator, sizes: Any) -> Any:
+        clean = seen.flip(0)
+        return clean + 1, clean
+
+    with on_images(ImageToy().eval(), {}, **settings(view=mixed)) as distiller:
+        assert gaps(distiller)['features_unlabeled'] == 2.0
+
+
+@pytest.mark.parametrize('on', ['labeled', 'unlabeled', 'both'])
+def test_a_term_says_where_it_is_computed(on: str) -> None:
+    terms: Any = copy.deepcopy(TERMS)
+    terms['logits'] = dict(terms['logits'], on=on)
+    with on_images(ImageToy().eval(), {}, terms=terms, **settings()) as distiller:
+        for _ in range(2):
+            keys = {*gaps(distiller)} - {'features', 'features_unlabeled'}
+            where = dict(labeled=['logits'], unlabeled=['logits_unlabeled'])
+            assert keys == {*where.get(on, ['logits', 'logits_unlabeled'])}
+
+
+def test_gradients_add_up() -> None:
+    student = ImageToy().eval()
+    found = []
+    for more in ({}, settings()):
+        with on_images(student, OTHERS, **more) as distiller:
+            student.zero_grad()
+            sum(added(losses(distiller)).values()).backward()  # type: ignore[union-attr]
+            found.append(float(student.backbone.factor.grad))
+    # d|2x - 5x|/d2 = -x, d|6x - 35x|/d2 = -3x
+    mean = float(images().mean())
+    assert found == pytest.approx([-4 * mean, -4 * mean - 4 * (mean + 1)])
+
+
+def test_at_weight_0_nothing_is_moved_and_no_batch_is_used() -> None:
+    plain, other = ImageToy(), ImageToy()
+    torch.manual_seed(0)
+    expected = [plain(images(), mode='loss') for _ in range(4)]
+    after = torch.get_rng_state()
+    buffers = values_of(plain)
+    torch.manual_seed(0)
+    schedule = dict(type='constant', begin=0.5)
+    with on_images(other, OTHERS, schedule=schedule, **settings()) as distiller:
+        for one in expected:
+            found = losses(distiller)
+            for key, loss in one.items():
+                assert torch.equal(found[key], loss)
+            assert float(found['loss_sd_logits_unlabeled']) == 0
+    assert torch.equal(torch.get_rng_state(), after)
+    assert_bitwise(other, buffers)
+    assert distiller.unlabeled is not None
+    # it was looked at in the first iteration, and comes again
+    assert distiller.unlabeled.used == 0
+    assert float(distiller.unlabeled.next(True)[0][0, 0, 0, 0]) == 1
+
+
+@pytest.mark.parametrize('statistics', [False, True])
+def test_random_streams_and_statistics_at_work(statistics: bool) -> None:
+    plain, other = ImageToy(), ImageToy()
+    torch.manual_seed(0)
+    expected = [plain(images(), mode='loss') for _ in range(3)]
+    torch.manual_seed(0)
+    with on_images(other, {}, **settings(statistics=statistics)) as distiller:
+        for one in expected:
+            # dropout draws what it would have drawn
+            assert torch.equal(losses(distiller)['loss_drawn'], one['loss_drawn'])
+    tracked = [int(model.norm.num_batches_tracked) for model in (plain, other)]
+    assert tracked == [3, 6 if statistics else 3]
+    same = torch.equal(plain.norm.running_mean, other.norm.running_mean)  # type: ignore[arg-type]
+    assert same is not statistics
+
+
+def test_statistics_are_tracked_again_after_an_error() -> None:
+    class Failing(ImageToy):
+        fails = False
+
+        def extract_feat(self, inputs: Any) -> Any:
+            if self.fails and float(inputs[0, 0, 0, 0]) > 0:
+                raise RuntimeError('out of memory')
+            return super().extract_feat(inputs)
+
+    student = Failing()
+    with on_images(student, {}, **settings()) as distiller:
+        losses(distiller)
+        student.fails, buffers = True, dict(student.norm._buffers)
+        with pytest.raises(RuntimeError, match=r'^out of memory'):
+            losses(distiller)
+        # the very same tensors
+        for name, buffer in buffers.items():
+            assert student.norm._buffers[name] is buffer
+
+
+def refused(student: ImageToy, message: str, **more: Any) -> None:
+    with on_images(student, {}, **settings(), **more) as distiller, pytest.raises(
+        ValueError, match=message
+    ):
+        losses(distiller)
+
+
+def test_a_model_that_needs_labels_is_refused_in_the_first_iteration() -> None:
+    class Asking(ImageToy):
+        def forward(self, inputs: Any, data_samples: Any = None, mode: str = '') -> Any:
+            if mode == 'tensor':
+                return data_samples[0].text
+            return super().forward(inputs, data_samples, mode)
+
+    schedule = dict(type='constant', begin=0.5)
+    message = '^unlabeled: Asking does not run on images without labels: Attribute'
+    refused(Asking(), message, schedule=schedule)
+
+
+def test_a_site_that_these_images_do_not_reach_is_left_out() -> None:
+    class Shy(ImageToy):
+        """Its head is a part of its loss alone."""
+
+        def forward(self, inputs: Any, data_samples: Any = None, mode: str = '') -> Any:
+            if mode == 'tensor':
+                return self.extract_feat(inputs)
+            return super().forward(inputs, data_samples, mode)
+
+    with on_images(Shy().eval(), {}, **settings()) as distiller:
+        assert {*gaps(distiller)} == {'features', 'logits', 'features_unlabeled'}
+        assert {*gaps(distiller)} == {'features', 'logits', 'features_unlabeled'}
+    terms: Any = copy.deepcopy(TERMS)
+    terms['logits'] = dict(terms['logits'], on='unlabeled')
+    refused(Shy().eval(), r'^terms\.logits: the site .* no tensor', terms=terms)
+    terms = dict(logits=dict(TERMS['logits']), features=None)
+    refused(Shy().eval(), r'^unlabeled: no term can be computed', terms=terms)
+
+
+def test_a_trial_teacher_of_the_first_generation_is_let_go() -> None:
+    student = ImageToy().eval()
+    with on_images(student, OTHERS, **settings()) as distiller:
+        assert distiller.unlabeled is not None
+        distiller.teacher, distiller.trial = None, distiller.teacher
+        assert {*gaps(distiller).values()} == {0.0}
+        assert distiller.trial is None
+        for each in distiller.comparisons():
+            assert each._own_of is None and each._own_ids == {}
+            assert {*each.shapes} == {'features', 'logits'}
+        assert distiller.unlabeled.used == 0
+
+
+def test_what_is_kept_of_a_data_sample() -> None:
+    from mmdet.testing import demo_mm_inputs
+
+    (sample,) = demo_mm_inputs(1, [[3, 32, 48]], num_items=[4], with_mask=True)[
+        'data_samples'
+    ]
+    (bare,) = without_labels([sample])
+    assert bare.metainfo.keys() == sample.metainfo.keys()
+    assert [*bare.img_shape] == [32, 48]
+    assert {*bare.keys()} == {'gt_instances'}
+    assert bare.gt_instances.bboxes.shape == (0, 4)
+    assert len(bare.gt_instances.labels) == 0
+    assert len(sample.gt_instances) == 4
+
+
+def test_modules_that_only_these_images_pass_are_repeated() -> None:
+    class Longer(ImageToy):
+        def __init__(self) -> None:
+            super().__init__()
+            self.more = Scale(5.0)
+
+        def forward(self, inputs: Any, data_samples: Any = None, mode: str = '') -> Any:
+            if mode == 'tensor':
+                return self.bbox_head(self.more(self.extract_feat(inputs)))
+            return super().forward(inputs, data_samples, mode)
+
+    with on_images(Longer().eval(), {}, **settings(view=brighter)) as distiller:
+        assert gaps(distiller)['logits_unlabeled'] == 30.0
+        assert gaps(distiller)['logits_unlabeled'] == 30.0
+        assert distiller.unlabeled is not None
+        assert distiller.unlabeled.comparison.found == ['more.forward']
+        assert distiller.labeled.found == []
+
+
+def test_only_one_iteration_is_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    watched = []
+    watch = Comparison.watch
+
+    def noted(self: Comparison, *args: Any) -> Any:
+        watched.append(self)
+        return watch(self, *args)
+
+    monkeypatch.setattr(Comparison, 'watch', noted)
+    terms: Any = {name: dict(cfg, on='unlabeled') for name, cfg in TERMS.items()}
+    with on_images(ImageToy().eval(), {}, terms=terms, **settings()) as distiller:
+        for _ in range(3):
+            assert {*gaps(distiller)} == {'features_unlabeled', 'logits_unlabeled'}
+        assert watched == distiller.comparisons()
+
+
+def test_what_keeps_something_besides_norms_is_put_back() -> None:
+    class Keeping(ImageToy):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.InstanceNorm2d(3, track_running_stats=True)  # type: ignore[assignment]
+            self.spectral = nn.utils.spectral_norm(nn.Linear(4, 4))
+
+        def extract_feat(self, inputs: Any) -> Any:
+            return super().extract_feat(inputs) + 0 * self.spectral(inputs)
+
+    plain, other = Keeping(), Keeping()
+    other.load_state_dict(plain.state_dict())
+    for _ in range(2):
+        plain(images(), mode='loss')
+    with on_images(other, OTHERS, **settings()) as distiller:
+        for _ in range(2):
+            losses(distiller)
+    assert_bitwise(other, values_of(plain))
+
+
+def test_terms_of_these_images_go_with_their_weight() -> None:
+    terms: Any = dict(TERMS, logits=dict(TERMS['logits'], on='unlabeled'))
+    nothing: Any = dict(weight=0)
+    with on_images(ImageToy(), {}, terms=terms, unlabeled=nothing) as distiller:
+        assert {*gaps(distiller)} == {'features'}
+        assert distiller.unlabeled is None
+    with pytest.raises(ValueError, match=r"^terms\.logits\.on: 'unlabeled', but there"):
+        on_images(ImageToy(), {}, terms=terms).__enter__()

@@ -1,0 +1,237 @@
+"""Runs with images without labels and with views."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from mmengine.config import Config
+from mmengine.runner import Runner
+from test_resume import compare
+
+if TYPE_CHECKING:
+    from tests.test_hooks.conftest import Runs
+
+EMA = dict(type='mmselfdistill.EMATeacherHook', momentum=0.5, schedule='constant')
+VIEW = dict(brightness=0.5, contrast=0.5, noise=0.2, blur=1.0, erase=0.2, mask=0.2)
+DENSE = {'features', 'logits', 'boxes'}
+PROPOSALS = {'proposals', 'proposal_boxes'}
+# which terms apply on images without labels
+APPLY: dict[str, set[str]] = dict(
+    retinanet=DENSE,
+    gfl=DENSE,
+    faster_rcnn=DENSE | PROPOSALS,
+    mask_rcnn=DENSE | PROPOSALS | {'masks'},
+    cascade_mask_rcnn=DENSE | PROPOSALS | {'masks'},
+    deeplabv3plus={'features', 'logits'},
+    segformer={'features', 'logits'},
+)
+
+
+@pytest.fixture
+def folder(scenes: Path, tmp_path: Path) -> str:
+    """Return a folder of images and nothing else."""
+    target = tmp_path / 'unlabeled'
+    shutil.copytree(scenes / 'train2017', target)
+    return str(target)
+
+
+def values(runner: Runner, key: str) -> list[float]:
+    return [float(v) for v in runner.message_hub.get_scalar(f'train/{key}').data[0]]
+
+
+@pytest.mark.parametrize('name', APPLY)
+def test_every_family_learns_from_a_folder(name: str, runs: Runs, folder: str) -> None:
+    hook = dict(EMA, unlabeled=dict(data=folder, batch_size=3))
+    runner = runs.train(runs.config(name, hook, iters=2))
+    ours = [key[14:] for key in runner.message_hub.log_scalars if 'loss_sd_' in key]
+    found = {key[: -len('_unlabeled')] for key in ours if key.endswith('_unlabeled')}
+    assert found == APPLY[name]
+    for term in found:
+        assert min(values(runner, f'loss_sd_{term}_unlabeled')) > 0
+    unlabeled = runs.hook(runner).distiller.unlabeled
+    assert unlabeled.used == 2
+    assert unlabeled.comparison.shapes['features'][0].startswith('3x')
+
+
+def test_without_a_view_the_first_terms_are_0(runs: Runs, folder: str) -> None:
+    # the student's norms go by the batch
+    hook = dict(EMA, unlabeled=dict(data=folder, view=None), teacher_norm='batch')
+    runner = runs.train(runs.config('gfl', hook, iters=2))
+    for term in DENSE:
+        first, second = values(runner, f'loss_sd_{term}_unlabeled')
+        assert first == 0 < second
+
+
+def test_weight_0_is_the_run_without(runs: Runs, folder: str) -> None:
+    found = []
+    for unlabeled in (None, dict(data=folder, weight=0)):
+        cfg = runs.config('retinanet', dict(EMA, unlabeled=unlabeled), iters=3)
+        found.append(runs.state(runs.train(cfg).model))
+    assert runs.differences(*found) == []
+
+
+def test_images_without_labels_change_the_weights(runs: Runs, folder: str) -> None:
+    found = []
+    for unlabeled in (None, dict(data=folder)):
+        cfg = runs.config('retinanet', dict(EMA, unlabeled=unlabeled), iters=3)
+        found.append(runs.state(runs.train(cfg).model))
+    assert runs.differences(*found) != []
+
+
+@pytest.mark.parametrize('begin', [0.0, 0.5])
+def test_resumed_bitwise(begin: float, runs: Runs, folder: str) -> None:
+    pipeline = [
+        dict(type='LoadImageFromFile'),
+        dict(type='RandomFlip', prob=0.5),
+        dict(type='Resize', scale=(64, 64), keep_ratio=True),
+        dict(type='PackDetInputs'),
+    ]
+    unlabeled = dict(data=folder, view=VIEW, pipeline=pipeline, num_workers=1)
+    schedule = dict(type='constant', begin=begin)
+    hook = dict(EMA, view=VIEW, unlabeled=unlabeled, schedule=schedule)
+    expected = compare(runs, lambda: runs.config('retinanet', hook, iters=6), [2, 4])
+    assert expected['mmselfdistill']['unlabeled'] == 6 - int(6 * begin)
+
+
+def test_generations(runs: Runs, folder: str) -> None:
+    schedule = dict(type='linear', start=1.0, stop=0.0, over='run')
+    hook = dict(
+        type='mmselfdistill.GenerationHook',
+        interval=2,
+        by_epoch=False,
+        schedule=schedule,
+        unlabeled=dict(data=folder),
+    )
+    runner = runs.train(runs.config('gfl', hook, iters=6))
+    # the first generation has no teacher; then what is left of the run
+    weights = [0, 0, 4 / 6, 3 / 6, 2 / 6, 1 / 6]
+    assert values(runner, 'sd_logits_weight') == pytest.approx(weights)
+    assert values(runner, 'sd_logits_unlabeled_weight') == pytest.approx(weights)
+    losses = values(runner, 'loss_sd_logits_unlabeled')
+    assert losses[:2] == [0, 0] and min(losses[2:]) > 0
+    assert runs.hook(runner).distiller.unlabeled.used == 4
+
+
+WRONG: dict[str, tuple[Any, str]] = {
+    'no data': (dict(weight=1.0), 'unlabeled: expected a dict with the data'),
+    'a folder alone': ('folder', 'unlabeled: expected a dict with the data'),
+    'key': (dict(data='x', wieght=1), "unlabeled: unknown 'wieght'; did you mean"),
+    'no folder': (dict(data='nowhere'), "unlabeled.data: there is no folder 'nowhere'"),
+    'weight': (dict(data='x', weight=-1), 'unlabeled.weight: expected a number >= 0'),
+    'size': (dict(data='x', batch_size=0), 'unlabeled.batch_size: expected an integer'),
+    'view': (dict(data='x', view=dict(blurr=1)), "unlabeled.view: unknown 'blurr'"),
+    'flag': (dict(data='x', statistics=1), 'unlabeled.statistics: expected True or'),
+}
+
+
+@pytest.mark.parametrize('case', WRONG)
+def test_wrong_settings_end_before_the_first_step(case: str, runs: Runs) -> None:
+    unlabeled, message = WRONG[case]
+    steps: list[int] = []
+    with pytest.raises(ValueError, match=message.replace('(', r'\(')):
+        cfg = runs.config('gfl', dict(EMA, unlabeled=unlabeled), iters=1)
+        runs.train(cfg, lambda runner: steps.append(runner.iter))
+    assert steps == []
+
+
+def test_a_broken_image_ends_the_run_or_is_counted(runs: Runs, folder: str) -> None:
+    Path(folder, '0.jpg').write_bytes(b'no image')
+    Path(folder, 'notes.txt').write_text('no image either')
+    unlabeled = dict(data=folder, batch_size=7, num_workers=0)
+
+    def skipping() -> list[float]:
+        hook = dict(EMA, unlabeled=dict(unlabeled, skip_broken=True))
+        runner = runs.train(runs.config('gfl', hook, iters=2))
+        return values(runner, 'sd_unlabeled_skipped')
+
+    # it is the first by name, and is tried before the first step
+    with pytest.raises(ValueError, match=r'unlabeled: the training pipeline does not'):
+        runs.train(runs.config('gfl', dict(EMA, unlabeled=unlabeled), iters=1))
+    Path(folder, '0.jpg').rename(Path(folder, 'z.jpg'))
+    with pytest.raises(ValueError, match=r'unlabeled.data: .*z.jpg.* cannot be loaded'):
+        runs.train(runs.config('gfl', dict(EMA, unlabeled=unlabeled), iters=1))
+    # each batch of seven is one round
+    assert skipping() == [1, 2]
+    Path(folder, 'z.jpg').rename(Path(folder, '0.jpg'))
+    assert skipping() == [1, 2]
+
+
+def test_the_batch_is_that_of_the_training_loader(runs: Runs, folder: str) -> None:
+    cfg = runs.config('gfl', dict(EMA, unlabeled=dict(data=folder)), iters=1)
+    # PyTorch then says that the loader has no size of a batch
+    cfg.train_dataloader.batch_sampler = dict(type='mmdet.AspectRatioBatchSampler')
+    unlabeled = runs.hook(runs.train(cfg)).distiller.unlabeled
+    assert unlabeled.comparison.shapes['features'][0].startswith('2x')
+
+
+def test_resumed_without_a_seed_of_ones_own(runs: Runs, folder: str) -> None:
+    seeds = []
+    cfg = runs.config('gfl', dict(EMA, unlabeled=dict(data=folder)), iters=4)
+    cfg.randomness = dict(seed=None)
+    cfg.default_hooks.checkpoint.interval = 2
+    for resume, stop_at in ((False, 3), (True, None)):
+        cfg.resume = resume
+        runner = runs.train(cfg, stop_at=stop_at)
+        batches = runs.hook(runner).distiller.unlabeled._batches
+        seeds.append((batches.seed, batches.drawn))
+        assert batches.seed == runner.seed
+    (first, _), (second, drawn) = seeds
+    assert (second, drawn) == (first, 4)
+
+
+def work(*configs: str) -> None:
+    """Train each config on one rank, and save student, teacher and images."""
+    dist.init_process_group('gloo')
+    for config in configs:
+        runner = Runner.from_cfg(Config.fromfile(config))
+        runner.train()
+        (hook,) = (hook for hook in runner.hooks if hasattr(hook, 'distiller'))
+        model: Any = runner.model
+        found = dict(
+            student=dict(model.module.named_parameters()),
+            teacher=hook.distiller.teacher.state_dict(),
+            used=hook.distiller.unlabeled.used,
+        )
+        torch.save(found, Path(config).with_suffix(f'.{dist.get_rank()}'))
+    dist.destroy_process_group()
+
+
+def test_two_processes(runs: Runs, folder: str, tmp_path: Path) -> None:
+    paths = []
+    for name in ('gfl', 'mask_rcnn', 'segformer'):
+        hook = dict(EMA, view=VIEW, unlabeled=dict(data=folder))
+        cfg = runs.config(name, hook, iters=3)
+        cfg.launcher = 'pytorch'
+        cfg.model_wrapper_cfg = dict(
+            type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False
+        )
+        paths.append(tmp_path / f'{name}.py')
+        cfg.dump(paths[-1])
+    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone']
+    done = subprocess.run(
+        [*command, '--nproc-per-node=2', __file__, *map(str, paths)],
+        env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONWARNINGS': 'ignore'},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-5000:]
+    for path in paths:
+        zero, one = (
+            torch.load(path.with_suffix(f'.{rank}'), weights_only=True)
+            for rank in (0, 1)
+        )
+        assert runs.differences(zero, one) == []
+        assert zero['used'] == 3
+
+
+if __name__ == '__main__':
+    work(*sys.argv[1:])

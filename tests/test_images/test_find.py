@@ -1,0 +1,130 @@
+"""Paths of images: of a folder, or of a dataset."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mmengine.config import ConfigDict
+from mmengine.registry import DATASETS
+
+from mmselfdistill.images import find_images
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+def coco(folder: Path, **changes: Any) -> dict[str, Any]:
+    """Write a dataset whose images are mostly not fit for training; return a config."""
+    sizes = dict(objects=64, none=64, tiny=8)
+    labels = dict(
+        images=[
+            dict(id=i, file_name=f'{name}.jpg', height=size, width=size)
+            for i, (name, size) in enumerate(sizes.items())
+        ],
+        annotations=[
+            dict(id=i, image_id=image, category_id=1, bbox=[1, 1, 4, 4], area=16)
+            for i, image in enumerate([0, 2])
+        ],
+        categories=[dict(id=1, name='person')],
+    )
+    labels.update(changes)
+    (folder / 'labels.json').write_text(
+        json.dumps({key: value for key, value in labels.items() if value is not None})
+    )
+    return dict(
+        type='CocoDataset',
+        data_root=str(folder),
+        ann_file='labels.json',
+        data_prefix=dict(img='images/'),
+        filter_cfg=dict(filter_empty_gt=True, min_size=32),
+        pipeline=[dict(type='NoneSuch')],
+    )
+
+
+def test_a_folder_is_searched_with_all_below_and_sorted(tmp_path: Path) -> None:
+    images = ['b.JPG', 'a/z.png', 'a.jpeg', 'a/b/c.TIFF', 'z.webp', '10.Bmp', '9.ppm']
+    touch(tmp_path, *images, 'a.txt', 'a/jpg', 'a.png.json', '.hidden.png', 'x.jpg~')
+    (tmp_path / 'folder.png').mkdir()
+    (tmp_path / 'link').symlink_to(tmp_path / 'a', target_is_directory=True)
+    images += ['link/z.png', 'link/b/c.TIFF']
+    found = find_images(str(tmp_path))
+    assert found == [str(tmp_path / name) for name in sorted(images)]
+    assert find_images(f'{tmp_path}/')[0] == str(tmp_path / '10.Bmp')
+
+
+def test_a_folder_without_images(tmp_path: Path) -> None:
+    touch(tmp_path, 'a.txt')
+    with pytest.raises(ValueError, match=r"no image is in '.*': .*\.jpg, \.jpeg, "):
+        find_images(str(tmp_path))
+    for missing in (tmp_path / 'a', tmp_path / 'a.txt'):
+        with pytest.raises(ValueError, match=f"there is no folder '{missing}'"):
+            find_images(str(missing))
+
+
+@pytest.mark.parametrize('data', [None, 3, ['folder'], {}, dict(ann_file='a.json')])
+def test_a_setting_of_another_kind(data: Any) -> None:
+    with pytest.raises(ValueError, match=r'^unlabeled\.data: expected the path of a f'):
+        find_images(data)
+
+
+def test_all_images_of_a_detection_dataset(tmp_path: Path) -> None:
+    cfg = coco(tmp_path)
+    before = copy.deepcopy(cfg)
+    expected = [
+        str(tmp_path / f'images/{name}.jpg') for name in ('objects', 'none', 'tiny')
+    ]
+    # with labels, only the first is trained on
+    assert len(DATASETS.build(dict(cfg, pipeline=[]))) == 1
+    assert find_images(cfg) == expected
+    assert find_images(ConfigDict(cfg)) == expected
+    assert cfg == before
+    assert find_images(dict(cfg, type='mmdet.CocoDataset', indices=2)) == expected[:2]
+
+
+def test_labels_of_coco_that_list_images_alone(tmp_path: Path) -> None:
+    # image_info_unlabeled2017.json is such
+    assert len(find_images(coco(tmp_path, annotations=None))) == 3
+
+
+def test_a_segmentation_dataset_needs_no_maps(tmp_path: Path) -> None:
+    touch(tmp_path, 'images/a/1.png', 'images/2.png', 'images/3.jpg')
+    cfg = dict(
+        type='mmseg.BaseSegDataset',
+        metainfo=dict(classes=['person']),
+        data_root=str(tmp_path),
+        data_prefix=dict(img_path='images', seg_map_path='maps'),
+        img_suffix='.png',
+    )
+    found = [str(tmp_path / 'images' / name) for name in ('2.png', 'a/1.png')]
+    assert find_images(cfg) == found
+
+
+def test_the_home_folder_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv('HOME', str(tmp_path))
+    cfg = coco(tmp_path)
+    cfg['data_prefix'] = dict(img='~/images')
+    cfg.update(data_root='', ann_file=f'{tmp_path}/labels.json')
+    assert find_images(cfg)[0] == str(tmp_path / 'images/objects.jpg')
+
+
+def test_a_dataset_that_gives_no_paths(tmp_path: Path) -> None:
+    start = r"^unlabeled\.data: the dataset '{}' gives no paths of images: {}"
+    cfg = coco(tmp_path)
+    bad = [
+        (dict(cfg, type='CocoDatset'), 'KeyError: .*CocoDatset'),
+        (dict(cfg, ann_file='other.json'), 'FileNotFoundError: .*other.json'),
+        (dict(cfg, annfile='labels.json'), 'TypeError: .*annfile'),
+        (coco(tmp_path, images=[]), 'ValueError: '),
+    ]
+    for data, reason in bad:
+        with pytest.raises(ValueError, match=start.format(data['type'], reason)):
+            find_images(data)

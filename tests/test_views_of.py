@@ -1,0 +1,177 @@
+"""Which images are shown in a view, by which draws, and what its settings may be."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mmselfdistill import views
+from mmselfdistill.views import View, build_view, generator_of, seed_of, views_of
+
+CPU = torch.device('cpu')
+ALL: dict[str, Any] = dict(brightness=0.5, contrast=0.5, color=0.5, blur=1.0)
+ALL.update(noise=0.3, erase=0.3, mask=0.3, mask_size=3, cutmix=0.5)
+
+
+def images(*shape: int) -> Tensor:
+    return 40 * torch.randn(shape, generator=generator_of(CPU, 9)) + 100
+
+
+def show(x: Any, samples: Any = None, *seed: int, **steps: Any) -> Any:
+    return views_of(View(**(steps or ALL)), x, samples, seed)
+
+
+def sample(*shape: int) -> Any:
+    return SimpleNamespace(img_shape=shape)
+
+
+def padded() -> tuple[Tensor, list[Any]]:
+    """Return two images with black beside, and below."""
+    x = images(2, 3, 12, 10)
+    x[0, :, :, 6:] = 0
+    x[1, :, 7:] = 0
+    return x, [sample(12, 6), sample(7, 10, 3)]
+
+
+def test_padding_stays_as_it_was() -> None:
+    x, samples = padded()
+    for steps in (dict(noise=1.0), dict(ALL, cutmix=1.0)):
+        shown, ((seen, clean),) = show(x, samples, 4, **steps)
+        assert shown[id(x)] is seen
+        for image in (seen, clean):
+            assert torch.equal(image[0, :, :, 6:], x[0, :, :, 6:])
+            assert torch.equal(image[1, :, 7:], x[1, :, 7:])
+    inside = torch.cat(
+        [(seen != x)[0, :, :, :6].flatten(), (seen != x)[1, :, :7].flatten()]
+    )
+    assert float(inside.float().mean()) > 0.9
+    # what has no shape is perturbed as a whole
+    others: list[Any] = [None, [], samples[:1], [samples[0], SimpleNamespace()], {}, x]
+    for other in others:
+        (seen,) = show(x, other, 4, noise=1.0)[0].values()
+        assert bool((seen != x).all())
+
+
+def test_padding_is_no_part_of_mean_and_deviation() -> None:
+    x, samples = padded()
+    _, ((brighter, _),) = show(x, samples, 4, brightness=0.5)
+    _, ((hidden, _),) = show(x, samples, 4, mask=1.0)
+    for i, each in enumerate(samples):
+        height, width = each.img_shape[:2]
+        image, shifted, behind = (
+            y[i, :, :height, :width] for y in (x, brighter, hidden)
+        )
+        std = image.double().var((1, 2), unbiased=False).sqrt()
+        unit = (shifted - image).double().flatten(1) / std[:, None]
+        assert float(unit.max() - unit.min()) < 1e-4
+        assert 0 < float(unit.abs().max()) < 0.5
+        mean = image.mean((1, 2), keepdim=True).expand_as(behind)
+        torch.testing.assert_close(behind, mean)
+
+
+def test_what_is_shown_is_contiguous() -> None:
+    last = images(3, 3, 16, 16).contiguous(memory_format=torch.channels_last)
+    for steps in (dict(brightness=0.5), ALL):
+        shown, ((seen, clean),) = show(last, None, 1, **steps)
+        assert shown[id(last)].is_contiguous() and clean.is_contiguous()
+        expected = show(last.contiguous(), None, 1, **steps)[1][0]
+        torch.testing.assert_close((seen, clean), expected)
+
+
+def test_frames_of_a_video_are_images() -> None:
+    x = images(2, 3, 3, 8, 8)
+    _, ((seen, clean),) = show(x, [sample(8, 8)] * 2, 1)
+    assert seen.shape == clean.shape == x.shape
+    expected = View(**ALL)(x.view(6, 3, 8, 8), generator_of(CPU, 1, 0, 0))
+    assert torch.equal(seen.view(6, 3, 8, 8), expected[0])
+    assert torch.equal(clean.view(6, 3, 8, 8), expected[1])
+    # each frame has its own padding
+    frames = [[sample(8, 3 + 3 * i + j) for j in range(3)] for i in range(2)]
+    videos = [SimpleNamespace(video_data_samples=each) for each in frames]
+    _, ((seen, _),) = show(x, videos, 1, noise=1.0)
+    changed = (seen != x).all(2).all(2).flatten(0, 1)
+    assert changed.sum(1).tolist() == list(range(3, 9))
+
+
+def test_images_are_found_in_containers_and_others_left_alone() -> None:
+    one, two = images(2, 3, 8, 8), images(2, 3, 8, 8)
+    rest = [torch.ones(2, 3, 8, 8, dtype=torch.uint8), images(3, 8, 8), images(2, 5)]
+    shown, pairs = show(dict(a=[one, *rest], b=(two,)), None, 1)
+    assert shown.keys() == {id(one), id(two)}
+    assert [id(shown[id(x)]) for x in (one, two)] == [id(seen) for seen, _ in pairs]
+    # equal images, each with its own draw
+    assert torch.equal(one, two)
+    assert not torch.equal(shown[id(one)], shown[id(two)])
+    assert views_of(None, [one], None, (1,)) == ({}, [])
+    for nothing in (rest, [], None):
+        with pytest.raises(ValueError, match=r'^view: .* no image of floating point'):
+            show(nothing, None, 1)
+        assert views_of(None, nothing, None, (1,)) == ({}, [])
+
+
+def test_branches_of_semi_supervised_detectors() -> None:
+    keys = ('sup', 'unsup_teacher', 'unsup_student')
+    inputs = {key: padded()[0] for key in keys}
+    samples = {key: padded()[1] for key in keys}
+    shown, ((seen, _),) = show(inputs, samples, 1, noise=1.0)
+    assert shown.keys() == {id(inputs['sup'])}
+    assert torch.equal(seen[0, :, :, 6:], inputs['sup'][0, :, :, 6:])
+
+
+def test_draws_depend_on_seed_iteration_and_rank(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    x = images(2, 3, 8, 8)
+    first, again = (show(x, None, 3, 10)[0][id(x)] for _ in range(2))
+    assert torch.equal(first, again)
+    others = [show(x, None, *seed)[0][id(x)] for seed in [(4, 10), (3, 11), (3, 10, 1)]]
+    monkeypatch.setattr(views, 'get_rank', lambda: 1)
+    others.append(show(x, None, 3, 10)[0][id(x)])
+    for i, other in enumerate(others):
+        assert not any(torch.equal(other, each) for each in [first, *others[:i]])
+
+
+def test_seeds_are_told_apart_and_the_same_in_each_process() -> None:
+    cases = [(0,), (0, 0), (1,), (1, 0), (1, 0, 0, 0, 0), (0, 1), (2**31, 5)]
+    seeds = [seed_of(*case) for case in cases]
+    assert len(set(seeds)) == len(cases)
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert generator_of(CPU, 3, 4).initial_seed() == seed_of(3, 4)
+    assert seed_of(3, 4) == 4142466838686032688
+
+
+BAD = [
+    (0.5, r': expected a dict such as .*, or None, but got 0\.5'),
+    (['blur'], r": expected a dict such as .* but got \['blur'\]"),
+    (dict(brightnes=1), r": unknown 'brightnes'; did you mean 'brightness'\? Valid:"),
+    (dict(colour=1), r": unknown 'colour'; did you mean 'color'\? Valid: 'blur', "),
+    ({3: 1}, ': unknown 3; valid: '),
+    (dict(blur=True), r'\.blur: expected a number >= 0, but got True'),
+    (dict(noise=-0.1), r'\.noise: expected a number >= 0, but got -0\.1'),
+    (dict(brightness=math.inf), r'\.brightness: .* >= 0, but got inf'),
+    (dict(contrast='1'), r"\.contrast: expected a number in \[0, 1\], but got '1'"),
+    (dict(color=1.1), r'\.color: expected a number in \[0, 1\], but got 1\.1'),
+    (dict(erase=2), r'\.erase: expected a number in \[0, 1\], but got 2'),
+    (dict(mask=math.nan), r'\.mask: expected a number in \[0, 1\], but got nan'),
+    (dict(mask_size=0), r'\.mask_size: expected an integer >= 1, but got 0'),
+    (dict(mask_size=8.0), r'\.mask_size: expected an integer >= 1, but got 8\.0'),
+    (dict(mask_size=True), r'\.mask_size: expected an integer >= 1, but got True'),
+    (dict(cutmix=0.1), r'\.cutmix: labels are not mixed: .*unlabeled=dict\(view='),
+]
+
+
+@pytest.mark.parametrize(('cfg', 'message'), BAD)
+def test_bad_settings_are_named(cfg: Any, message: str) -> None:
+    with pytest.raises(ValueError, match='^self_distill.view' + message):
+        build_view(cfg, 'self_distill.view', labels=True)
+
+
+def test_a_view_is_what_was_written() -> None:
+    built = build_view(ALL, 'view', labels=False)
+    assert built == View(**ALL)
+    assert build_view(dict(cutmix=0.0, blur=1), 'view', True) == View(blur=1.0)
