@@ -20,7 +20,7 @@ the one with the shortest name and one of another kind were tried on this machin
 CPU, each in a process of its own, with random weights, on images of noise, and with no
 setting for the model. A row that trains with the plugin has passed all of this:
 
-- With equal weights, and with the student stilled as its teacher is, every term is 0
+- With equal weights, and with what is random in the student off as in its teacher, every term is 0
   to within 1e-6 of its value at disturbed weights. PyTorch multiplies matrices in
   another order where a weight has no gradient: where rounding adds up to more, the row
   says so, and the term is exactly 0 with the student's weights frozen too. The losses

@@ -68,6 +68,10 @@ class Comparison:
         self._own: list[tuple[Tensor, Tensor]] = []
         self._own_ids: dict[int, Tensor] = {}
 
+    def names(self) -> list[str]:
+        """Return the names of the terms that apply to these batches."""
+        return [name for name, shapes in self.shapes.items() if shapes]
+
     def run(
         self,
         forward: Callable[[], Any],

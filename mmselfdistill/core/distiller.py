@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any, Callable, Mapping, Sequence
 
-import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from mmselfdistill.containers import replaced
+from mmselfdistill.core.added import weighted_task, weighted_terms
 from mmselfdistill.core.attached import DistilledForward
 from mmselfdistill.core.comparison import Batch, Comparison
-from mmselfdistill.core.freeze import use_batch_statistics
+from mmselfdistill.core.modes import use_batch_statistics
 from mmselfdistill.core.parts import with_named_seams
 from mmselfdistill.core.report import describe
 from mmselfdistill.core.terms import ScheduleConfig, Term, TermConfigs, resolve_terms
@@ -160,7 +160,7 @@ class Distiller:
             [term for term in self.terms if term.on != 'unlabeled'],
             weights,
         )
-        added = self._weighted(self.labeled, found, weights, '')
+        added = weighted_terms(self.labeled, found, weights)
         if self.unlabeled is not None:
             added.update(self._on_unlabeled(self.unlabeled, stock, weights))
         if first:
@@ -171,7 +171,9 @@ class Distiller:
         taken = sorted(added.keys() & losses.keys())
         if taken:
             raise KeyError(f'self_distill: the model already has the losses {taken}')
-        return {**self._task(losses), **added}
+        if self.task_weight is not None:
+            losses = weighted_task(losses, self.task_weight.clamped(self.run_progress))
+        return {**losses, **added}
 
     def _on_unlabeled(
         self, unlabeled: Unlabeled, stock: Callable[..., Any], weights: dict[str, float]
@@ -201,9 +203,9 @@ class Distiller:
                     terms,
                     weights,
                 )
-        added = self._weighted(comparison, found, weights, '_unlabeled')
+        added = weighted_terms(comparison, found, weights, '_unlabeled')
         if unlabeled.skipped is not None:
-            added['sd_unlabeled_skipped'] = self._zero() + unlabeled.skipped
+            added['sd_unlabeled_skipped'] = comparison.zero() + unlabeled.skipped
         return added
 
     def _compare(
@@ -248,43 +250,6 @@ class Distiller:
             use_batch_statistics(teacher, self.student)
             self._normed = teacher
         return teacher
-
-    def _task(self, losses: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the student's own losses, times their weight."""
-        if self.task_weight is None:
-            return dict(losses)
-        factor = self.task_weight.clamped(self.run_progress)
-        scaled: dict[str, Any] = {}
-        for key, value in losses.items():
-            if 'loss' in key and isinstance(value, (list, tuple)):
-                value = [each * factor for each in value]
-            elif 'loss' in key and isinstance(value, Tensor):
-                value = value * factor
-            scaled[key] = value
-        scaled['sd_task_weight'] = torch.full((), factor, device=self._zero().device)
-        return scaled
-
-    def _weighted(
-        self,
-        comparison: Comparison,
-        divergences: dict[str, Tensor],
-        weights: dict[str, float],
-        suffix: str,
-    ) -> dict[str, Tensor]:
-        result = {}
-        for name, shapes in comparison.shapes.items():
-            if suffix and not shapes:
-                continue
-            weight, value = weights[name], divergences.get(name, self._zero())
-            result[f'loss_sd_{name}{suffix}'] = weight * value
-            # MMEngine sums every key that holds "loss"
-            key = f'sd_{name.replace("loss", "term")}{suffix}'
-            result[key] = value.detach()
-            result[f'{key}_weight'] = torch.full_like(value.detach(), weight)
-        return result
-
-    def _zero(self) -> Tensor:
-        return self.labeled.zero()
 
 
 def build_distiller(

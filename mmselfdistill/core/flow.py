@@ -20,8 +20,8 @@ from mmselfdistill.core.recorder import (
     Recording,
     record,
     resolve,
-    rng_states,
 )
+from mmselfdistill.core.streams import rng_states
 from mmselfdistill.core.traced import Traced
 from mmselfdistill.families.plan import Call, Plan, Seam
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import re
 import threading
 import types
 import weakref
@@ -12,14 +11,13 @@ from collections import OrderedDict
 from typing import Any, Callable, Collection, Dict
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
-from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from .apart import HOOKS, SHARED, contents, parts, prove_apart, walk
+from .modes import still
 
 Hook = Callable[..., Any]
 
@@ -29,17 +27,6 @@ _LOCKS: dict[type, Callable[[], Any]] = {
     type(threading.Lock()): threading.Lock,
     type(threading.RLock()): threading.RLock,
 }
-
-# they draw numbers or keep statistics in training, and are no norms of PyTorch's
-_OTHERS = ('EMAModule', 'RReLU', '_SpectralNorm')
-
-# what the frameworks, timm and transformers call a rate that is no module
-_RATE = re.compile(
-    r'((attn|attention|attention_probs|proj|pos|patch|path|act|activation|ffn|hidden|'
-    r'head|feat|final|embed|embd|resid|classifier|encoder|decoder)_)?'
-    r'(drop|pdrop|dropout|drop_path|layer_?drop|stochastic_depth)'
-    r'(_(p|prob|rate|ratio))?'
-)
 
 
 def make_teacher(student: nn.Module, hooks: Collection[Hook] = ()) -> nn.Module:
@@ -103,66 +90,6 @@ def add_hooks(teacher: nn.Module, student: nn.Module, hooks: Collection[Hook]) -
                             {key: flags[key]} if key in flags else {}
                         )
     copies.forget()
-
-
-def still(model: nn.Module) -> None:
-    """Put a model in training mode, less all that is random or keeps statistics.
-
-    Evaluation mode is set for batch and instance norms, for dropout of every
-    kind, for ``RReLU``, which in training draws its slope, for mmcv's own
-    ``SyncBatchNorm``, for spectral norms, which in training update their vectors,
-    and for mmseg's ``EMAModule``, which in training updates its bases. A dropout
-    rate that a module holds as a number is set to 0, if it has a usual name.
-    """
-    model.train()
-    for module in model.modules():
-        dropout = _is_dropout(module)
-        if dropout or is_norm(module) or _draws_or_keeps(module):
-            module.training = False
-        # timm's attention reads the rate of a dropout that it does not call
-        for name, value in list(vars(module).items()):
-            rate = _RATE.fullmatch(name) or (dropout and name == 'p')
-            if rate and isinstance(value, float):
-                setattr(module, name, 0.0)
-
-
-def use_batch_statistics(teacher: nn.Module, student: nn.Module) -> None:
-    """Let batch norms that train in the student go by the batch in its teacher too.
-
-    The teacher's running statistics stay as they are. An average of fast weights, and
-    its running statistics, do not fit each other.
-
-    Args:
-        teacher (nn.Module): A copy of the student.
-        student (nn.Module): In the mode in which it trains.
-    """
-    ours = dict(teacher.named_modules())
-    for path, module in student.named_modules():
-        # of others, the flag does not keep the statistics still
-        if isinstance(module, _BatchNorm) and module.training:
-            ours[path].training = True
-            ours[path].track_running_stats = False
-
-
-def is_norm(module: nn.Module) -> bool:
-    """Say whether a module is a norm that may keep running statistics."""
-    return isinstance(module, _NormBase) or type(module).__name__ == 'SyncBatchNorm'
-
-
-def _is_dropout(module: nn.Module) -> bool:
-    named = 'drop' in type(module).__name__.lower() and not any(module.children())
-    return isinstance(module, _DropoutNd) or named
-
-
-def moves(module: nn.Module) -> bool:
-    """Say whether a module changes its buffers in a forward pass of training."""
-    return module.training and (is_norm(module) or _draws_or_keeps(module))
-
-
-def _draws_or_keeps(module: nn.Module) -> bool:
-    hooks = module._forward_pre_hooks.values()
-    spectral = any(isinstance(hook, SpectralNorm) for hook in hooks)
-    return spectral or type(module).__name__ in _OTHERS
 
 
 def _copy(student: nn.Module, hooks: Collection[Hook]) -> nn.Module:

@@ -6,7 +6,7 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Tuple
 
 from torch import Tensor, nn
 
-from .freeze import is_norm
+from .modes import is_norm
 
 _Tensors = Dict[str, Any]  # tensors, and None
 Pairs = List[Tuple[Tensor, Tensor]]

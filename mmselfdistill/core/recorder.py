@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mmselfdistill.containers import leaves, replaced, snapshot, written
+from mmselfdistill.core.streams import forked_rng, rng_states, set_rng_states
 from mmselfdistill.core.traced import share_memory
 from mmselfdistill.families.plan import Call, Plan, Seam
 
@@ -207,7 +208,7 @@ def replay(
             if not seam.repeat:
                 made.append(Call(outer.path, 0, *given))
                 continue
-            _set_rng_states(outer.rng)
+            set_rng_states(outer.rng)
             owner, name = resolve(teacher, outer.path)
             if outer.state:
                 getattr(owner, seam.state).update(replaced(outer.state, versions))
@@ -288,28 +289,3 @@ def _structure(call: Call) -> list[tuple[Any, type]]:
 
 def _written(call: Call) -> list[str]:
     return [f'{kind.__name__} at {written(path)}' for path, kind in _structure(call)]
-
-
-def rng_states() -> list[Tensor]:
-    """Return the states of the generators of the CPU and of the current device."""
-    # both are kept on the host: reading them does not wait for the device
-    states = [torch.get_rng_state()]
-    if torch.cuda.is_available():
-        states.append(torch.cuda.get_rng_state())
-    return states
-
-
-def _set_rng_states(states: Sequence[Tensor]) -> None:
-    torch.set_rng_state(states[0])
-    if len(states) > 1:
-        torch.cuda.set_rng_state(states[1])
-
-
-@contextmanager
-def forked_rng() -> Iterator[None]:
-    """Put the generators of the CPU and of the current device back at the end."""
-    states = rng_states()
-    try:
-        yield
-    finally:
-        _set_rng_states(states)

@@ -13,7 +13,8 @@ from mmengine.dist import broadcast, get_world_size
 from torch import Tensor, nn
 
 from .apart import prove_apart
-from .freeze import make_teacher, still
+from .freeze import make_teacher
+from .modes import still
 from .pairing import Pairing, Pairs
 
 __all__ = [

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from mmselfdistill.containers import tensors_in
 from mmselfdistill.core.comparison import Comparison
-from mmselfdistill.core.freeze import moves
-from mmselfdistill.core.recorder import forked_rng
+from mmselfdistill.core.modes import moves
+from mmselfdistill.core.streams import forked_rng
 from mmselfdistill.families.plan import Plan
 from mmselfdistill.images import Batches
 from mmselfdistill.views import View, seed_of

@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any, Mapping, Sequence
 
-from mmengine.dist import get_rank
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
-from mmengine.runner.checkpoint import weights_to_cpu
 from torch import nn
 
 from mmselfdistill.core.distiller import Distiller, build_distiller
-from mmselfdistill.core.teacher import make_teacher, mismatches
-from mmselfdistill.core.terms import ScheduleConfig, TermConfigs, differences
-from mmselfdistill.errors import check_choice, check_number, nearest
-from mmselfdistill.schedules import Schedule, build_schedule
+from mmselfdistill.core.teacher import make_teacher
+from mmselfdistill.core.terms import ScheduleConfig, TermConfigs
+from mmselfdistill.errors import check_choice, check_number
+from mmselfdistill.schedules import build_schedule
 from mmselfdistill.views import build_view
 
-from .buffers import put_buffers, unsaved_buffers
-from .learned import losses_of, train_losses
+from .learned import train_losses
+from .run import bare_model, epochs_done, seed_of_all_ranks
+from .settings import build_task_weight, check_arguments, check_paths
+from .state import STATE_KEY, STATE_VERSION, read_state, restore, state_of
 from .unlabeled import check_unlabeled, load_unlabeled
 from .validation import VALIDATE, Evaluated, check_save_best, of_teacher, validate
 
-STATE_KEY = 'mmselfdistill'
-STATE_VERSION = 1
 _NORMS = ('running', 'batch')
-_STATE_PARTS = {'teacher', 'generation', 'updates', 'terms'}
 
 
 class DistillHook(Hook):
@@ -82,17 +77,15 @@ class DistillHook(Hook):
         validate: str = 'student',
         **unknown: Any,
     ) -> None:
-        check_arguments(type(self), unknown)
+        check_arguments(type(self), DistillHook, unknown)
         self.terms = terms
         self.loss_weight = check_number('loss_weight', loss_weight, 0.0)
         self.schedule = self.default_schedule if schedule is None else schedule
         build_schedule(self.schedule, 'schedule')
-        if isinstance(seams, str) or not all(isinstance(path, str) for path in seams):
-            raise ValueError(f'seams: expected a list of paths, but got {seams!r}')
-        self.seams = tuple(seams)
+        self.seams = check_paths(seams)
         self.view = build_view(view, 'view', labels=True)
         self.unlabeled = check_unlabeled(unlabeled)
-        self.task_weight = _task_weight(task_weight)
+        self.task_weight = build_task_weight(task_weight)
         self.teacher_norm = check_choice('teacher_norm', teacher_norm, _NORMS)
         self.validate = check_choice('validate', validate, VALIDATE)
         self.generation = 0
@@ -235,27 +228,13 @@ class DistillHook(Hook):
         self, runner: Runner, checkpoint: dict[str, Any]
     ) -> None:
         """Add our state under one key; the student's own keys stay as they are."""
-        if self.distiller is None:
-            return
-        teacher, unlabeled = self.distiller.teacher, self.distiller.unlabeled
-        checkpoint[STATE_KEY] = dict(
-            **self.identity(),
-            teacher=None if teacher is None else weights_to_cpu(teacher.state_dict()),
-            buffers={
-                name: buffer.cpu()
-                for name, buffer in (
-                    unsaved_buffers(teacher) if teacher else {}
-                ).items()
-            },
-            losses={
-                name: weights_to_cpu(loss.state_dict())
-                for name, loss in losses_of(self.distiller).items()
-            },
-            generation=self.generation,
-            updates=self.updates,
-            terms={term.name: term.config for term in self.distiller.terms},
-            unlabeled=0 if unlabeled is None else unlabeled.used,
-        )
+        if self.distiller is not None:
+            counts = dict(generation=self.generation, updates=self.updates)
+            checkpoint[STATE_KEY] = {
+                **self.identity(),
+                **counts,
+                **state_of(self.distiller),
+            }
 
     def identity(self) -> dict[str, Any]:
         """Return what must be the same when a run is resumed, besides the terms."""
@@ -263,50 +242,13 @@ class DistillHook(Hook):
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Keep our state of a resumed checkpoint until the teacher is built."""
-        if not runner._resume:
-            return
-        if STATE_KEY not in checkpoint:
-            raise ValueError(
-                'resume: the checkpoint holds no state of mmselfdistill, it was '
-                'written without this hook. To begin self-distillation from its '
-                'weights, use load_from without resume'
-            )
-        state = checkpoint[STATE_KEY]
-        if not isinstance(state, dict) or _STATE_PARTS - state.keys():
-            raise ValueError(
-                f'resume: the state under {STATE_KEY!r} in the checkpoint is broken: '
-                f'expected a dict with {sorted(_STATE_PARTS)}'
-            )
-        self._resumed = state
+        if runner._resume:
+            self._resumed = read_state(checkpoint)
 
     def _restore(self, state: dict[str, Any], teacher: nn.Module) -> None:
         assert self.distiller is not None
-        wrong = [
-            f'{key}: {state.get(key)!r} in the checkpoint, {value!r} now'
-            for key, value in self.identity().items()
-            if state.get(key) != value
-        ]
-        terms = {term.name: term.config for term in self.distiller.terms}
-        # a checkpoint of an earlier version has neither buffers nor losses
-        wrong += differences(terms, state['terms'])
-        if state['teacher'] is not None:
-            put_buffers(teacher, state['teacher'], state.get('buffers', {}))
-            differing = mismatches(teacher.state_dict(), state['teacher'])
-            wrong += [f'teacher: {each}' for each in differing]
-        if wrong:
-            raise ValueError(
-                'resume: the run in the checkpoint was another one:\n  '
-                + '\n  '.join(wrong)
-            )
+        restore(self.distiller, state, self.identity(), teacher)
         self.generation, self.updates = state['generation'], state['updates']
-        if self.distiller.unlabeled is not None:
-            self.distiller.unlabeled.used = state.get('unlabeled', 0)
-        losses = losses_of(self.distiller)
-        for name, weights in state.get('losses', {}).items():
-            losses[name].load_state_dict(weights, strict=True)
-        if state['teacher'] is not None:
-            teacher.load_state_dict(state['teacher'], strict=True)
-            self.distiller.teacher = teacher
 
 
 def _release(student: nn.Module) -> None:
@@ -326,56 +268,3 @@ def _check_alone(hook: DistillHook, runner: Runner) -> None:
             'all but one of them to None in default_hooks, or remove them from '
             'custom_hooks'
         )
-
-
-def check_arguments(hook: type[DistillHook], unknown: Mapping[str, Any]) -> None:
-    """Refuse arguments that a hook does not have, and name those that it has.
-
-    Raises:
-        ValueError: If there is one.
-    """
-    signatures = [inspect.signature(each).parameters for each in (DistillHook, hook)]
-    parameters = [p for each in signatures for p in each.values()]
-    valid = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
-    for name in unknown:
-        raise ValueError(
-            f'{hook.__name__} has no argument {name!r}; {nearest(name, valid)}'
-        )
-
-
-def _task_weight(given: float | ScheduleConfig) -> Schedule | None:
-    if isinstance(given, (int, float)):
-        value = check_number('task_weight', given, 0.0)
-        return Schedule('linear', start=value, stop=value)
-    if isinstance(given, Mapping) and 'over' in given:
-        raise ValueError('task_weight.over: it is over the run always; remove it')
-    return None if given is None else build_schedule(given, 'task_weight')
-
-
-def seed_of_all_ranks(runner: Runner) -> int:
-    """Return the run's seed, of rank 0 where each rank has its own."""
-    own = runner._randomness_cfg.get('diff_rank_seed', False)
-    return (runner.seed or 0) - (get_rank() if own else 0)
-
-
-def epochs_done(runner: Runner, batch_idx: int) -> float:
-    """Return how many epochs are done, the present one by its share of batches.
-
-    Iterations do not tell: a resumed run may have another batch size.
-    """
-    return float(runner.epoch + batch_idx / len(runner.train_loop.dataloader))
-
-
-def bare_model(runner: Runner) -> nn.Module:
-    """Return the model without its wrapper.
-
-    Raises:
-        ValueError: If its parameters are sharded.
-    """
-    model = runner.model
-    if 'FullySharded' in type(model).__name__:
-        raise ValueError(
-            'self_distill: FSDP shards the parameters that a teacher has to copy, '
-            'which is not supported; use DDP (launcher pytorch or slurm)'
-        )
-    return model.module if is_model_wrapper(model) else model

@@ -12,8 +12,9 @@ from torch import nn
 from mmselfdistill.core.teacher import Average, copy_into
 from mmselfdistill.errors import check_number
 
-from .base import DistillHook, bare_model
+from .base import DistillHook
 from .optimizers import optim_wrappers, optimizer_steps
+from .run import bare_model
 
 _MOMENTUM = 0.999
 

@@ -13,9 +13,11 @@ from torch import nn
 from mmselfdistill.core.teacher import copy_into, make_teacher
 from mmselfdistill.errors import check_choice
 
-from .base import STATE_KEY, DistillHook, bare_model, epochs_done
+from .base import DistillHook
 from .learned import losses_of
 from .restart import Beginning, reinitialize, try_fresh_model
+from .run import bare_model, epochs_done
+from .state import STATE_KEY
 
 
 @HOOKS.register_module()

@@ -16,8 +16,8 @@ from torch import nn
 
 from mmselfdistill.core.teacher import broadcast_from_rank_0, tensors_of
 
-from .base import bare_model
 from .optimizers import optim_wrappers, schedulers_of
+from .run import bare_model
 
 
 class Beginning:

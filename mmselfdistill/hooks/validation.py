@@ -10,7 +10,7 @@ from mmengine.runner import Runner
 from mmengine.runner.amp import autocast
 from torch import nn
 
-from mmselfdistill.core.recorder import forked_rng
+from mmselfdistill.core.streams import forked_rng
 
 VALIDATE = ('student', 'teacher', 'both')
 PREFIX = 'teacher/'

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import mmselfdistill
-from mmselfdistill.core.freeze import use_batch_statistics
+from mmselfdistill.core.modes import use_batch_statistics
 from mmselfdistill.core.teacher import make_teacher
 
 if TYPE_CHECKING:

@@ -1,0 +1,55 @@
+"""The settings of the hooks, checked as far as they can be without a run."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, Mapping, Sequence
+
+from mmselfdistill.core.terms import ScheduleConfig
+from mmselfdistill.errors import check_number, nearest
+from mmselfdistill.schedules import Schedule, build_schedule
+
+
+def check_arguments(hook: type, base: type, unknown: Mapping[str, Any]) -> None:
+    """Refuse arguments that a hook does not have, and name those that it has.
+
+    Args:
+        hook (type): Its class.
+        base (type): The class that has the arguments of all hooks.
+        unknown (Mapping): The arguments that neither has.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    signatures = [inspect.signature(each).parameters for each in (base, hook)]
+    parameters = [p for each in signatures for p in each.values()]
+    valid = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
+    for name in unknown:
+        raise ValueError(
+            f'{hook.__name__} has no argument {name!r}; {nearest(name, valid)}'
+        )
+
+
+def check_paths(seams: Sequence[str]) -> tuple[str, ...]:
+    """Return the paths of seams.
+
+    Raises:
+        ValueError: If it is no list of paths.
+    """
+    if isinstance(seams, str) or not all(isinstance(path, str) for path in seams):
+        raise ValueError(f'seams: expected a list of paths, but got {seams!r}')
+    return tuple(seams)
+
+
+def build_task_weight(given: float | ScheduleConfig) -> Schedule | None:
+    """Return the factor on the losses of the model itself, as a schedule over the run.
+
+    Raises:
+        ValueError: If it is neither a number nor a schedule.
+    """
+    if isinstance(given, (int, float)):
+        value = check_number('task_weight', given, 0.0)
+        return Schedule('linear', start=value, stop=value)
+    if isinstance(given, Mapping) and 'over' in given:
+        raise ValueError('task_weight.over: it is over the run always; remove it')
+    return None if given is None else build_schedule(given, 'task_weight')

@@ -1,0 +1,100 @@
+"""What a checkpoint holds of a distiller, and how it is put back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmengine.runner.checkpoint import weights_to_cpu
+from torch import nn
+
+from mmselfdistill.core.distiller import Distiller
+from mmselfdistill.core.teacher import mismatches
+from mmselfdistill.core.terms import differences
+
+from .buffers import put_buffers, unsaved_buffers
+from .learned import losses_of
+
+STATE_KEY = 'mmselfdistill'
+STATE_VERSION = 1
+_PARTS = {'teacher', 'generation', 'updates', 'terms'}
+
+
+def state_of(distiller: Distiller) -> dict[str, Any]:
+    """Return teacher, losses and terms as plain tensors, numbers and lists."""
+    teacher, unlabeled = distiller.teacher, distiller.unlabeled
+    buffers = {} if teacher is None else unsaved_buffers(teacher)
+    return dict(
+        teacher=None if teacher is None else weights_to_cpu(teacher.state_dict()),
+        buffers={name: buffer.cpu() for name, buffer in buffers.items()},
+        losses={
+            name: weights_to_cpu(loss.state_dict())
+            for name, loss in losses_of(distiller).items()
+        },
+        terms={term.name: term.config for term in distiller.terms},
+        unlabeled=0 if unlabeled is None else unlabeled.used,
+    )
+
+
+def read_state(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Return our state of a checkpoint.
+
+    Raises:
+        ValueError: If there is none, or it is broken.
+    """
+    if STATE_KEY not in checkpoint:
+        raise ValueError(
+            'resume: the checkpoint holds no state of mmselfdistill, it was '
+            'written without this hook. To begin self-distillation from its '
+            'weights, use load_from without resume'
+        )
+    state = checkpoint[STATE_KEY]
+    if not isinstance(state, dict) or _PARTS - state.keys():
+        raise ValueError(
+            f'resume: the state under {STATE_KEY!r} in the checkpoint is broken: '
+            f'expected a dict with {sorted(_PARTS)}'
+        )
+    return state
+
+
+def restore(
+    distiller: Distiller,
+    state: dict[str, Any],
+    identity: dict[str, Any],
+    teacher: nn.Module,
+) -> None:
+    """Put a state back, or change nothing.
+
+    Args:
+        distiller (Distiller): Is given the teacher.
+        state (dict): What the checkpoint holds.
+        identity (dict): What has to be the same, besides the terms.
+        teacher (nn.Module): Is given the teacher's weights.
+
+    Raises:
+        ValueError: If it is of another run.
+    """
+    wrong = [
+        f'{key}: {state.get(key)!r} in the checkpoint, {value!r} now'
+        for key, value in identity.items()
+        if state.get(key) != value
+    ]
+    terms = {term.name: term.config for term in distiller.terms}
+    # a checkpoint of an earlier version has neither buffers nor losses
+    wrong += differences(terms, state['terms'])
+    if state['teacher'] is not None:
+        put_buffers(teacher, state['teacher'], state.get('buffers', {}))
+        differing = mismatches(teacher.state_dict(), state['teacher'])
+        wrong += [f'teacher: {each}' for each in differing]
+    if wrong:
+        raise ValueError(
+            'resume: the run in the checkpoint was another one:\n  '
+            + '\n  '.join(wrong)
+        )
+    if distiller.unlabeled is not None:
+        distiller.unlabeled.used = state.get('unlabeled', 0)
+    losses = losses_of(distiller)
+    for name, weights in state.get('losses', {}).items():
+        losses[name].load_state_dict(weights, strict=True)
+    if state['teacher'] is not None:
+        teacher.load_state_dict(state['teacher'], strict=True)
+        distiller.teacher = teacher
