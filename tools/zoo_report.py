@@ -20,12 +20,12 @@ the one with the shortest name and one of another kind were tried on this machin
 CPU, each in a process of its own, with random weights, on images of noise, and with no
 setting for the model. A row that trains with the plugin has passed all of this:
 
-- With equal weights, and with what is random in the student off as in its teacher, every term is 0
-  to within 1e-6 of its value at disturbed weights. PyTorch multiplies matrices in
-  another order where a weight has no gradient: where rounding adds up to more, the row
-  says so, and the term is exactly 0 with the student's weights frozen too. The losses
-  of the model itself are bitwise those without the plugin, and no buffer of the
-  teacher changes.
+- With equal weights, and with what is random in the student off as in its teacher,
+  every term is 0 to within 1e-6 of its value at disturbed weights. PyTorch multiplies
+  matrices in another order where a weight has no gradient: where rounding adds up to
+  more, the row says so, and the term is exactly 0 with the student's weights frozen
+  too. The losses of the model itself are bitwise those without the plugin, and no
+  buffer of the teacher changes.
 - At disturbed weights every term is positive, and its gradient reaches the student; of
   all terms together it reaches the backbone, unless that is frozen.
 - On two images without labels, with no setting for the model ("without labels"): at

@@ -8,6 +8,7 @@ from typing import Any, Callable, Iterator, Sequence
 
 import torch
 from mmengine.dist import get_rank
+from mmengine.model import BaseDataPreprocessor
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
@@ -85,7 +86,7 @@ class Unlabeled:
         """
         if self._held is None:
             batch = next(self._batches)
-            data = _preprocessor(self._model)(batch, True)
+            data = _preprocessor(self.comparison.student, self._model)(batch, True)
             self._held = data['inputs'], without_labels(data['data_samples'])
         held = self._held
         if advance:
@@ -147,12 +148,15 @@ def _copied(buffer: Tensor | None) -> Tensor | None:
     return None if buffer is None else buffer.clone()
 
 
-def _preprocessor(model: Any) -> Any:
+def _preprocessor(student: Any, model: Any) -> Any:
     """Return a model's preprocessor, without what mixes or resizes whole batches.
 
     That draws random numbers, and may keep them for the next batch with labels.
     """
-    preprocessor = copy.copy(model.data_preprocessor)
+    own = model.data_preprocessor
+    # of a tracker's detector it does nothing: the tracker's takes images too
+    found = student.data_preprocessor if type(own) is BaseDataPreprocessor else own
+    preprocessor = copy.copy(found)
     if getattr(preprocessor, 'batch_augments', None) is not None:
         preprocessor.batch_augments = None
     return preprocessor
