@@ -131,7 +131,7 @@ def _more(distiller: Distiller, ours: int, stock: int, size: int) -> list[str]:
     return [
         f'Sites: {sites}, and any module by its path.',
         f'The teacher repeats: {", ".join(repeated)}.',
-        f"The teacher's forward is {(ours - stock) / ours:.0%} of a step's operations "
+        f"Self-distillation is {(ours - stock) / ours:.0%} of a step's operations "
         f'({ours / stock:.2f} of stock): of convolutions and matrix products, in the '
         f'middle of a run, with 2 images of {size} x {size} pixels.',
     ]

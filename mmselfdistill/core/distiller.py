@@ -152,7 +152,8 @@ class Distiller:
         samples = kwargs.get('data_samples', args[1] if len(args) > 1 else [])
         inputs = kwargs.get('inputs', args[0] if args else None)
         shown, views = views_of(self.view, inputs, samples, self.seed)
-        args, kwargs = replaced((args, kwargs), shown)
+        if shown:
+            args, kwargs = replaced((args, kwargs), shown)
         losses, found = self._compare(
             self.labeled,
             lambda: stock(*args, **kwargs),

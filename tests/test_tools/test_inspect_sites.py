@@ -41,7 +41,7 @@ def test_shows_the_defaults_of_a_config_that_knows_nothing_of_us() -> None:
     assert table['boxes'][-1] == f'{anchors}x4'
     assert 'The teacher repeats: extract_feat, bbox_head.forward.' in done.stdout
     # a forward and about two backward passes, and the teacher's forward
-    share = re.search(r'forward is (\d+)% .* \((\d\.\d\d) of stock\)', done.stdout)
+    share = re.search(r'distillation is (\d+)% .* \((\d\.\d\d) of stock\)', done.stdout)
     assert share is not None
     assert 20 <= int(share[1]) <= 30 and 1.25 <= float(share[2]) <= 1.43
 
