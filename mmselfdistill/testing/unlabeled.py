@@ -95,26 +95,26 @@ def _checked(
     try:
         losses = loss_of(model, batch)
         own = list(leaves_of({k: v for k, v in losses.items() if not is_ours(k)}))
-        equal = _terms(losses)
-        del losses
+        equal = _values(losses)
+        del losses  # and its graph: large models have no room for two
         trained = [p for p in model.parameters() if p.requires_grad]
         model.requires_grad_(False)
         with torch.no_grad():
-            frozen = _terms(loss_of(model, batch))
+            frozen = _values(loss_of(model, batch))
         for parameter in trained:
             parameter.requires_grad_(True)
         distiller.restart()
         unlabeled.view = View(brightness=0.5, noise=0.5)
-        seen = [_terms(loss_of(model, batch))]
+        seen = [_values(loss_of(model, batch))]
         disturb(teacher)
-        seen.append(_terms(loss_of(model, batch)))
+        seen.append(_values(loss_of(model, batch)))
         unlabeled.view = None
         apart = _terms(loss_of(model, batch))
         found = {
             name: Check(
                 unlabeled.comparison.shapes[name],
-                abs(float(equal[name].detach())),
-                abs(float(frozen[name].detach())),
+                abs(equal[name]),
+                abs(frozen[name]),
                 abs(float(apart[name].detach())),
                 *gradients_of(model, apart[name]),
             )
@@ -127,8 +127,7 @@ def _checked(
         f'{name}: it does not see the view'
         for name in found
         # at equal weights a small difference may be lost in float32
-        if not float(seen[0][name].detach()) > 0
-        and torch.equal(seen[1][name], apart[name])
+        if not seen[0][name] > 0 and seen[1][name] == float(apart[name].detach())
     ]
     if not all(map(torch.equal, plain, own)):
         problems.append('images without labels change the losses of those with labels')
@@ -146,3 +145,7 @@ def _terms(losses: dict[str, Any]) -> dict[str, Any]:
         for key, value in losses.items()
         if key.startswith(_PREFIX) and key.endswith(_SUFFIX)
     }
+
+
+def _values(losses: dict[str, Any]) -> dict[str, float]:
+    return {name: float(value.detach()) for name, value in _terms(losses).items()}
