@@ -82,8 +82,15 @@ def _checked(
     model: nn.Module, raw: dict[str, Any], batch: dict[str, Any], settings: Any
 ) -> tuple[dict[str, Check], list[str]]:
     still(model)
-    plain = list(leaves_of(loss_of(copy.deepcopy(model), batch)))
-    buffers = {name: tensor.clone() for name, tensor in model.named_buffers()}
+    alone = copy.deepcopy(model)
+    plain = list(leaves_of(loss_of(alone, batch)))
+    # a loss may count something in each iteration
+    after = dict(alone.named_buffers())
+    buffers = {
+        name: tensor.clone()
+        for name, tensor in model.named_buffers()
+        if torch.equal(tensor, after[name])
+    }
     raw = {**raw, 'data_samples': without_labels(raw['data_samples'])}
     distiller = build_distiller(
         model, schedule='constant', unlabeled=dict(batches=Same(raw)), **settings
