@@ -86,3 +86,25 @@ def check_number(
     else:
         wanted = f'{">" if above_low else ">="} {low:g}'
     raise ValueError(f'{setting}: expected a number {wanted}, but got {given!r}')
+
+
+def check_whole(setting: str, given: object, low: int) -> int:
+    """Return the given value as an int if it is an integer in the range.
+
+    Args:
+        setting (str): What the setting is called where the user wrote it.
+        given (object): What the user wrote.
+        low (int): The smallest valid integer.
+
+    Returns:
+        int: The given integer.
+
+    Raises:
+        ValueError: If it is no integer, or too small.
+    """
+    # bool is an integer to Python too
+    if isinstance(given, numbers.Integral) and not isinstance(given, bool):
+        value = int(given)
+        if value >= low:
+            return value
+    raise ValueError(f'{setting}: expected an integer >= {low}, but got {given!r}')

@@ -10,14 +10,14 @@ import math
 from dataclasses import dataclass
 from typing import Any, Iterator, Mapping, Sequence, Tuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from mmengine.dist import get_rank
 from torch import Tensor
 
 from mmselfdistill.containers import tensors_in
-from mmselfdistill.errors import check_number, nearest
+from mmselfdistill.errors import check_number, check_whole, nearest
+from mmselfdistill.seeds import generator_of
 
 Size = Tuple[int, int]
 
@@ -229,11 +229,7 @@ def build_view(cfg: object, where: str, labels: bool) -> View | None:
         for key in cfg
         if key != 'mask_size'
     }
-    side = cfg.get('mask_size', View.mask_size)
-    if isinstance(side, bool) or not isinstance(side, int) or side < 1:
-        raise ValueError(
-            f'{where}.mask_size: expected an integer >= 1, but got {side!r}'
-        )
+    side = check_whole(f'{where}.mask_size', cfg.get('mask_size', View.mask_size), 1)
     if labels and values.get('cutmix'):
         raise ValueError(
             f'{where}.cutmix: labels are not mixed: set it in the view of images '
@@ -327,19 +323,3 @@ def _padded(seen: Tensor, clean: Tensor, sizes: Sequence[Size] | None) -> Tensor
         seen[i, :, height:] = clean[i, :, height:]
         seen[i, :, :, width:] = clean[i, :, :, width:]
     return seen
-
-
-def generator_of(device: torch.device, *numbers: int) -> torch.Generator:
-    """Return a generator whose numbers depend on some numbers alone: seed, rank, ...
-
-    So that a resumed run sees the same views, and no random stream is moved.
-    """
-    return torch.Generator(device).manual_seed(seed_of(*numbers))
-
-
-def seed_of(*numbers: int) -> int:
-    """Return a seed that depends on some numbers alone, in [0, 2^63)."""
-    # by itself (1,) is the same as (1, 0)
-    entropy = np.random.SeedSequence((len(numbers), *numbers))
-    (state,) = entropy.generate_state(1, np.uint64)
-    return int(state >> np.uint64(1))

@@ -1,9 +1,11 @@
 import math
+import re
+from typing import Any
 
 import numpy as np
 import pytest
 
-from mmselfdistill.errors import check_choice, check_number, nearest
+from mmselfdistill.errors import check_choice, check_number, check_whole, nearest
 
 SITES = ['logits', 'features', 'boxes', 'masks']
 LISTED = "'boxes', 'features', 'logits', 'masks'"
@@ -63,3 +65,16 @@ def test_check_number_open_and_unbounded_ranges():
     with pytest.raises(ValueError, match=r'expected a number in \(0, 1\], but got 0'):
         check_number('rate', 0, 0, 1, above_low=True)
     assert check_number('weight', 1e9, 0) == 1e9
+
+
+@pytest.mark.parametrize('given', [2, np.int64(2)])
+def test_an_integer_in_the_range_is_returned(given: Any) -> None:
+    found = check_whole('interval', given, 2)
+    assert found == 2 and type(found) is int
+
+
+@pytest.mark.parametrize('given', [1, 2.0, True, '2', None])
+def test_no_integer_in_the_range_is_refused(given: Any) -> None:
+    message = f'interval: expected an integer >= 2, but got {given!r}'
+    with pytest.raises(ValueError, match=f'^{re.escape(message)}$'):
+        check_whole('interval', given, 2)

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmselfdistill.views import View, blurred, build_view, generator_of
+from mmselfdistill.seeds import generator_of
+from mmselfdistill.views import View, blurred, build_view
 
 CPU = torch.device('cpu')
 ALL: dict[str, Any] = dict(brightness=0.5, contrast=0.5, color=0.5, blur=1.0)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from mmselfdistill import views
-from mmselfdistill.views import View, build_view, generator_of, seed_of, views_of
+from mmselfdistill.seeds import generator_of, seed_of
+from mmselfdistill.views import View, build_view, views_of
 
 CPU = torch.device('cpu')
 ALL: dict[str, Any] = dict(brightness=0.5, contrast=0.5, color=0.5, blur=1.0)

@@ -18,7 +18,8 @@ from mmselfdistill.core.modes import moves
 from mmselfdistill.core.streams import forked_rng
 from mmselfdistill.families.plan import Plan
 from mmselfdistill.images import Batches
-from mmselfdistill.views import View, seed_of
+from mmselfdistill.seeds import seed_of
+from mmselfdistill.views import View
 
 
 class Unlabeled:

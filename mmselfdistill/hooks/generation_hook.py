@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 from typing import Any
 
 from mmengine.hooks import Hook
@@ -11,7 +10,7 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import nn
 
 from mmselfdistill.core.teacher import copy_into, make_teacher
-from mmselfdistill.errors import check_choice
+from mmselfdistill.errors import check_choice, check_whole
 
 from .base import DistillHook
 from .learned import losses_of
@@ -76,9 +75,8 @@ class GenerationHook(DistillHook):
                 f'interval={interval!r} and generations={generations!r}'
             )
         for name, value in (('interval', interval), ('generations', generations)):
-            whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-            if value is not None and not (whole and value >= 1):
-                raise ValueError(f'{name}: expected an integer >= 1, but got {value!r}')
+            if value is not None:
+                check_whole(name, value, 1)
         self.interval = None if interval is None else int(interval)
         self.generations = generations
         self.by_epoch = by_epoch

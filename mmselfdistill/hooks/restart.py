@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import copy
-import random
 from contextlib import contextmanager
 from typing import Any, Iterator, Mapping
 
-import numpy as np
 import torch
 from mmengine.hooks import EMAHook
 from mmengine.registry import MODELS
@@ -15,6 +13,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from mmselfdistill.core.teacher import broadcast_from_rank_0, tensors_of
+from mmselfdistill.seeds import seeded
 
 from .optimizers import optim_wrappers, schedulers_of
 from .run import bare_model
@@ -90,16 +89,10 @@ def fresh_model(runner: Runner, generation: int) -> nn.Module:
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    states = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(seed)
-            random.seed(seed)
-            np.random.seed(seed % 2**32)
-            yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
+    with torch.random.fork_rng(devices=devices), seeded(seed):
+        # those of the devices too
+        torch.manual_seed(seed)
+        yield
 
 
 def try_fresh_model(runner: Runner) -> None:

@@ -7,7 +7,7 @@ from typing import Any, Mapping
 
 from mmengine.runner import Runner
 
-from mmselfdistill.errors import check_number, nearest
+from mmselfdistill.errors import check_number, check_whole, nearest
 from mmselfdistill.images import Batches, find_images, image_pipeline
 from mmselfdistill.views import build_view
 
@@ -42,12 +42,8 @@ def check_unlabeled(cfg: object) -> dict[str, Any] | None:
         if key not in _KEYS:
             raise ValueError(f'unlabeled: unknown {key!r}; {nearest(str(key), _KEYS)}')
     for key, low in (('batch_size', 1), ('num_workers', 0)):
-        value = cfg.get(key)
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        if value is not None and not (whole and value >= low):
-            raise ValueError(
-                f'unlabeled.{key}: expected an integer >= {low}, but got {value!r}'
-            )
+        if cfg.get(key) is not None:
+            check_whole(f'unlabeled.{key}', cfg[key], low)
     for key in ('skip_broken', 'statistics'):
         if not isinstance(cfg.get(key, False), bool):
             raise ValueError(

@@ -12,8 +12,8 @@ from mmengine.dist import get_rank, get_world_size
 from mmengine.logging import print_log
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from mmselfdistill.images.pipeline import Transform, seeded
-from mmselfdistill.views import seed_of
+from mmselfdistill.images.pipeline import Transform
+from mmselfdistill.seeds import seed_of, seeded
 
 SKIPPED = 'sd_skipped'
 

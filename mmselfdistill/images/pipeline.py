@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-import random
-from contextlib import contextmanager
-from typing import Any, Callable, Iterator, Sequence
+from typing import Any, Callable, Sequence
 
 import numpy as np
-import torch
 from mmengine.registry import TRANSFORMS
+
+from mmselfdistill.seeds import seeded
 
 Transform = Callable[[Any], Any]
 
@@ -17,21 +16,6 @@ Transform = Callable[[Any], Any]
 _MIXES = ('get_indexes', 'get_indices')
 # some draw whether they do anything
 _TRIES = 10
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed the generators of the host; those of a device are not asked for here."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    try:
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        torch.default_generator.manual_seed(seed)
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
 
 
 @seeded(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Iterator
 
@@ -134,7 +135,9 @@ def _compared(
     equal = {k: abs(float(v.detach())) for k, v in terms_of(losses).items()}
     stock = list(leaves_of({k: v for k, v in losses.items() if not is_ours(k)}))
     del losses  # and its graph: large models have no room for two
-    frozen = _frozen_terms(distiller.student, batch)
+    with frozen_weights(distiller.student):
+        terms = terms_of(loss_of(distiller.student, batch))
+    frozen = {name: float(value) for name, value in terms.items()}
     report = Report(
         distiller.labeled.plan.name,
         {
@@ -183,18 +186,18 @@ def _silent_parts(distiller: Distiller, batch: dict[str, Any]) -> list[str]:
     return silent
 
 
-def _frozen_terms(student: nn.Module, batch: dict[str, Any]) -> dict[str, float]:
-    """Return the terms with the student's weights frozen, as its teacher's are.
+@contextmanager
+def frozen_weights(student: nn.Module) -> Iterator[None]:
+    """Freeze the student's weights for a while, as its teacher's are.
 
     Both sides then multiply matrices in the same order.
     """
     trained = [p for p in student.parameters() if p.requires_grad]
     student.requires_grad_(False)
     with torch.no_grad():
-        terms = terms_of(loss_of(student, batch))
+        yield
     for parameter in trained:
         parameter.requires_grad_(True)
-    return {name: float(value) for name, value in terms.items()}
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ import copy
 from typing import Any, Iterator
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mmselfdistill.core.distiller import build_distiller
 from mmselfdistill.core.teacher import make_teacher, still
@@ -14,6 +14,7 @@ from mmselfdistill.core.unlabeled import without_labels
 from mmselfdistill.testing.identity import (
     Check,
     disturb,
+    frozen_weights,
     gradients_of,
     is_ours,
     leaves_of,
@@ -82,15 +83,7 @@ def _checked(
     model: nn.Module, raw: dict[str, Any], batch: dict[str, Any], settings: Any
 ) -> tuple[dict[str, Check], list[str]]:
     still(model)
-    alone = copy.deepcopy(model)
-    plain = list(leaves_of(loss_of(alone, batch)))
-    # a loss may count something in each iteration
-    after = dict(alone.named_buffers())
-    buffers = {
-        name: tensor.clone()
-        for name, tensor in model.named_buffers()
-        if torch.equal(tensor, after[name])
-    }
+    before = _alone(model, batch)
     raw = {**raw, 'data_samples': without_labels(raw['data_samples'])}
     distiller = build_distiller(
         model, schedule='constant', unlabeled=dict(batches=Same(raw)), **settings
@@ -104,12 +97,8 @@ def _checked(
         own = list(leaves_of({k: v for k, v in losses.items() if not is_ours(k)}))
         equal = _values(losses)
         del losses  # and its graph: large models have no room for two
-        trained = [p for p in model.parameters() if p.requires_grad]
-        model.requires_grad_(False)
-        with torch.no_grad():
+        with frozen_weights(model):
             frozen = _values(loss_of(model, batch))
-        for parameter in trained:
-            parameter.requires_grad_(True)
         distiller.restart()
         unlabeled.view = View(brightness=0.5, noise=0.5)
         seen = [_values(loss_of(model, batch))]
@@ -136,6 +125,34 @@ def _checked(
         # at equal weights a small difference may be lost in float32
         if not seen[0][name] > 0 and seen[1][name] == float(apart[name].detach())
     ]
+    problems += _moved(model, own, *before)
+    return found, problems
+
+
+def _alone(
+    model: nn.Module, batch: dict[str, Any]
+) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """Return the losses without images without labels, and the buffers that stay."""
+    alone = copy.deepcopy(model)
+    plain = list(leaves_of(loss_of(alone, batch)))
+    # a loss may count something in each iteration
+    after = dict(alone.named_buffers())
+    still_there = {
+        name: tensor.clone()
+        for name, tensor in model.named_buffers()
+        if torch.equal(tensor, after[name])
+    }
+    return plain, still_there
+
+
+def _moved(
+    model: nn.Module,
+    own: list[Tensor],
+    plain: list[Tensor],
+    buffers: dict[str, Tensor],
+) -> list[str]:
+    """Say what images without labels have moved of the student."""
+    problems = []
     if not all(map(torch.equal, plain, own)):
         problems.append('images without labels change the losses of those with labels')
     problems += [
@@ -143,7 +160,7 @@ def _checked(
         for name, tensor in model.named_buffers()
         if name in buffers and not torch.equal(tensor, buffers[name])
     ]
-    return found, problems
+    return problems
 
 
 def _terms(losses: dict[str, Any]) -> dict[str, Any]:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import Any, Iterator, Mapping
+from typing import Any, Mapping
 
 import torch
-from helpers import Scale
 from torch import Tensor, nn
-from toys import TERMS, Toy, set_factors
+from toys import Toy
 
-from mmselfdistill.core.distiller import Distiller, build_distiller
-from mmselfdistill.core.teacher import make_teacher
+from mmselfdistill.core.distiller import Distiller
 
 SHAPE = (2, 3, 4, 4)
 
@@ -69,26 +66,8 @@ class Sample(SimpleNamespace):
         super().__init__(metainfo=metainfo or {})
 
 
-@contextmanager
-def on_images(
-    student: nn.Module, factors: Mapping[str, float], **settings: Any
-) -> Iterator[Distiller]:
-    """Distil a toy with a teacher of which some parts have other factors."""
-    distiller = build_distiller(student, settings.pop('terms', TERMS), **settings)
-    distiller.teacher = make_teacher(student)
-    set_factors(distiller.teacher, factors)
-    distiller.attach()
-    try:
-        yield distiller
-    finally:
-        distiller.detach()
-
-
 def losses(distiller: Distiller) -> dict[str, Tensor]:
     """Return the loss dict of the next iteration."""
     distiller.seed = (0, distiller.forwards)
     found: dict[str, Tensor] = distiller.student(images(), mode='loss')
     return found
-
-
-__all__ = ['ImageToy', 'Numbered', 'Scale', 'brighter', 'images', 'losses', 'on_images']

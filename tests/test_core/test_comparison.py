@@ -7,8 +7,9 @@ from typing import Any, Callable
 import pytest
 import torch
 from helpers import Scale, added
-from images import ImageToy, brighter, images, losses, on_images
+from images import ImageToy, brighter, images, losses
 from torch import Tensor, nn
+from toys import distilled
 
 
 def gaps(distiller: Any) -> dict[str, float]:
@@ -19,7 +20,7 @@ def gaps(distiller: Any) -> dict[str, float]:
 
 def test_at_equal_weights_a_term_is_what_the_view_makes_of_it() -> None:
     student = ImageToy().eval()
-    with on_images(student, {}, view=brighter) as distiller:
+    with distilled(student, {}, view=brighter) as distiller:
         for _ in range(2):
             # 2 (x + 1) against 2 x, and 6 (x + 1) against 6 x
             assert gaps(distiller) == dict(features=2.0, logits=6.0)
@@ -29,20 +30,20 @@ def test_at_equal_weights_a_term_is_what_the_view_makes_of_it() -> None:
 
 
 def test_without_a_view_both_see_the_same() -> None:
-    with on_images(ImageToy().eval(), {}) as distiller:
+    with distilled(ImageToy().eval(), {}) as distiller:
         assert gaps(distiller) == dict(features=0.0, logits=0.0)
 
 
 def test_the_image_is_not_changed() -> None:
     batch = images()
-    with on_images(ImageToy().eval(), {}, view=brighter) as distiller:
+    with distilled(ImageToy().eval(), {}, view=brighter) as distiller:
         distiller.student(batch, mode='loss')
     assert torch.equal(batch, images())
 
 
 def test_the_view_alone_is_an_augmentation() -> None:
     student = ImageToy().eval()
-    with on_images(student, {}, view=brighter, loss_weight=0.0) as distiller:
+    with distilled(student, {}, view=brighter, loss_weight=0.0) as distiller:
         found = losses(distiller)
         assert float(found['loss_cls'].detach()) == float(
             (6 * images(1)).square().mean()
@@ -75,7 +76,7 @@ def test_the_teacher_is_given_the_same_part_of_the_clean_images(part: str) -> No
     student = Reshaping(PARTS[part]).eval()
     student.norm = nn.Identity()  # type: ignore[assignment]
     frames = images().view(2, 1, 3, 4, 4).repeat(1, 2, 1, 1, 1)
-    with on_images(student, {}, view=brighter):
+    with distilled(student, {}, view=brighter):
         for _ in range(2):
             found = added(student(frames, mode='loss'))
             assert float(found['features'].detach()) == 2.0
@@ -85,19 +86,19 @@ def test_the_teacher_is_given_the_same_part_of_the_clean_images(part: str) -> No
 def test_what_is_computed_of_the_image_between_calls_is_refused() -> None:
     student = Reshaping(lambda x: 2 * x).eval()
     message = r'extract_feat: its argument inputs .* depends on .*the perturbed image'
-    with on_images(student, {}, view=brighter) as distiller, pytest.raises(
+    with distilled(student, {}, view=brighter) as distiller, pytest.raises(
         RuntimeError, match=message
     ):
         losses(distiller)
     # both see the same without one, and nothing is in the way
-    with on_images(student, {}) as distiller:
+    with distilled(student, {}) as distiller:
         assert gaps(distiller) == dict(features=0.0, logits=0.0)
 
 
 def test_a_module_between_calls_is_repeated_on_the_clean_image() -> None:
     student = Reshaping(lambda x: x).eval()
     student.part = Scale(5.0)
-    with on_images(student, {}, view=brighter) as distiller:
+    with distilled(student, {}, view=brighter) as distiller:
         assert gaps(distiller) == dict(features=10.0, logits=30.0)
         assert distiller.labeled.found == ['part.forward']
 
@@ -109,7 +110,7 @@ def test_a_frozen_part_is_noticed_with_a_view_too() -> None:
     terms: Any = dict(deep=dict(type='FeatureMSELoss', site='backbone'))
     message = r"^terms\.deep: no gradient reaches the student at the site 'backbone'"
     for view in (None, brighter):
-        with on_images(student, {}, terms=terms, view=view) as distiller, pytest.raises(
+        with distilled(student, {}, terms=terms, view=view) as distiller, pytest.raises(
             ValueError, match=message
         ):
             losses(distiller)
@@ -132,7 +133,7 @@ BEFORE: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
 @pytest.mark.parametrize('case', BEFORE)
 def test_whatever_is_done_to_the_image_between_calls_is_noticed(case: str) -> None:
     part, message = BEFORE[case]
-    with on_images(
+    with distilled(
         Reshaping(part).eval(), {}, view=brighter
     ) as distiller, pytest.raises(RuntimeError, match=message):
         losses(distiller)
@@ -147,14 +148,14 @@ def test_what_has_only_the_images_shape_is_the_same_for_both(make: Any) -> None:
         def logits(self, inputs: Tensor) -> Any:
             return self.bbox_head(self.extract_feat(inputs, make(inputs)))
 
-    with on_images(Masked().eval(), {}, view=brighter) as distiller:
+    with distilled(Masked().eval(), {}, view=brighter) as distiller:
         assert gaps(distiller) == dict(features=2.0, logits=6.0)
         assert distiller.labeled.found == []
 
 
 def test_a_view_of_no_image_is_an_error() -> None:
     student = ImageToy().eval()
-    with on_images(student, {}, view=brighter), pytest.raises(
+    with distilled(student, {}, view=brighter), pytest.raises(
         ValueError, match=r'^view: the model is given no image'
     ):
         student(images().byte(), mode='loss')
@@ -163,7 +164,7 @@ def test_a_view_of_no_image_is_an_error() -> None:
 def test_the_students_images_need_no_gradient() -> None:
     asked = []
     student = ImageToy().eval()
-    with on_images(student, {}, view=brighter) as distiller:
+    with distilled(student, {}, view=brighter) as distiller:
         student.norm.register_forward_pre_hook(
             lambda _, args: asked.append(args[0].requires_grad)
         )
@@ -178,7 +179,7 @@ def test_images_in_dicts_and_half_precision() -> None:
             return super().logits(inputs['img'])
 
     student = Named().eval().half()
-    with on_images(student, {}, view=brighter) as distiller:
+    with distilled(student, {}, view=brighter) as distiller:
         batch = dict(img=torch.ones(2, 3, 4, 4).half(), count=torch.tensor(3))
         found = added(student(batch, mode='loss'))
         assert float(found['features'].detach()) == 2.0

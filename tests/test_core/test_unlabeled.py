@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 from helpers import Scale, added, assert_bitwise, values_of
-from images import ImageToy, Numbered, brighter, images, losses, on_images
+from images import ImageToy, Numbered, brighter, images, losses
 from torch import nn
-from toys import OTHERS, TERMS
+from toys import OTHERS, TERMS, distilled
 
 from mmselfdistill.core.comparison import Comparison
 from mmselfdistill.core.distiller import Distiller
@@ -29,7 +29,7 @@ def gaps(distiller: Distiller) -> dict[str, float]:
 def test_the_terms_are_computed_on_both_kinds_of_images() -> None:
     # by 2 and 6 against 5 and 35
     labeled = float(images().mean())
-    with on_images(ImageToy().eval(), OTHERS, **settings(weight=0.5)) as distiller:
+    with distilled(ImageToy().eval(), OTHERS, **settings(weight=0.5)) as distiller:
         for number in (1, 2, 3):
             mean = labeled + number
             assert gaps(distiller) == pytest.approx(
@@ -46,7 +46,7 @@ def test_the_terms_are_computed_on_both_kinds_of_images() -> None:
 
 def test_its_own_view_and_that_of_images_with_labels() -> None:
     more = settings(view=lambda seen, draw, sizes: (seen + 2, seen))
-    with on_images(ImageToy().eval(), {}, view=brighter, **more) as distiller:
+    with distilled(ImageToy().eval(), {}, view=brighter, **more) as distiller:
         for _ in range(2):
             assert gaps(distiller) == dict(
                 features=2.0, logits=6.0, features_unlabeled=4.0, logits_unlabeled=12.0
@@ -58,7 +58,7 @@ def test_a_mixed_image_is_the_same_for_the_teacher() -> None:
         clean = seen.flip(0)
         return clean + 1, clean
 
-    with on_images(ImageToy().eval(), {}, **settings(view=mixed)) as distiller:
+    with distilled(ImageToy().eval(), {}, **settings(view=mixed)) as distiller:
         assert gaps(distiller)['features_unlabeled'] == 2.0
 
 
@@ -66,7 +66,7 @@ def test_a_mixed_image_is_the_same_for_the_teacher() -> None:
 def test_a_term_says_where_it_is_computed(on: str) -> None:
     terms: Any = copy.deepcopy(TERMS)
     terms['logits'] = dict(terms['logits'], on=on)
-    with on_images(ImageToy().eval(), {}, terms=terms, **settings()) as distiller:
+    with distilled(ImageToy().eval(), {}, terms=terms, **settings()) as distiller:
         for _ in range(2):
             keys = {*gaps(distiller)} - {'features', 'features_unlabeled'}
             where = dict(labeled=['logits'], unlabeled=['logits_unlabeled'])
@@ -77,7 +77,7 @@ def test_gradients_add_up() -> None:
     student = ImageToy().eval()
     found = []
     for more in ({}, settings()):
-        with on_images(student, OTHERS, **more) as distiller:
+        with distilled(student, OTHERS, **more) as distiller:
             student.zero_grad()
             sum(added(losses(distiller)).values()).backward()  # type: ignore[union-attr]
             found.append(float(student.backbone.factor.grad))
@@ -94,7 +94,7 @@ def test_at_weight_0_nothing_is_moved_and_no_batch_is_used() -> None:
     buffers = values_of(plain)
     torch.manual_seed(0)
     schedule = dict(type='constant', begin=0.5)
-    with on_images(other, OTHERS, schedule=schedule, **settings()) as distiller:
+    with distilled(other, OTHERS, schedule=schedule, **settings()) as distiller:
         for one in expected:
             found = losses(distiller)
             for key, loss in one.items():
@@ -114,7 +114,7 @@ def test_random_streams_and_statistics_at_work(statistics: bool) -> None:
     torch.manual_seed(0)
     expected = [plain(images(), mode='loss') for _ in range(3)]
     torch.manual_seed(0)
-    with on_images(other, {}, **settings(statistics=statistics)) as distiller:
+    with distilled(other, {}, **settings(statistics=statistics)) as distiller:
         for one in expected:
             # dropout draws what it would have drawn
             assert torch.equal(losses(distiller)['loss_drawn'], one['loss_drawn'])
@@ -134,7 +134,7 @@ def test_statistics_are_tracked_again_after_an_error() -> None:
             return super().extract_feat(inputs)
 
     student = Failing()
-    with on_images(student, {}, **settings()) as distiller:
+    with distilled(student, {}, **settings()) as distiller:
         losses(distiller)
         student.fails, buffers = True, dict(student.norm._buffers)
         with pytest.raises(RuntimeError, match=r'^out of memory'):
@@ -145,7 +145,7 @@ def test_statistics_are_tracked_again_after_an_error() -> None:
 
 
 def refused(student: ImageToy, message: str, **more: Any) -> None:
-    with on_images(student, {}, **settings(), **more) as distiller, pytest.raises(
+    with distilled(student, {}, **settings(), **more) as distiller, pytest.raises(
         ValueError, match=message
     ):
         losses(distiller)
@@ -172,7 +172,7 @@ def test_a_site_that_these_images_do_not_reach_is_left_out() -> None:
                 return self.extract_feat(inputs)
             return super().forward(inputs, data_samples, mode)
 
-    with on_images(Shy().eval(), {}, **settings()) as distiller:
+    with distilled(Shy().eval(), {}, **settings()) as distiller:
         assert {*gaps(distiller)} == {'features', 'logits', 'features_unlabeled'}
         assert {*gaps(distiller)} == {'features', 'logits', 'features_unlabeled'}
     terms: Any = copy.deepcopy(TERMS)
@@ -184,7 +184,7 @@ def test_a_site_that_these_images_do_not_reach_is_left_out() -> None:
 
 def test_a_trial_teacher_of_the_first_generation_is_let_go() -> None:
     student = ImageToy().eval()
-    with on_images(student, OTHERS, **settings()) as distiller:
+    with distilled(student, OTHERS, **settings()) as distiller:
         assert distiller.unlabeled is not None
         distiller.teacher, distiller.trial = None, distiller.teacher
         assert {*gaps(distiller).values()} == {0.0}
@@ -221,7 +221,7 @@ def test_modules_that_only_these_images_pass_are_repeated() -> None:
                 return self.bbox_head(self.more(self.extract_feat(inputs)))
             return super().forward(inputs, data_samples, mode)
 
-    with on_images(Longer().eval(), {}, **settings(view=brighter)) as distiller:
+    with distilled(Longer().eval(), {}, **settings(view=brighter)) as distiller:
         assert gaps(distiller)['logits_unlabeled'] == 30.0
         assert gaps(distiller)['logits_unlabeled'] == 30.0
         assert distiller.unlabeled is not None
@@ -239,7 +239,7 @@ def test_only_one_iteration_is_the_first(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(Comparison, 'watch', noted)
     terms: Any = {name: dict(cfg, on='unlabeled') for name, cfg in TERMS.items()}
-    with on_images(ImageToy().eval(), {}, terms=terms, **settings()) as distiller:
+    with distilled(ImageToy().eval(), {}, terms=terms, **settings()) as distiller:
         for _ in range(3):
             assert {*gaps(distiller)} == {'features_unlabeled', 'logits_unlabeled'}
         assert watched == distiller.comparisons()
@@ -259,7 +259,7 @@ def test_what_keeps_something_besides_norms_is_put_back() -> None:
     other.load_state_dict(plain.state_dict())
     for _ in range(2):
         plain(images(), mode='loss')
-    with on_images(other, OTHERS, **settings()) as distiller:
+    with distilled(other, OTHERS, **settings()) as distiller:
         for _ in range(2):
             losses(distiller)
     assert_bitwise(other, values_of(plain))
@@ -268,8 +268,8 @@ def test_what_keeps_something_besides_norms_is_put_back() -> None:
 def test_terms_of_these_images_go_with_their_weight() -> None:
     terms: Any = dict(TERMS, logits=dict(TERMS['logits'], on='unlabeled'))
     nothing: Any = dict(weight=0)
-    with on_images(ImageToy(), {}, terms=terms, unlabeled=nothing) as distiller:
+    with distilled(ImageToy(), {}, terms=terms, unlabeled=nothing) as distiller:
         assert {*gaps(distiller)} == {'features'}
         assert distiller.unlabeled is None
     with pytest.raises(ValueError, match=r"^terms\.logits\.on: 'unlabeled', but there"):
-        on_images(ImageToy(), {}, terms=terms).__enter__()
+        distilled(ImageToy(), {}, terms=terms).__enter__()
