@@ -17,13 +17,14 @@ zoo_onedl := docs/zoo_onedl.md
 venv := $(or $(venv_$(STACK)),$(error STACK=$(STACK): choose openmmlab or onedl))
 python := $(venv)/bin/python
 
-.PHONY: help install demo test lint zoo
+.PHONY: help install demo test lint zoo bench-accuracy
 
 help:
 	@echo 'make demo [TASK=det|seg] [STACK=openmmlab|onedl]  install, then train, compare, draw'
 	@echo 'make test                                         install, then lint and test'
 	@echo 'make lint                                         install, then ruff and mypy'
 	@echo 'make zoo [FILTER=REGEX] [STACK=openmmlab|onedl]   install, then try every family'
+	@echo 'make bench-accuracy [ARGS=...]                    install, then measure what is gained'
 	@echo 'make install [TORCH=2.13.0]                       only install'
 
 install:
@@ -46,3 +47,7 @@ test: lint
 zoo: install
 	PYTHONWARNINGS=ignore $(python) tools/zoo_sweep.py --jobs 2 --filter '$(FILTER)' \
 		--work-dir work_dirs/zoo_$(STACK) --report $(zoo_$(STACK))
+
+bench-accuracy: install
+	PYTHONWARNINGS=ignore $(python) -m tools.benchmarks.accuracy $(ARGS)
+	$(python) -m tools.benchmarks.accuracy_report work_dirs/accuracy.json --out work_dirs

@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import pytest
+import torch
+from pycocotools import mask as coco_mask
+
+from tools.benchmarks import accuracy, scenes
+from tools.benchmarks.accuracy_report import Cell, Compared, table
+from tools.benchmarks.arms import MODELS, REGIMES, compose, digest, settings_of
+from tools.benchmarks.calibration import binned, calibration_error, matched
+
+FEW = dict(train=12, unlabeled=4)
+
+
+@pytest.fixture(autouse=True)
+def few_scenes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scenes, 'VAL', 4)
+
+
+def labels_of(root: Path) -> dict[int, list[Any]]:
+    """Return the class and the mask of every annotated object, by scene."""
+    coco = json.loads((root / 'annotations/instances_train2017.json').read_text())
+    found: dict[int, list[Any]] = {image['id']: [] for image in coco['images']}
+    for each in coco['annotations']:
+        mask = coco_mask.decode(each['segmentation']).astype(bool)
+        found[each['image_id']].append((each['category_id'], mask))
+    return found
+
+
+def map_of(root: Path, scene: int) -> Any:
+    path = root / f'annotations/training/ADE_train_{scene:08d}.png'
+    return cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+
+
+def test_wrong_classes_are_wrong_in_both_layouts(tmp_path: Path) -> None:
+    scenes.write_scenes(tmp_path / 'clean', 0, 60, 0, 0.0, 0.0)
+    scenes.write_scenes(tmp_path / 'wrong', 0, 60, 0, 0.4, 0.0)
+    clean, wrong = labels_of(tmp_path / 'clean'), labels_of(tmp_path / 'wrong')
+    changed = 0
+    for scene, objects in clean.items():
+        label_map = map_of(tmp_path / 'wrong', scene)
+        for (before, mask), (after, _) in zip(objects, wrong[scene]):
+            changed += before != after
+            assert set(label_map[mask]) - {scenes.OTHER} == {after + 1}
+    total = sum(map(len, clean.values()))
+    # 40 % of about 170, within three standard deviations
+    assert abs(changed / total - 0.4) < 3 * math.sqrt(0.4 * 0.6 / total)
+
+
+def test_missing_objects_are_background(tmp_path: Path) -> None:
+    scenes.write_scenes(tmp_path / 'clean', 0, 60, 0, 0.0, 0.0)
+    scenes.write_scenes(tmp_path / 'missing', 0, 60, 0, 0.0, 0.4)
+    clean, left = labels_of(tmp_path / 'clean'), labels_of(tmp_path / 'missing')
+    gone = 0
+    for scene, objects in clean.items():
+        label_map = map_of(tmp_path / 'missing', scene)
+        kept = [mask for _, mask in left[scene]]
+        for _, mask in objects:
+            if not any((mask == each).all() for each in kept):
+                gone += 1
+                assert set(label_map[mask]) <= {scenes.OTHER, scenes.BACKGROUND}
+    total = sum(map(len, clean.values()))
+    assert gone == total - sum(map(len, left.values()))
+    assert abs(gone / total - 0.4) < 3 * math.sqrt(0.4 * 0.6 / total)
+
+
+def test_a_longer_arm_stretches_the_whole_schedule(tmp_path: Path) -> None:
+    model, regime = MODELS['retinanet'], replace(REGIMES['short'], **FEW)
+    root = regime.scenes(tmp_path, 0)
+    plain = compose(model, regime, root, settings_of(model, 'plain'), 0)
+    longer = compose(model, regime, root, settings_of(model, 'longer'), 0)
+    expected = round(round(model.iterations * regime.length) * 1.5)
+    assert longer.train_cfg.max_iters == longer.train_cfg.val_interval == expected
+    assert (
+        longer.param_scheduler[-1].end == longer.param_scheduler[-1].T_max == expected
+    )
+    # the warm-up is a fixed number of steps
+    assert longer.param_scheduler[0] == plain.param_scheduler[0]
+    assert digest(longer) != digest(plain)
+
+
+def test_calibration_error_of_two_bins() -> None:
+    confidence = torch.tensor([0.95, 0.95, 0.95, 0.95, 0.5])
+    right = torch.tensor([1.0, 1.0, 1.0, 0.0, 1.0])
+    # |0.95 - 0.75| on 4 of 5, |0.5 - 1| on 1 of 5
+    expected = 100 * (4 / 5 * 0.2 + 1 / 5 * 0.5)
+    assert calibration_error(binned(confidence, right)) == pytest.approx(expected, 1e-6)
+
+
+def test_an_object_is_found_once_and_by_its_class() -> None:
+    boxes = torch.tensor(
+        [[0, 0, 10, 10], [0, 0, 10, 9], [20, 0, 30, 10], [20, 0, 30, 4]]
+    )
+    labels = torch.tensor([1, 1, 2, 3])
+    real = torch.tensor([[0.0, 0, 10, 10], [20, 0, 30, 10]])
+    found = matched(boxes, labels, real, torch.tensor([1, 3]))
+    # the second finds what the first has, the third is of another class, the last
+    # overlaps too little
+    assert found.tolist() == [1, 0, 0, 0]
+
+
+def run_of(score: float, average: float) -> dict[str, Any]:
+    metrics = {'coco/bbox_mAP': score / 100, 'teacher/coco/bbox_mAP': average / 100}
+    return dict(metrics=metrics, seconds=1.0)
+
+
+def test_arms_are_compared_to_the_best_control_seed_by_seed() -> None:
+    scores = dict(
+        plain=[(10, 12), (20, 21), (30, 33)],
+        view=[(9, 9), (19, 19), (29, 29)],
+        ema=[(14, 14), (22, 22), (36, 36)],
+    )
+    results = {
+        f'retinanet/clean/{arm}/{seed}': run_of(*pair)
+        for arm, pairs in scores.items()
+        for seed, pair in enumerate(pairs)
+    }
+    cell = Cell('retinanet', 'clean', results)
+    assert cell.best_control() == 'plain (average)'
+    found = cell.compared('ema', 'plain (average)')
+    assert found.differences == pytest.approx([2, 1, 3])
+    # Student's t of 2 degrees of freedom at 97.5 %
+    assert found.half == pytest.approx(4.302653 * statistics.stdev([2, 1, 3]) / 3**0.5)
+    assert '| ema | 3 | 24.0 | 11.1 | +2.0 ± 2.5 |' in table(cell)
+    assert str(Compared([1.0])) == '-'
+
+
+def test_a_run_is_measured_and_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = replace(MODELS['retinanet'], iterations=10)
+    monkeypatch.setitem(MODELS, 'retinanet', short)
+    monkeypatch.setitem(REGIMES, 'few', replace(REGIMES['few'], **FEW))
+    job = ('retinanet', 'few', 'unlabeled', 0)
+    (todo,) = accuracy.missing([job], {}, tmp_path)
+    result = accuracy.train(todo, tmp_path)
+    assert result['iterations'] == 10
+    metrics = result['metrics'].keys()
+    assert {'coco/bbox_mAP', 'teacher/coco/bbox_mAP', 'boxes/ece'} <= metrics
+    kept = {'retinanet/few/unlabeled/0': result}
+    accuracy.write(tmp_path / 'results.json', kept)
+    again = accuracy.read(tmp_path / 'results.json')
+    assert accuracy.missing([job], again, tmp_path) == []

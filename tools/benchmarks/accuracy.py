@@ -1,0 +1,153 @@
+"""Measure what self-distillation gains, against runs without a teacher.
+
+Small models of the zoos on scenes of digits, each regime and arm (see arms.py) on
+several seeds, with scenes of their own. Runs that are in the results are not repeated;
+an interrupted benchmark goes on.
+
+    python -m tools.benchmarks.accuracy --models retinanet --regimes few --seeds 0 1
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import multiprocessing
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+from rich.progress import Progress, TimeRemainingColumn
+
+from .arms import MODELS, REGIMES, compose, digest, settings_of
+
+Key = str
+Job = tuple[str, str, str, int]
+
+
+def train(job: Job, scenes: Path) -> dict[str, Any]:
+    """Train one run, and return what it measured.
+
+    Args:
+        job (Job): Names of the model, the regime and the arm, and the seed.
+        scenes (Path): Folder of all scenes.
+    """
+    import torch
+    from mmengine.runner import Runner
+
+    torch.set_num_threads(1)
+    cfg = config_of(job, scenes)
+    wanted = digest(cfg)
+    cfg.log_level = 'ERROR'
+    # MMEngine keeps loggers and visualizers by name, and a process trains several runs
+    cfg.experiment_name = cfg.visualizer.name = '-'.join(map(str, job))
+    with tempfile.TemporaryDirectory() as folder:
+        cfg.work_dir = folder
+        runner = Runner.from_cfg(cfg)
+        started = time.time()
+        runner.train()
+        seconds = time.time() - started
+        metrics = scores_of(Path(folder))
+        for name in ('mmengine', cfg.experiment_name):
+            logging.getLogger(name).handlers.clear()
+    return dict(
+        digest=wanted,
+        metrics=metrics,
+        seconds=round(seconds, 1),
+        iterations=cfg.train_cfg.max_iters,
+    )
+
+
+def scores_of(folder: Path) -> dict[str, float]:
+    """Return the metrics of the last validation in a work folder."""
+    lines = [
+        json.loads(line)
+        for path in folder.glob('*/vis_data/scalars.json')
+        for line in path.read_text().splitlines()
+    ]
+    last = [line for line in lines if 'loss' not in line][-1]
+    return {
+        key: value
+        for key, value in last.items()
+        if key not in ('step', 'iter', 'epoch')
+    }
+
+
+def config_of(job: Job, scenes: Path) -> Any:
+    """Return the whole config of a run."""
+    model, regime, arm, seed = job
+    root = REGIMES[regime].scenes(scenes, seed)
+    hook = settings_of(MODELS[model], arm)
+    return compose(MODELS[model], REGIMES[regime], root, hook, seed)
+
+
+def read(path: Path) -> dict[Key, dict[str, Any]]:
+    """Return the results by key, none if there is no file."""
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def write(path: Path, results: dict[Key, dict[str, Any]]) -> None:
+    """Write the results, all or nothing."""
+    partial = path.with_suffix('.partial')
+    partial.write_text(json.dumps(results, indent=1, sort_keys=True))
+    partial.replace(path)
+
+
+def missing(
+    jobs: list[Job], results: dict[Key, dict[str, Any]], scenes: Path
+) -> list[Job]:
+    """Return the runs that have no result of today's config."""
+    return [
+        job
+        for job in jobs
+        if results.get('/'.join(map(str, job)), {}).get('digest')
+        != digest(config_of(job, scenes))
+    ]
+
+
+def run(jobs: list[Job], args: argparse.Namespace) -> None:
+    """Train what has no result yet, some at a time."""
+    results = read(args.results)
+    todo = missing(jobs, results, args.scenes)
+    spawn = multiprocessing.get_context('spawn')
+    columns = (*Progress.get_default_columns()[:-1], TimeRemainingColumn())
+    pool = ProcessPoolExecutor(args.workers, mp_context=spawn)
+    with pool, Progress(*columns) as progress:
+        bar = progress.add_task('Training', total=len(todo))
+        futures = {pool.submit(train, job, args.scenes): job for job in todo}
+        for future in as_completed(futures):
+            job = futures[future]
+            results = read(args.results)
+            results['/'.join(map(str, job))] = future.result()
+            write(args.results, results)
+            score = future.result()['metrics'].get(MODELS[job[0]].metric, float('nan'))
+            progress.console.print(*job, f'{score:.4g}', future.result()['seconds'])
+            progress.advance(bar)
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or '').split('\n')[0])
+    parser.add_argument('--models', nargs='+', choices=MODELS, default=list(MODELS))
+    parser.add_argument('--regimes', nargs='+', choices=REGIMES, default=list(REGIMES))
+    parser.add_argument('--arms', nargs='+', help='Defaults to all of a regime')
+    parser.add_argument('--seeds', nargs='+', type=int, default=list(range(8)))
+    parser.add_argument('--workers', type=int, default=2, help='runs at a time')
+    parser.add_argument('--scenes', type=Path, default=Path('work_dirs/scenes'))
+    parser.add_argument('--results', type=Path, default=Path('work_dirs/accuracy.json'))
+    args = parser.parse_args()
+    args.scenes.mkdir(parents=True, exist_ok=True)
+    jobs = [
+        (model, regime, arm, seed)
+        for seed in args.seeds
+        for model in args.models
+        for regime in args.regimes
+        for arm in args.arms or (*REGIMES[regime].controls, *REGIMES[regime].arms)
+    ]
+    run(jobs, args)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,187 @@
+"""Report what the accuracy benchmark measured: a table and a picture.
+
+    python -m tools.benchmarks.accuracy_report docs/benchmark.json --out docs
+
+What counts is the difference to the best control, seed by seed: the control whose mean
+is highest, its averaged weights included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Iterator
+
+import matplotlib
+import matplotlib.pyplot as plt
+from scipy.stats import t
+
+from .arms import MODELS, REGIMES
+
+matplotlib.use('Agg')
+AVERAGE = ' (average)'
+NAMES = dict(bbox_mAP='box AP', segm_mAP='mask AP', mIoU='mIoU')
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The paired differences of an arm to a control, in points.
+
+    Args:
+        differences (list[float]): One a seed.
+    """
+
+    differences: list[float]
+
+    @property
+    def mean(self) -> float:
+        """Their mean."""
+        return statistics.fmean(self.differences)
+
+    @property
+    def half(self) -> float:
+        """Half the width of the mean's 95 % interval, by Student's t."""
+        n = len(self.differences)
+        if n < 2:
+            return math.inf
+        spread = statistics.stdev(self.differences) / math.sqrt(n)
+        return float(t.ppf(0.975, n - 1)) * spread
+
+    def __str__(self) -> str:
+        """The mean and half the interval, such as '+2.1 ± 0.8'."""
+        return f'{self.mean:+.1f} ± {self.half:.1f}' if self.half < 1e3 else '-'
+
+
+class Cell:
+    """All runs of a model in a regime.
+
+    Args:
+        model (str): Its name in :data:`MODELS`.
+        regime (str): Its name in :data:`REGIMES`.
+        results (dict): Runs by 'model/regime/arm/seed'.
+    """
+
+    def __init__(self, model: str, regime: str, results: dict[str, Any]) -> None:
+        self.model, self.regime = model, regime
+        self.metric = MODELS[model].metric
+        self.factor = 100.0 if self.metric.startswith('coco/') else 1.0
+        self.runs: dict[str, dict[int, Any]] = {}
+        for key, run in results.items():
+            name, kind, arm, seed = key.split('/')
+            if (name, kind) == (model, regime):
+                self.runs.setdefault(arm, {})[int(seed)] = run
+
+    def scores(self, arm: str) -> dict[int, float]:
+        """Return an arm's score by seed; its averaged weights' for 'arm (average)'."""
+        key = self.metric
+        if arm.endswith(AVERAGE):
+            arm, key = arm[: -len(AVERAGE)], f'teacher/{key}'
+        runs = self.runs.get(arm, {})
+        return {s: self.factor * run['metrics'][key] for s, run in runs.items()}
+
+    def arms(self) -> tuple[list[str], list[str]]:
+        """Return the controls and the arms with a teacher that were run."""
+        known = REGIMES[self.regime]
+        controls = [arm for arm in known.controls if arm in self.runs]
+        return (
+            [name for arm in controls for name in (arm, arm + AVERAGE)],
+            [arm for arm in self.runs if arm not in known.controls],
+        )
+
+    def best_control(self) -> str:
+        """Return the control whose mean is highest."""
+        return max(
+            self.arms()[0], key=lambda arm: statistics.fmean(self.scores(arm).values())
+        )
+
+    def compared(self, arm: str, control: str) -> Compared:
+        """Return the paired differences on the seeds that both have."""
+        ours, theirs = self.scores(arm), self.scores(control)
+        return Compared([ours[s] - theirs[s] for s in sorted(ours.keys() & theirs)])
+
+    def mean_of(self, arm: str, what: str) -> float:
+        """Return the mean of what else was measured, NaN where it was not."""
+        prefix = 'teacher/' if arm.endswith(AVERAGE) else ''
+        runs = self.runs[arm.replace(AVERAGE, '')].values()
+        found = [
+            value
+            for run in runs
+            for key, value in run['metrics'].items()
+            if key.startswith(prefix)
+            and key[len(prefix) :] in (f'boxes/{what}', f'pixels/{what}')
+        ]
+        return statistics.fmean(found) if found else math.nan
+
+    def rows(self) -> Iterator[list[str]]:
+        """Yield the rows of the table, controls first."""
+        controls, arms = self.arms()
+        best = self.best_control()
+        for arm in [*controls, *arms]:
+            scores = list(self.scores(arm).values())
+            gain = '' if arm == best else str(self.compared(arm, best))
+            runs = self.runs[arm.replace(AVERAGE, '')].values()
+            seconds = [run['seconds'] for run in runs]
+            yield [
+                f'{arm}, best control' if arm == best else arm,
+                str(len(scores)),
+                f'{statistics.fmean(scores):.1f}',
+                f'{statistics.stdev(scores):.1f}' if len(scores) > 1 else '-',
+                gain,
+                f'{self.mean_of(arm, "ece"):.1f}',
+                f'{statistics.median(seconds):.0f}',
+            ]
+
+
+def table(cell: Cell) -> str:
+    """Return a cell's table in Markdown."""
+    name = NAMES[cell.metric.rpartition('/')[2]]
+    head = ['arm', 'seeds', name, 'sd', 'to the best control', 'ECE, %', 's a run']
+    lines = ['| ' + ' | '.join(head) + ' |', '|---' * len(head) + '|']
+    lines += ['| ' + ' | '.join(row) + ' |' for row in cell.rows()]
+    return '\n'.join(lines)
+
+
+def cells_of(results: dict[str, Any]) -> list[Cell]:
+    """Return the models and regimes that were run, in the order of the benchmark."""
+    cells = [Cell(m, r, results) for m in MODELS for r in REGIMES]
+    return [cell for cell in cells if cell.runs and cell.arms()[0]]
+
+
+def draw(cells: list[Cell], path: Path) -> None:
+    """Draw the paired differences of the arms with a teacher, with their intervals."""
+    rows = [(cell, arm) for cell in cells for arm in cell.arms()[1]]
+    figure, axes = plt.subplots(figsize=(7.5, 1 + 0.35 * len(rows)))
+    for height, (cell, arm) in enumerate(reversed(rows)):
+        found = cell.compared(arm, cell.best_control())
+        color = 'tab:green' if found.mean - found.half > 0 else 'tab:gray'
+        color = 'tab:red' if found.mean + found.half < 0 else color
+        axes.errorbar(found.mean, height, xerr=min(found.half, 1e3), fmt='o', c=color)
+        axes.plot(found.differences, [height] * len(found.differences), '|', c=color)
+    axes.axvline(0, color='black', linewidth=0.8)
+    axes.set_yticks(range(len(rows)))
+    axes.set_yticklabels([f'{c.model}, {c.regime}: {arm}' for c, arm in reversed(rows)])
+    axes.set_xlabel('points over the best run without a teacher (95 % interval)')
+    axes.grid(axis='x', alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or '').split('\n')[0])
+    parser.add_argument('results', type=Path, help='JSON of tools.benchmarks.accuracy')
+    parser.add_argument('--out', type=Path, help='folder for benchmark.png')
+    args = parser.parse_args()
+    cells = cells_of(json.loads(args.results.read_text()))
+    for cell in cells:
+        print(f'\n### {cell.model}, {cell.regime}\n\n{table(cell)}')
+    if args.out:
+        draw(cells, args.out / 'benchmark.png')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,167 @@
+"""What the accuracy benchmark trains: models, regimes, and the arms compared."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+from .scenes import write_scenes
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / 'configs'
+SCHEDULE = CONFIGS / '_base_' / 'schedules' / 'digits_benchmark.py'
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model, and what it is measured by.
+
+    Args:
+        config (str): File in configs/digits; the benchmark's schedule replaces its own.
+        metric (str): The benchmark's figure, as the evaluator names it.
+        iterations (int): Length of a run that has converged on the clean regime.
+        options (dict): What else differs, as keys with dots.
+    """
+
+    config: str
+    metric: str
+    iterations: int
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def task(self) -> str:
+        """Whether it detects or segments: 'det' or 'seg'."""
+        return 'seg' if self.metric == 'mIoU' else 'det'
+
+
+@dataclass(frozen=True)
+class Regime:
+    """What there is to learn from, and for how long.
+
+    Args:
+        train (int): Scenes with labels.
+        unlabeled (int): Scenes without.
+        wrong (float): Share of the objects with a wrong class.
+        missing (float): Share of the objects without a label.
+        length (float): Length of a run, as a share of the model's own.
+        controls (tuple[str, ...]): The arms without a teacher, to be the best of.
+        arms (tuple[str, ...]): The arms with one.
+    """
+
+    train: int
+    controls: tuple[str, ...]
+    arms: tuple[str, ...]
+    unlabeled: int = 0
+    wrong: float = 0.0
+    missing: float = 0.0
+    length: float = 1.0
+
+    def scenes(self, folder: Path, seed: int) -> Path:
+        """Return the folder of a seed's scenes, which are drawn if need be."""
+        values = (self.train, self.unlabeled, self.wrong, self.missing, seed)
+        root = folder / '-'.join(f'{value:g}' for value in values)
+        write_scenes(root, seed, self.train, self.unlabeled, self.wrong, self.missing)
+        return root
+
+
+MODELS = dict(
+    retinanet=Model('retinanet_r18_fpn_50e_digits', 'coco/bbox_mAP', 1200),
+    faster_rcnn=Model('faster-rcnn_r18_fpn_50e_digits', 'coco/bbox_mAP', 1200),
+    mask_rcnn=Model('mask-rcnn_r18_fpn_50e_digits', 'coco/segm_mAP', 1200),
+    deeplabv3plus=Model('deeplabv3plus_r18-d8_1xb8-1500_digits-64x64', 'mIoU', 1200),
+    gfl=Model('gfl_r18_fpn_50e_digits', 'coco/bbox_mAP', 1200),
+)
+_FEW = ('plain', 'longer', 'view')
+REGIMES = dict(
+    clean=Regime(240, ('plain', 'longer', 'view'), ('ema',)),
+    wrong=Regime(240, ('plain', 'view'), ('ema',), wrong=0.4),
+    missing=Regime(240, ('plain', 'view'), ('ema',), missing=0.4),
+    few=Regime(100, _FEW, ('ema', 'unlabeled'), unlabeled=1000),
+    short=Regime(1000, ('plain',), ('ema',), length=0.4),
+)
+
+
+def stretched(cfg: Config, length: float) -> None:
+    """Make a run longer or shorter, and its schedule with it, in place."""
+    iterations = round(cfg.train_cfg.max_iters * length)
+    cfg.train_cfg.update(max_iters=iterations, val_interval=iterations)
+    cfg.param_scheduler[-1].update(T_max=iterations, end=iterations)
+
+
+def scheduled(model: Model) -> Config:
+    """Return a model's config of the digits with the benchmark's schedule."""
+    cfg = Config.fromfile(CONFIGS / 'digits' / f'{model.config}.py')
+    for key, value in Config.fromfile(SCHEDULE).items():
+        if key.endswith('_dataloader'):
+            cfg[key].update(value)
+        else:
+            cfg[key] = value
+    # one kernel: on one thread a small model is busy with its optimizer otherwise
+    cfg.optim_wrapper.optimizer.fused = True
+    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        cfg[name].dataset.pop('indices', None)
+    cfg.merge_from_dict(model.options)
+    return cfg
+
+
+def compose(
+    model: Model, regime: Regime, root: Path, hook: dict[str, Any], seed: int
+) -> Config:
+    """Return the whole config of one run.
+
+    Args:
+        model (Model): What is trained.
+        regime (Regime): On what.
+        root (Path): The scenes.
+        hook (dict): Settings of the hook; ``length`` stretches the run besides.
+        seed (int): Of weights, order and views.
+    """
+    cfg, hook = scheduled(model), dict(hook)
+    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        cfg[name].dataset.data_root = f'{root}/'
+    metric = cfg.val_evaluator
+    if 'ann_file' in metric:
+        metric.ann_file = f'{root}/annotations/instances_val2017.json'
+    calibration = dict(det='BoxCalibration', seg='PixelCalibration')[model.task]
+    cfg.val_evaluator = cfg.test_evaluator = [metric, dict(type=calibration)]
+    stretched(cfg, model.iterations / cfg.train_cfg.max_iters * regime.length)
+    stretched(cfg, hook.pop('length', 1.0))
+    if 'unlabeled' in hook:
+        data = f'{root}/unlabeled2017'
+        hook['unlabeled'] = dict(hook['unlabeled'], data=data, num_workers=0)
+    cfg.default_hooks.self_distill = hook
+    cfg.randomness = dict(seed=seed)
+    return cfg
+
+
+def digest(cfg: Config) -> str:
+    """Return a hash of all that a result depends on, but the code."""
+    return hashlib.sha256(cfg.pretty_text.encode()).hexdigest()[:16]
+
+
+VIEW = dict(brightness=0.5, contrast=0.5, color=0.5, blur=1.0, erase=0.1)
+HORIZON = 0.025
+
+
+def settings_of(model: Model, arm: str) -> dict[str, Any]:
+    """Return the settings of an arm's hook; ``length`` is the run's, not the hook's.
+
+    An arm without a teacher averages the student all the same, at a weight of 0: it is
+    bitwise the stock run, and its average is measured besides.
+    """
+    hook = dict(type='mmselfdistill.EMATeacherHook', horizon=HORIZON, validate='both')
+    plain: dict[str, Any] = {**hook, 'loss_weight': 0.0}
+    arms: dict[str, dict[str, Any]] = dict(
+        plain=plain,
+        longer=dict(plain, length=1.5),
+        longest=dict(plain, length=2.5),
+        view=dict(plain, view=VIEW),
+        ema=hook,
+        ema_view=dict(hook, view=VIEW),
+        unlabeled=dict(hook, unlabeled=dict()),
+    )
+    return arms[arm]
