@@ -71,10 +71,15 @@ def find_compiler() -> str:
 
 def compile_wheel(command: List[str], log: Path, lock: int) -> None:
     """Run the compilation, and print a line for each object."""
-    tail = dict(stderr=subprocess.STDOUT, universal_newlines=True, pass_fds=[lock])
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, **tail)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        universal_newlines=True,
+        pass_fds=[lock],
+    )
     with log.open('w') as file:
-        for line in process.stdout:
+        for line in process.stdout or []:
             file.write(line)
             step = re.search(r'\[(\d+)/(\d+)\]', line)
             if step:

@@ -11,16 +11,14 @@ import pytest
 import torch
 from torch import nn
 
+from mmselfdistill.commands.inspect import operations
+
 ROOT = Path(__file__).parents[2]
-sys.path.append(str(ROOT / 'tools'))
-
-from inspect_sites import operations  # noqa: E402
-
 RETINANET = 'configs/digits/retinanet_r18_fpn_50e_digits.py'
 
 
 def inspect(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, '-W', 'ignore', 'tools/inspect_sites.py', *arguments]
+    command = [sys.executable, '-m', 'mmselfdistill.cli', 'inspect', *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
