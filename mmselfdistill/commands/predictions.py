@@ -67,6 +67,7 @@ class Bins:
 
     def add(self, confidence: Any, right: Any) -> None:
         """Add predictions, both (N,)."""
+        confidence, right = np.asarray(confidence, float), np.asarray(right, float)
         for row, weights in enumerate((None, confidence, right)):
             self.sums[row] += np.histogram(confidence, self.edges, weights=weights)[0]
 
