@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import Config
 
 from mmselfdistill.cli import COMMANDS, main
 
@@ -42,6 +43,18 @@ def test_what_is_wrong_is_one_message(tmp_path: Path) -> None:
         main(['control', str(config), '--cost', '1.5'])
     with pytest.raises(SystemExit, match='default_scope: expected one of'):
         main(['check', str(config)])
+
+
+def test_controls_of_a_zoo_config_are_written_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = 'retinanet_r50_fpn_ema-1x_coco'
+    main(['control', f'mmselfdistill::retinanet/{name}', '--cost', '1.5'])
+    (path,) = tmp_path.iterdir()
+    assert path.name == f'{name}_plain.py'
+    # 12 epochs, 85 % of them with a teacher
+    assert Config.fromfile(path).train_cfg.max_epochs == 17
 
 
 def test_extract_writes_the_teacher(

@@ -213,7 +213,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--out-dir',
         type=Path,
-        help='where the configs are written. Defaults to the folder of the config',
+        help='where the configs are written. Defaults to the folder of the config, or '
+        'to this one if the config is named in a zoo',
     )
 
 
@@ -226,6 +227,6 @@ def run(args: argparse.Namespace) -> None:
         hook_of(cfg)
         cost = measured_cost(cfg)
         print(f'An iteration with the teacher takes {cost:.2f} plain ones.')
-    folder = args.out_dir or path.parent
+    folder = args.out_dir or (Path() if '::' in args.config else path.parent)
     for written, what in write_controls(path, cost, folder).items():
         print(f'{written}\n  {what}')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,8 +85,7 @@ class Run:
             ValueError: If nothing of a training run is logged there.
         """
         logs = [
-            [json.loads(line) for line in path.read_text().splitlines()]
-            for path in sorted(folder.glob('*/vis_data/scalars.json'))
+            _entries(path) for path in sorted(folder.glob('*/vis_data/scalars.json'))
         ]
         logs = [log for log in logs if any('loss' in entry for entry in log)]
         if not logs:
@@ -100,6 +100,7 @@ class Run:
             steps = [entry for entry in log if 'loss' in entry]
             for entry in steps:
                 entry['at'] = entry['epoch' if by_epoch else 'step']
+                entry.setdefault('time', math.nan)
             first = steps[0]
             train = {k: v for k, v in train.items() if k < first['step']}
             metrics = {k: v for k, v in metrics.items() if k < first['at']}
@@ -143,6 +144,19 @@ class Run:
             for key, value in last.items()
             if key.startswith(begin) and key.endswith(end)
         }
+
+
+def _entries(path: Path) -> list[dict[str, float]]:
+    lines = path.read_text().splitlines()
+    entries = []
+    for number, line in enumerate(lines, 1):
+        try:
+            entries.append(json.loads(line))
+        except ValueError as error:
+            # a run that was killed may leave half a line at the end
+            if number < len(lines):
+                raise ValueError(f'{path}, line {number}: {error}') from error
+    return entries
 
 
 def _counts_epochs(entries: list[dict[str, float]]) -> bool:

@@ -38,6 +38,8 @@ def epochs(first: int, *times: float) -> list[dict[str, Any]]:
 def test_a_resumed_run_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
     scores = [{MAP: 0.1 * at, 'step': at} for at in (1, 2, 3)]
     log(tmp_path / '1', *epochs(1, 1.0, 1.0, 9.0), *scores)
+    with (tmp_path / '1/vis_data/scalars.json').open('a') as file:
+        file.write('\n{"loss": 1.')
     # begun again after epoch 2: the third was lost
     log(tmp_path / '2', *epochs(3, 2.0, 4.0), {MAP: 0.05, 'step': 4})
     run = Run.read(tmp_path)

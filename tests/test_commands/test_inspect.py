@@ -59,6 +59,26 @@ def test_shows_the_hook_of_a_config() -> None:
     assert '128 x 128 pixels' in done.stdout
 
 
+def test_shows_views_and_where_images_without_labels_come_from() -> None:
+    hook = 'default_hooks.self_distill'
+    options = [
+        f'{hook}.type=mmselfdistill.EMATeacherHook',
+        f'{hook}.view.blur=1.0',
+        f'{hook}.unlabeled.data=data/many',
+        # twice as many as with labels
+        f'{hook}.unlabeled.batch_size=32',
+    ]
+    done = inspect(RETINANET, '--size', '64', '--cfg-options', *options)
+    assert done.returncode == 0, done.stderr
+    anchors = 4 * (16**2 + 8**2 + 4**2)
+    assert rows(done.stdout)['logits'][-2:] == [
+        f'{2 * anchors}x10',
+        f'{4 * anchors}x10',
+    ]
+    assert 'images with labels through a view: blur=1.' in done.stdout
+    assert 'Images without labels come from: data/many.' in done.stdout
+
+
 def test_names_what_a_bad_setting_could_have_been() -> None:
     option = 'default_hooks.self_distill.terms.logit.site=logit'
     hook = 'default_hooks.self_distill.type=mmselfdistill.EMATeacherHook'
