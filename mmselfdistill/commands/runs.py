@@ -146,7 +146,7 @@ class Run:
         }
 
 
-def _entries(path: Path) -> list[dict[str, float]]:
+def _entries(path: Path) -> list[dict[str, Any]]:
     lines = path.read_text().splitlines()
     entries = []
     for number, line in enumerate(lines, 1):
@@ -159,7 +159,7 @@ def _entries(path: Path) -> list[dict[str, float]]:
     return entries
 
 
-def _counts_epochs(entries: list[dict[str, float]]) -> bool:
+def _counts_epochs(entries: list[dict[str, Any]]) -> bool:
     """Say whether metrics were logged by epoch: iterations are more than epochs."""
     epochs = [entry['epoch'] for entry in entries if 'epoch' in entry]
     at = [entry['step'] for entry in entries if 'loss' not in entry]
