@@ -1,105 +1,76 @@
-"""The console script: ``mmselfdistill check CONFIG``."""
+"""The console script: ``mmselfdistill COMMAND``."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
-import warnings
-from typing import Any
 
-from mmengine.config import Config, DictAction
-from mmengine.logging import MMLogger
-from mmengine.registry import HOOKS
+from rich.console import Console
+from rich.table import Table
 
-from mmselfdistill.testing import Report, check_identity
-from mmselfdistill.testing.inputs import make_batch
-from mmselfdistill.testing.models import (
-    build,
-    calibrate,
-    enter,
-    prepared,
-    sizes_of,
-    wants_masks,
-)
-from mmselfdistill.zoo import (
-    check_scope,
-    pop_self_distill,
-    read_config,
-    zoo_folder,
-)
+from mmselfdistill.commands import check, compare, control, extract, inspect, train
 
-
-def check(cfg: Config) -> Report:
-    """Check the model of a config with random weights, on two images of noise.
-
-    Raises:
-        ValueError: If the config is of no zoo, its hook's settings are wrong, or the
-            model makes no training step here.
-        RuntimeError: If the teacher cannot repeat what the model does.
-    """
-    zoo = check_scope(cfg)
-    hook_cfg = pop_self_distill(cfg)
-    settings: dict[str, Any] = {}
-    if hook_cfg:
-        hook = HOOKS.build(hook_cfg)
-        settings = dict(terms=hook.terms, seams=hook.seams)
-    model_cfg = prepared(cfg.model, zoo_folder(zoo))
-    enter(zoo, model_cfg)
-    reason: Exception | None = None
-    # small images first; some models take none
-    for size in sizes_of(model_cfg):
-        model = build(zoo, model_cfg, size)
-        try:
-            batch = make_batch(zoo, model, model_cfg, size, wants_masks(cfg))
-            calibrate(model, batch)
-        except Exception as error:
-            reason = error
-        else:
-            return check_identity(model, batch, **settings)
-    raise ValueError(
-        f'{type(model).__name__} computes no loss on this machine, without '
-        f'self-distillation: {type(reason).__name__}: {reason}'
-    ) from reason
+GFL = 'mmdet::gfl/gfl_r50_fpn_1x_coco'
+# module, what it does, an example
+COMMANDS = {
+    'inspect': (inspect, 'show what will be distilled of a config', GFL),
+    'check': (check, 'see on random weights that a model is distilled truly', GFL),
+    'train': (train, 'train, self-distilled or not', f'{GFL} --self-distill ema'),
+    'control': (
+        control,
+        'write the plain runs that a distilled one is compared with',
+        'my_config.py --cost 1.35',
+    ),
+    'compare': (
+        compare,
+        'show in one table and one picture what several runs came to',
+        'work_dirs/ema work_dirs/plain',
+    ),
+    'extract': (
+        extract,
+        'write the teacher in a checkpoint as a stock checkpoint',
+        'work_dirs/ema/epoch_12.pth teacher.pth',
+    ),
+}
 
 
-def written(report: Report) -> str:
-    """Write a report for people."""
-    lines = [f'{report.family}: equal weights, other weights, gradient at the student']
-    for name, term in report.terms.items():
-        values = f'{term.equal:.1e} {term.apart:.1e} {term.gradient:.1e}'
-        lines.append(f'{name:10} {values}  {" ".join(term.tensors)}')
-    lines += [f'Repeated too: {path}' for path in report.found]
-    lines += [f'Not distilled: {name}: {why}' for name, why in report.skipped.items()]
-    if report.silent:
-        lines.append(f'Parts that move no term: {", ".join(report.silent)}')
-    lines += [f'PROBLEM: {problem}' for problem in report.problems]
-    lines.append('wrong' if report.problems else 'distilled truly')
-    return '\n'.join(lines)
+def overview() -> Table:
+    """Return the commands, each with what it does and an example."""
+    table = Table(box=None, padding=(0, 3, 0, 0), header_style='bold')
+    for column in ('command', 'does', 'example'):
+        table.add_column(column, overflow='fold')
+    for name, (_, does, example) in COMMANDS.items():
+        table.add_row(name, does, f'mmselfdistill {name} {example}')
+    return table
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line."""
-    parser = argparse.ArgumentParser(prog='mmselfdistill')
-    commands = parser.add_subparsers(dest='command', required=True)
-    checking = commands.add_parser(
-        'check', help='is the model of a config distilled truly? On random weights'
+    """Run the command line.
+
+    Raises:
+        SystemExit: If something is wrong with what was given, in a message.
+    """
+    parser = argparse.ArgumentParser(
+        prog='mmselfdistill', description='Self-distillation for detectors, segmentors.'
     )
-    checking.add_argument('config', help='path of a config, or its name in a zoo')
-    checking.add_argument('--cfg-options', nargs='+', action=DictAction)
+    commands = parser.add_subparsers(dest='command', metavar='COMMAND')
+    for name, (module, does, example) in COMMANDS.items():
+        command = commands.add_parser(
+            name,
+            help=does,
+            description=f'{does[0].upper()}{does[1:]}.',
+            epilog=f'Example: mmselfdistill {name} {example}',
+        )
+        module.add_arguments(command)
     args = parser.parse_args(arguments)
-    cfg = read_config(args.config, args.cfg_options)
-    warnings.simplefilter('ignore')
-    MMLogger.get_instance('check', log_level='ERROR')
+    if args.command is None:
+        Console().print(overview())
+        return
     try:
-        # models talk while they are built
-        with contextlib.redirect_stdout(io.StringIO()):
-            report = check(cfg)
-    except (RuntimeError, ValueError) as error:
+        COMMANDS[args.command][0].run(args)
+    except ValueError as error:
+        if args.command == 'train':
+            raise
         raise SystemExit(str(error)) from error
-    print(written(report))
-    if report.problems:
-        raise SystemExit(1)
 
 
 if __name__ == '__main__':

@@ -7,8 +7,11 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS
+from small_data import data
 
 from mmselfdistill.families import Plan, find_plan
+
+__all__ = ['data']
 
 # Several threads on busy cores wait for each other longer than they compute.
 torch.set_num_threads(1)

@@ -296,7 +296,13 @@ def test_python_of_the_pages_loads(page: Path, tmp_path: Path) -> None:
 
 
 def test_flags_of_launching_are_those_of_the_tools() -> None:
-    tools = ''.join(p.read_text() for p in (ROOT / 'tools').iterdir() if p.is_file())
+    folders = (ROOT / 'tools', ROOT / 'mmselfdistill/commands')
+    tools = ''.join(
+        path.read_text()
+        for each in folders
+        for path in each.iterdir()
+        if path.is_file()
+    )
     for flag in set(
         re.findall(r'--[a-z][a-z-]+', (ROOT / 'docs/launching.md').read_text())
     ):

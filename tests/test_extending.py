@@ -11,11 +11,12 @@ from typing import Any, Iterator
 import numpy as np
 import pytest
 import torch
+from mmdet.utils import register_all_modules
 from mmengine.config import Config
 from mmengine.registry import MODELS
 from numpy.typing import NDArray
 
-from mmselfdistill.cli import check, written
+from mmselfdistill.commands.check import check, written
 from mmselfdistill.families import FAMILIES
 
 PAGE = (Path(__file__).parents[1] / 'docs/extending.md').read_text()
@@ -35,6 +36,8 @@ OUTPUTS = [text for text in blocks('text') if 'equal weights' in text]
 @pytest.fixture
 def examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Write the files of the page, and forget them afterwards."""
+    # what the frameworks register must stay
+    register_all_modules()
     families, registered = list(FAMILIES), set(MODELS.module_dict)
     for name, text in FILES.items():
         (tmp_path / f'{name}.py').write_text(text)

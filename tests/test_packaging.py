@@ -5,12 +5,12 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
 import yaml
+from setuptools.archive_util import unpack_archive
 
 ROOT = Path(__file__).resolve().parent.parent
 LEFT_OUT = ('.*', 'build', 'dist', '*.egg-info', 'work_dirs', 'data', '__pycache__')
@@ -69,8 +69,7 @@ def wheel(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     work = tmp_path_factory.mktemp('wheel')
     run(sys.executable, 'setup.py', '-q', 'sdist', '-d', work / 'sdist', cwd=checkout)
     (archive,) = (work / 'sdist').glob('*.tar.gz')
-    with tarfile.open(str(archive)) as tar:
-        tar.extractall(str(work / 'source'))
+    unpack_archive(str(archive), str(work / 'source'))
     (source,) = (work / 'source').iterdir()
     pip('wheel', '-w', work / 'dist', source, cwd=work)
     (built,) = (work / 'dist').glob('*.whl')

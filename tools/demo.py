@@ -15,14 +15,11 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from demo_arms import (  # type: ignore[import-not-found]
-    Arm,
-    Curve,
-    load_cfg,
-    run_arms,
-)
+from demo_arms import Arm, load_cfg, run_arms  # type: ignore[import-not-found]
 from rich.console import Console
 from rich.table import Table
+
+from mmselfdistill.commands.runs import Curve
 
 TOOLS = Path(__file__).resolve().parent
 sys.path.insert(0, str(TOOLS / 'dataset_converters'))
@@ -130,7 +127,7 @@ def main() -> None:
     titles = ' and '.join(f'{arm.title} ({arm.length})' for arm in arms)
     print(f'Side by side: {titles}', flush=True)
     run_arms(arms)
-    curves = [Curve.read(arm) for arm in arms]
+    curves = [arm.curve() for arm in arms]
 
     from demo_pictures import draw_all  # type: ignore[import-not-found]
 

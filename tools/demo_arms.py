@@ -9,7 +9,6 @@ import logging
 import multiprocessing
 import os
 import shutil
-import statistics
 import sys
 import time
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 import mmselfdistill
+from mmselfdistill.commands.runs import Curve, Run, percent
 
 DONE = 'done.json'
 FINGERPRINT = 'fingerprint.txt'
@@ -54,6 +54,10 @@ class Arm:
         times = hook.get('generations', 1)
         own = self.cfg.train_cfg['max_epochs' if self.by_epoch else 'max_iters']
         return f'{times} x {own} {self.unit}' if times > 1 else f'{own} {self.unit}'
+
+    def curve(self) -> Curve:
+        """Read what the run has logged."""
+        return Run.read(self.folder).curve(self.metric)
 
     def fingerprint(self) -> str:
         """Return a hash of all that the result depends on."""
@@ -97,11 +101,6 @@ class Progress(Hook):
         if score is not None:
             name = self.metric.rpartition('/')[2].replace('bbox_mAP', 'AP')
             self.score = f', {name} {percent(self.metric, score):.1f}'
-
-
-def percent(metric: str, value: float) -> float:
-    """Return a score of 0 to 100; COCO's are logged as 0 to 1."""
-    return 100 * value if metric.startswith('coco/') else value
 
 
 def load_cfg(path: Path, data: Path, seed: int) -> Config:
@@ -168,37 +167,3 @@ def quiet(logger: logging.Logger) -> None:
     for handler in logger.handlers:
         if not isinstance(handler, logging.FileHandler):
             handler.setLevel(logging.ERROR)
-
-
-@dataclass
-class Curve:
-    """What a run logged, by epoch or by iteration (`unit`)."""
-
-    unit: str
-    length: int
-    train: list[dict[str, float]]
-    scores: dict[int, float]
-
-    @classmethod
-    def read(cls, arm: Arm) -> Curve:
-        """Read a run's logs; those of a resumed run replace what they repeat."""
-        train: dict[int, dict[str, float]] = {}
-        scores: dict[int, float] = {}
-        for path in sorted(arm.folder.glob('*/vis_data/scalars.json')):
-            for entry in map(json.loads, path.read_text().splitlines()):
-                if arm.metric in entry:
-                    scores[entry['step']] = percent(arm.metric, entry[arm.metric])
-                elif 'loss' in entry:
-                    entry['at'] = entry['epoch' if arm.by_epoch else 'step']
-                    train[entry['step']] = entry
-        return cls(arm.unit, max(scores), [train[k] for k in sorted(train)], scores)
-
-    def score_at(self, position: int) -> float:
-        """Return the score at an epoch or iteration."""
-        return self.scores[position]
-
-    def seconds(self, begin: int, end: int) -> float:
-        """Return the median of seconds per iteration after `begin` up to `end`."""
-        return statistics.median(
-            entry['time'] for entry in self.train if begin < entry['at'] <= end
-        )

@@ -5,10 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Callable
 
-import matplotlib
-
-matplotlib.use('Agg')
-
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -21,21 +17,13 @@ from demo_models import (  # type: ignore[import-not-found]
     predict,
 )
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from mmselfdistill.commands.pictures import GRID, STYLE, save
+from mmselfdistill.commands.runs import task_loss
+
 INKS = [plt.get_cmap('tab10')(digit)[:3] for digit in range(10)]
-DISTILLED, PLAIN, GRID = '#c2410c', '#1d4ed8', '#d4d4d8'
-STYLE: Any = {
-    'font.size': 10,
-    'axes.spines.top': False,
-    'axes.spines.right': False,
-    'axes.edgecolor': '#71717a',
-    'axes.titlesize': 11,
-    'axes.titleweight': 'bold',
-    'legend.frameon': False,
-    'savefig.dpi': 110,
-}
+DISTILLED, PLAIN = '#c2410c', '#1d4ed8'
 
 
 def draw_all(folder: Path, arms: list[Arm], curves: list[Any], name: str) -> list[Path]:
@@ -98,13 +86,6 @@ def draw_curves(path: Path, curves: list[Any], name: str) -> Path:
     left.legend(loc='lower right')
     right.legend(loc='center left')
     return save(figure, path)
-
-
-def task_loss(entry: dict[str, float]) -> float:
-    """Return the loss without the distillation terms."""
-    return entry['loss'] - sum(
-        value for key, value in entry.items() if key.startswith('loss_sd_')
-    )
 
 
 def draw_predictions(
@@ -189,11 +170,3 @@ def clean(axes: Axes) -> None:
     axes.set(xticks=[], yticks=[])
     for side in axes.spines.values():
         side.set_visible(False)
-
-
-def save(figure: Figure, path: Path) -> Path:
-    """Write a figure and free it."""
-    figure.tight_layout()
-    figure.savefig(path)
-    plt.close(figure)
-    return path

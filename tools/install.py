@@ -2,224 +2,179 @@
 
     python3 tools/install.py [--stack openmmlab|onedl] [--torch VERSION]
 
-Safe to repeat, takes up where it was interrupted, and does nothing when all is there.
-Standard library only, and old syntax: any Python 3 gets far enough to say what is
-missing.
+Repeated, it goes on where it was interrupted: pip leaves what is installed, ninja what
+is compiled of mmcv. Standard library only, and old syntax: any Python 3 gets far enough
+to say what is missing.
 """
 
 import argparse
+import fcntl
 import hashlib
-import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, Dict, List, NoReturn, Optional, Sequence
+from typing import List, Sequence
 
 ROOT = Path(__file__).resolve().parent.parent
-SUPPORTED = ((3, 11), (3, 10), (3, 12))
 VENVS = {'openmmlab': '.venv', 'onedl': '.venv-onedl'}
-STAMP = 'mmselfdistill-installed'
-BUILD_TOOLS = ('setuptools<81', 'wheel', 'ninja', 'psutil')
-PROBE = """
-import importlib.util, json, os, sys, sysconfig
-print(json.dumps(dict(
-    path=sys.executable,
-    version=list(sys.version_info[:2]),
-    headers=os.path.exists(os.path.join(sysconfig.get_path('include'), 'Python.h')),
-    venv=all(importlib.util.find_spec(name) for name in ('venv', 'ensurepip')),
-)))
+BUILD_TOOLS = ['setuptools<81', 'wheel', 'ninja', 'psutil']
+ALONE = ['--no-deps', '--no-build-isolation']
+PYTHONS = [sys.executable, 'python3.11', 'python3.10', 'python3.12']
+SUITS = """
+import ensurepip, os, sys, sysconfig, venv
+headers = os.path.exists(os.path.join(sysconfig.get_path('include'), 'Python.h'))
+sys.exit(not (headers and (3, 10) <= sys.version_info < (3, 13)))
 """
-VERIFY = """
-import mmcv.ops, mmdet.models, mmseg.models, mmselfdistill
-import mmcv, mmdet, mmengine, mmseg, torch
-for module in torch, mmengine, mmcv, mmdet, mmseg, mmselfdistill:
-    print('  {} {}'.format(module.__name__, module.__version__))
+NO_PYTHON = (
+    'Python 3.10, 3.11 or 3.12 with venv and the header Python.h is needed: please '
+    'install python3.11, python3.11-venv and python3.11-dev, for example.'
+)
+NO_COMPILER = 'A C++ compiler is needed: please install g++, for example, or set CXX.'
+# what mmcv's binary depends on, besides its version
+KEY = """
+import os, sys, sysconfig, torch
+gpu = 'forced' if os.environ.get('FORCE_CUDA') == '1' else 'cpu'
+if torch.cuda.is_available():
+    gpu = 'sm%d%d' % torch.cuda.get_device_capability()
+    gpu = os.environ.get('TORCH_CUDA_ARCH_LIST') or gpu
+python = 'cp%d%d' % sys.version_info[:2]
+print('-'.join(['torch', torch.__version__, python, sysconfig.get_platform(), gpu]))
 """
+# setuptools leaves out what would lie elsewhere
+UNPACK = 'import setuptools.archive_util as a, sys; a.unpack_archive(*sys.argv[1:])'
+IMPORTS = 'import mmcv.ops, mmdet.models, mmseg.models, mmselfdistill'
 
 
-def stop(sentence: str) -> NoReturn:
-    """End with one sentence that says what to do."""
-    sys.exit('mmselfdistill: ' + sentence)
+def runs(*command: str) -> bool:
+    """Whether a command is there and ends well."""
+    quiet = subprocess.DEVNULL
+    found = shutil.which(command[0])
+    return bool(found) and subprocess.call(command, stdout=quiet, stderr=quiet) == 0
 
 
-def probe(command: str) -> Optional[Dict[str, Any]]:
-    """What a Python is and has; None if it does not run (a version manager's shim)."""
-    try:
-        output = subprocess.check_output([command, '-c', PROBE], stderr=subprocess.PIPE)
-        found = json.loads(output.decode())
-    except (OSError, subprocess.CalledProcessError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
+def first(commands: Sequence[str], arguments: List[str], missing: str) -> str:
+    """The first command that runs; without one, the end of this program."""
+    return next((c for c in commands if runs(c, *arguments)), '') or sys.exit(missing)
 
 
-def find_python(candidates: Sequence[str]) -> str:
-    """Path of the first candidate that is supported and can build extensions.
+def compile_wheel(command: List[str], log: Path, lock: int) -> None:
+    """Run the compilation, and print how far it is.
 
-    Args:
-        candidates (sequence of str): Commands, in order of preference.
+    It ends by itself if this process is killed, and holds the lock until then.
     """
-    seen, lacking = [], []  # type: List[str], List[str]
-    for command in candidates:
-        found = probe(command)
-        if not found:
-            continue
-        version = '.'.join(str(part) for part in found['version'])
-        if tuple(found['version']) not in SUPPORTED:
-            seen.append(version)
-        elif not found['venv']:
-            lacking.append(f'python{version}-venv')
-        elif not found['headers']:
-            lacking.append(f'python{version}-dev (the header Python.h)')
-        else:
-            return str(found['path'])
-    if lacking:
-        stop(f'Python is there but incomplete: please install {lacking[0]}.')
-    stop(
-        'Python 3.10, 3.11 or 3.12 is needed and only {} was found: please install '
-        'one of them, for example python3.11 with python3.11-venv and '
-        'python3.11-dev.'.format(', '.join(sorted(set(seen))) or 'none')
-    )
+    with log.open('wb') as out:
+        process = subprocess.Popen(command, stdout=out, stderr=out, pass_fds=[lock])
+    seen = 0
+    while process.poll() is None:
+        time.sleep(1)
+        steps = re.findall(r'\[(\d+)/(\d+)\]', log.read_text(errors='replace'))
+        if len(steps) > seen:
+            seen = len(steps)
+            print('  compiled {} of {}'.format(*steps[-1]), flush=True)
+    if process.returncode != 0:
+        # pip ends with many lines of its own; the cause stands further up
+        text = log.read_text(errors='replace')
+        causes = re.findall(r'.*error:.*', text, re.IGNORECASE)[:20]
+        sys.exit('\n'.join([*causes, f'Compiling mmcv failed; the whole log: {log}']))
 
 
-def find_compiler() -> str:
-    """The C++ compiler: `CXX` if set, else the first usual name that runs."""
-    chosen = os.environ.get('CXX')
-    for name in [chosen] if chosen else ['c++', 'g++', 'clang++']:
+def mmcv_wheel(python: str, mmcv: str) -> Path:
+    """The wheel for this PyTorch and Python: the one that is kept, or a new one."""
+    key = subprocess.check_output([python, '-W', 'ignore', '-c', KEY]).decode().strip()
+    key = re.sub(r'[^\w.+-]', '_', mmcv.replace('==', '-') + '-' + key)
+    base = os.environ.get('XDG_CACHE_HOME') or str(Path.home() / '.cache')
+    wheels, build = (Path(base, 'mmselfdistill', d, key) for d in ('wheels', 'build'))
+    for folder in (wheels, build):
+        folder.mkdir(parents=True, exist_ok=True)
+    pip, source = [python, '-m', 'pip'], build / 'source'
+    with open(f'{build}.lock', 'w') as lock:
         try:
-            subprocess.check_output(
-                name.split() + ['--version'], stderr=subprocess.PIPE
-            )
-            return name
-        except (OSError, subprocess.CalledProcessError):
-            continue
-    stop(
-        'a C++ compiler is needed to build mmcv and {}: please install one, for '
-        'example g++ (the package build-essential on Debian and Ubuntu).'.format(
-            f'CXX={chosen} does not run' if chosen else 'none was found'
-        )
-    )
-
-
-def read_requirements(name: str) -> List[str]:
-    """The lines of one file in requirements/, without comments."""
-    lines = (ROOT / 'requirements' / name).read_text().splitlines()
-    return [line for line in lines if line and not line.startswith('#')]
-
-
-def torch_requirement(given: str) -> str:
-    """A bare version is pinned; anything else is a requirement as it stands."""
-    return 'torch==' + given if given[:1].isdigit() else given
-
-
-def content_key(stack: str, torch: str) -> str:
-    """Hash of all that decides what is in the environment."""
-    parts = [str(ROOT), stack, torch]
-    files = [ROOT / 'setup.py', ROOT / 'pyproject.toml', Path(__file__)]
-    files += sorted((ROOT / 'requirements').glob('*.txt'))
-    parts += [path.read_text() for path in files]
-    return hashlib.sha256('\0'.join(parts).encode()).hexdigest()
-
-
-def drop_half_installed(venv: Path) -> None:
-    """Forget distributions that an interrupted pip left behind.
-
-    pip writes INSTALLER after all other files of a distribution, and takes one
-    without it for installed.
-    """
-    for info in venv.glob('lib/python*/site-packages/*.dist-info'):
-        if not (info / 'INSTALLER').exists():
-            shutil.rmtree(str(info))
-
-
-def make_venv(venv: Path) -> None:
-    """Create the environment unless a working one is there."""
-    python = str(venv / 'bin' / 'python')
-    found = probe(python)
-    if found and tuple(found['version']) in SUPPORTED:
-        has_pip = subprocess.call(
-            [python, '-m', 'pip', '--version'],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        if has_pip == 0:
-            drop_half_installed(venv)
-            return
-    names = ['python{}.{}'.format(*version) for version in SUPPORTED]
-    base = find_python([sys.executable] + names)
-    subprocess.check_call([base, '-m', 'venv', '--clear', str(venv)])
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print('  waiting: another process is compiling it', flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        if not list(wheels.glob('*.whl')):
+            print('  about ten minutes on two cores', flush=True)
+            if not source.exists():
+                options = ['-qq', '--no-binary', ':all:', '-d', str(build), mmcv]
+                subprocess.check_call([*pip, 'download', *ALONE, *options])
+                (sdist,) = build.glob('*.tar.gz')
+                partial = str(build / 'partial')
+                subprocess.check_call([python, '-c', UNPACK, str(sdist), partial])
+                os.rename(partial, str(source))
+            (root,) = source.iterdir()
+            options = ['-v', '--no-cache-dir', '-w', str(build), str(root)]
+            command = [*pip, 'wheel', *ALONE, *options]
+            compile_wheel(command, build / 'build.log', lock.fileno())
+            (wheel,) = build.glob('*.whl')
+            os.rename(str(wheel), str(wheels / wheel.name))
+        shutil.rmtree(str(build), ignore_errors=True)
+    return next(wheels.glob('*.whl'))
 
 
 def install(stack: str, torch: str, venv: Path) -> None:
-    """Run the steps; each is quick when an earlier run has done it.
-
-    Args:
-        stack (str): 'openmmlab' or 'onedl'.
-        torch (str): Requirement that PyTorch is installed by.
-        venv (Path): The environment.
-    """
-    compiler = find_compiler()
-    print(f'[1/5] {venv.name}: a virtual environment', flush=True)
-    make_venv(venv)
+    """Run the steps; each is quick when an earlier run has done it."""
     python = str(venv / 'bin' / 'python')
-    env = dict(os.environ, CXX=compiler, PIP_DISABLE_PIP_VERSION_CHECK='1')
-    # ninja is looked up on the path.
-    env['PATH'] = str(venv / 'bin') + os.pathsep + env.get('PATH', '')
-
-    def run(*arguments: str) -> None:
-        subprocess.check_call([python] + list(arguments), cwd=str(ROOT), env=env)
+    if not runs(python, '-m', 'pip', '--version'):
+        base = first(PYTHONS, ['-c', SUITS], NO_PYTHON)
+        subprocess.check_call([base, '-m', 'venv', '--clear', str(venv)])
+    for info in venv.glob('lib/python*/site-packages/*.dist-info'):
+        # pip, interrupted, takes one for installed that lacks its last file
+        if not (info / 'INSTALLER').exists():
+            shutil.rmtree(str(info))
 
     def pip(*arguments: str) -> None:
-        # On a terminal pip's progress bars stay: PyTorch may be some gigabytes. In a
-        # log only errors are worth a line.
+        # a log is spared the progress bars
         quiet = [] if sys.stdout.isatty() else ['-qq']
-        run('-m', 'pip', 'install', *quiet, *arguments)
+        command = [python, '-m', 'pip', 'install', *quiet, *arguments]
+        subprocess.check_call(command, cwd=str(ROOT))
 
-    print(f'[2/5] {torch} and what builds mmcv', flush=True)
-    pip(torch, *BUILD_TOOLS)
-    print('[3/5] libraries and tools for the tests', flush=True)
-    libraries = read_requirements('libraries.txt') + read_requirements('dev.txt')
-    pip(*libraries)
-    frameworks = read_requirements(stack + '.txt')
-    (mmcv,) = [line for line in frameworks if 'mmcv==' in line]
-    print(f'[4/5] {mmcv}', flush=True)
-    run('tools/build_mmcv.py', mmcv)
+    print(f'[1/3] {torch}, libraries, and what builds mmcv', flush=True)
+    lists = ['-r', 'requirements/libraries.txt', '-r', 'requirements/dev.txt']
+    pip(torch, *BUILD_TOOLS, *lists)
+    frameworks = (ROOT / 'requirements' / f'{stack}.txt').read_text().split()
+    (mmcv,) = [each for each in frameworks if 'mmcv==' in each]
     frameworks.remove(mmcv)
-    print('[5/5] {} and this package'.format(', '.join(frameworks)), flush=True)
-    # What they depend on is there: their own lists would replace the headless OpenCV.
-    pip('--no-deps', '--no-build-isolation', *frameworks)
-    pip('--no-deps', '--no-build-isolation', '-e', '.')
-    print('They import together:', flush=True)
-    run('-W', 'ignore', '-c', VERIFY)
+    print(f'[2/3] {mmcv}', flush=True)
+    pip(*ALONE, '--force-reinstall', str(mmcv_wheel(python, mmcv)))
+    print(f'[3/3] {", ".join(frameworks)} and this package', flush=True)
+    # with their own lists of libraries, OpenCV would need a screen's
+    pip(*ALONE, *frameworks, '-e', '.')
+    subprocess.check_call([python, '-W', 'ignore', '-c', IMPORTS])
 
 
-def main(arguments: Optional[Sequence[str]] = None) -> None:
-    """Command line."""
+def main() -> None:
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--stack', choices=sorted(VENVS), default='openmmlab')
     parser.add_argument('--torch', default='2.13.0', help='version or requirement')
-    args = parser.parse_args(arguments)
-    venv, torch = ROOT / VENVS[args.stack], torch_requirement(args.torch)
-    key, stamp = content_key(args.stack, torch), venv / STAMP
-    if stamp.exists() and stamp.read_text() == key and probe(str(venv / 'bin/python')):
+    args = parser.parse_args()
+    venv = ROOT / VENVS[args.stack]
+    torch = f'torch=={args.torch}' if args.torch[:1].isdigit() else args.torch
+    files = [ROOT / 'setup.py', Path(__file__), *(ROOT / 'requirements').glob('*.txt')]
+    parts = [str(ROOT), args.stack, torch, *(f.read_text() for f in sorted(files))]
+    key = hashlib.sha256('\0'.join(parts).encode()).hexdigest()
+    stamp = venv / 'mmselfdistill-installed'
+    if stamp.exists() and stamp.read_text() == key:
         return
-    start = time.time()
     if stamp.exists():
         stamp.unlink()
+    # of the compilation; without debug symbols it takes half the time
+    memory = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') // 2**31
+    os.environ.setdefault('MAX_JOBS', str(max(1, min(os.cpu_count() or 1, memory))))
+    os.environ.update(MMCV_WITH_OPS='1', CFLAGS=os.environ.get('CFLAGS', '') + ' -g0')
+    os.environ['PATH'] = f'{venv}/bin{os.pathsep}' + os.environ.get('PATH', '')
+    if 'CXX' not in os.environ:
+        os.environ['CXX'] = first(['c++', 'g++', 'clang++'], ['--version'], NO_COMPILER)
     try:
         install(args.stack, torch, venv)
-    except subprocess.CalledProcessError as error:
-        stop(
-            'the step above failed ({}); the same command takes up from there.'.format(
-                ' '.join(str(part) for part in error.cmd[:5])
-            )
-        )
-    except KeyboardInterrupt:
-        stop('interrupted; the same command takes up from here.')
+    except (subprocess.CalledProcessError, KeyboardInterrupt):
+        sys.exit('The step above did not end; the same command goes on from there.')
     stamp.write_text(key)
-    print(f'Installed in {(time.time() - start) / 60:.1f} min.', flush=True)
 
 
 if __name__ == '__main__':

@@ -1,20 +1,21 @@
 """Evaluate a detector or a segmentor on the test set of its config.
 
 Any checkpoint will do, self-distilled or not: what is evaluated is its student. To
-evaluate the teacher inside, take it out with `tools/extract_teacher.py` first.
+evaluate the teacher inside, take it out with `mmselfdistill extract` first.
 """
 
 from __future__ import annotations
 
 import argparse
 
-from launching import (  # type: ignore[import-not-found]
+from mmengine.config import Config
+
+from mmselfdistill.commands.launching import (
     add_common_arguments,
     build_runner,
     load_config,
-    parse_args,
+    set_local_rank,
 )
-from mmengine.config import Config
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -90,7 +91,8 @@ def write_predictions(cfg: Config, out: str) -> None:
 
 def main() -> None:
     """Run the tool."""
-    args = parse_args(build_parser())
+    args = build_parser().parse_args()
+    set_local_rank(args)
     cfg = load_config(args)
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)

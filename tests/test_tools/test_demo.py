@@ -13,7 +13,9 @@ from mmengine.config import Config
 sys.path.append(str(Path(__file__).parents[2] / 'tools'))
 
 from demo import TASKS, verdict
-from demo_arms import Arm, Curve
+from demo_arms import Arm
+
+from mmselfdistill.commands.runs import Curve
 
 EPOCHS = 4
 STEPS = 2  # in an epoch
@@ -31,7 +33,7 @@ def write_run(folder: Path, scores: dict[int, float], seconds: list[float]) -> C
     log.parent.mkdir(parents=True)
     log.write_text('\n'.join(json.dumps(entry) for entry in entries))
     cfg = Config(dict(train_cfg=dict(max_epochs=EPOCHS)))
-    return Curve.read(Arm('a run', cfg, folder, metric))
+    return Arm('a run', cfg, folder, metric).curve()
 
 
 def test_the_verdict_is_computed_from_both_curves(tmp_path: Path) -> None:
@@ -52,7 +54,7 @@ def test_a_resumed_run_replaces_what_it_repeats(tmp_path: Path) -> None:
     score = {TASKS['det'].metric: 0.3, 'step': 4}
     log.write_text('\n'.join(map(json.dumps, (again, score))))
     cfg = Config(dict(train_cfg=dict(max_epochs=EPOCHS)))
-    curve = Curve.read(Arm('a run', cfg, tmp_path, TASKS['det'].metric))
+    curve = Arm('a run', cfg, tmp_path, TASKS['det'].metric).curve()
     assert curve.score_at(2) == pytest.approx(10)
     assert curve.score_at(4) == pytest.approx(30)
     assert [entry['time'] for entry in curve.train] == [1.0] * 7 + [5.0]

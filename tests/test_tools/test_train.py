@@ -123,7 +123,7 @@ def test_extracted_teacher_is_stock_and_teaches(
 ) -> None:
     teacher = tmp_path / 'teacher.pth'
     run(
-        *(sys.executable, TOOLS / 'extract_teacher.py'),
+        *(sys.executable, '-m', 'mmselfdistill.cli', 'extract'),
         *(generations / 'epoch_8.pth', teacher),
     )
     load_strictly(data / 'mmdet.py', teacher)

@@ -21,7 +21,6 @@ import contextlib
 import json
 import shutil
 import sys
-import time
 from pathlib import Path
 from typing import Any, Iterator, NamedTuple
 
@@ -29,6 +28,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 from pycocotools import mask as coco_mask
+from rich.progress import track
 from sklearn.datasets import load_digits
 
 Image = npt.NDArray[np.uint8]
@@ -194,8 +194,7 @@ def write_split(root: Path, split: int, count: int, size: int, seed: int) -> Non
     digits, labels = digits_of(name)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    started = time.time()
-    for number in range(1, count + 1):
+    for number in track(range(1, count + 1), f'{name}: scenes'):
         # a stream per scene: a scene does not depend on how many there are
         rng = np.random.default_rng((seed, split, number))
         scene = draw_scene(rng, digits, labels, size)
@@ -207,8 +206,6 @@ def write_split(root: Path, split: int, count: int, size: int, seed: int) -> Non
         images.append(dict(id=number, file_name=file_name, height=size, width=size))
         for instance in scene.instances:
             annotations.append(coco_annotation(instance, number, len(annotations) + 1))
-        if number % 100 == 0 or number == count:
-            show_progress(name, number, count, time.time() - started)
     categories = [dict(id=i + 1, name=str(i), supercategory='digit') for i in range(10)]
     coco = dict(images=images, annotations=annotations, categories=categories)
     target = root / 'annotations' / f'instances_{name}2017.json'
@@ -220,27 +217,11 @@ def write_unlabeled(root: Path, first: int, count: int, size: int, seed: int) ->
     folder = root / 'unlabeled2017'
     folder.mkdir(parents=True)
     digits, labels = digits_of('train')
-    started = time.time()
-    for number in range(first, first + count):
-        scene = draw_scene(
-            np.random.default_rng((seed, 0, number)), digits, labels, size
-        )
-        cv2.imwrite(
-            str(folder / f'{number:012d}.jpg'),
-            scene.image,
-            [cv2.IMWRITE_JPEG_QUALITY, 95],
-        )
-        done = number - first + 1
-        if done % 100 == 0 or done == count:
-            show_progress('unlabeled', done, count, time.time() - started)
-
-
-def show_progress(name: str, done: int, count: int, seconds: float) -> None:
-    """Print how many scenes are drawn and how long the rest takes."""
-    left = seconds / done * (count - done)
-    end = '\n' if done == count else ''
-    text = f'{name}: {done} of {count} scenes, {left:.0f} s left '
-    print(f'\r{text}', end=end, flush=True)
+    for number in track(range(first, first + count), 'unlabeled: scenes'):
+        rng = np.random.default_rng((seed, 0, number))
+        scene = draw_scene(rng, digits, labels, size)
+        path = str(folder / f'{number:012d}.jpg')
+        cv2.imwrite(path, scene.image, [cv2.IMWRITE_JPEG_QUALITY, 95])
 
 
 @contextlib.contextmanager

@@ -11,16 +11,14 @@ import pytest
 import torch
 from torch import nn
 
+from mmselfdistill.commands.inspect import operations
+
 ROOT = Path(__file__).parents[2]
-sys.path.append(str(ROOT / 'tools'))
-
-from inspect_sites import operations  # noqa: E402
-
 RETINANET = 'configs/digits/retinanet_r18_fpn_50e_digits.py'
 
 
 def inspect(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, '-W', 'ignore', 'tools/inspect_sites.py', *arguments]
+    command = [sys.executable, '-m', 'mmselfdistill.cli', 'inspect', *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
@@ -59,6 +57,26 @@ def test_shows_the_hook_of_a_config() -> None:
     assert [table[name][2] for name in ('features', 'logits')] == ['0.25', '0.5']
     assert '2x32x32x32' in table['features'][-1]
     assert '128 x 128 pixels' in done.stdout
+
+
+def test_shows_views_and_where_images_without_labels_come_from() -> None:
+    hook = 'default_hooks.self_distill'
+    options = [
+        f'{hook}.type=mmselfdistill.EMATeacherHook',
+        f'{hook}.view.blur=1.0',
+        f'{hook}.unlabeled.data=data/many',
+        # twice as many as with labels
+        f'{hook}.unlabeled.batch_size=32',
+    ]
+    done = inspect(RETINANET, '--size', '64', '--cfg-options', *options)
+    assert done.returncode == 0, done.stderr
+    anchors = 4 * (16**2 + 8**2 + 4**2)
+    assert rows(done.stdout)['logits'][-2:] == [
+        f'{2 * anchors}x10',
+        f'{4 * anchors}x10',
+    ]
+    assert 'images with labels through a view: blur=1.' in done.stdout
+    assert 'Images without labels come from: data/many.' in done.stdout
 
 
 def test_names_what_a_bad_setting_could_have_been() -> None:

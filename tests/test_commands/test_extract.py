@@ -1,11 +1,10 @@
 """Taking the teacher out of a checkpoint, without a Runner.
 
-`test_train.py` does it with a checkpoint that a run has written.
+`tests/test_tools/test_train.py` does it with a checkpoint that a run has written.
 """
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,7 @@ import pytest
 import torch
 from mmengine.logging import MessageHub
 
-TOOLS = Path(__file__).parents[2] / 'tools'
-sys.path.append(str(TOOLS))
-import extract_teacher  # noqa: E402
+from mmselfdistill.commands import extract
 
 
 def checkpoint(teacher: Any) -> dict[str, Any]:
@@ -34,7 +31,7 @@ def checkpoint(teacher: Any) -> dict[str, Any]:
 def test_writes_teacher_and_meta_only(tmp_path: Path) -> None:
     path = tmp_path / 'run.pth'
     torch.save(checkpoint(dict(weight=torch.tensor([1.0, 2.0]))), path)
-    found = extract_teacher.read_teacher(path)
+    found = extract.read_teacher(path)
     assert found.keys() == {'meta', 'state_dict'}
     assert found['meta'] == dict(epoch=3)
     assert found['state_dict'].keys() == {'weight'}
@@ -44,13 +41,13 @@ def test_writes_teacher_and_meta_only(tmp_path: Path) -> None:
 def test_says_what_is_wrong(tmp_path: Path) -> None:
     path = tmp_path / 'run.pth'
     with pytest.raises(SystemExit, match=r'run\.pth.*does not exist'):
-        extract_teacher.read_teacher(path)
+        extract.read_teacher(path)
     path.write_bytes(b'not a checkpoint')
     with pytest.raises(SystemExit, match='no checkpoint that can be read'):
-        extract_teacher.read_teacher(path)
+        extract.read_teacher(path)
     torch.save(dict(state_dict={}), path)
     with pytest.raises(SystemExit, match='without self-distillation'):
-        extract_teacher.read_teacher(path)
+        extract.read_teacher(path)
     torch.save(checkpoint(None), path)
     with pytest.raises(SystemExit, match=r'no teacher.*first generation'):
-        extract_teacher.read_teacher(path)
+        extract.read_teacher(path)

@@ -1,7 +1,5 @@
 """Write the teacher inside a checkpoint as a checkpoint of the stock framework.
 
-    python tools/extract_teacher.py work_dirs/run/epoch_24.pth teacher.pth
-
 The framework's own tools, and `--self-distill`, take the result like any checkpoint.
 """
 
@@ -56,17 +54,15 @@ def read_teacher(path: Path) -> dict[str, Any]:
     return dict(meta=checkpoint.get('meta', {}), state_dict=state['teacher'])
 
 
-def main() -> None:
-    """Run the tool."""
-    parser = argparse.ArgumentParser(description=(__doc__ or '').split('\n')[0])
-    parser.add_argument('checkpoint', type=Path, metavar='CHECKPOINT')
-    parser.add_argument('out', type=Path, metavar='OUT', help='the file to write')
-    args = parser.parse_args()
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    parser.add_argument('checkpoint', type=Path, help='saved while self-distilling')
+    parser.add_argument('out', type=Path, help='the file to write')
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write the teacher in the checkpoint of the command line."""
     teacher = read_teacher(args.checkpoint)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     torch.save(teacher, args.out)
     print(f'{args.out}: {len(teacher["state_dict"])} tensors of the teacher')
-
-
-if __name__ == '__main__':
-    main()

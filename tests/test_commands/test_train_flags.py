@@ -1,20 +1,21 @@
-"""What the flags of `tools/train.py` make of a config."""
+"""What the flags of `mmselfdistill train` make of a config."""
 
 from __future__ import annotations
 
-import sys
+import argparse
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mmengine.config import Config
 
-sys.path.append(str(Path(__file__).parents[2] / 'tools'))
-import train
+from mmselfdistill.commands import train
 
 
 def prepare(*flags: object) -> Config:
-    return train.prepare(train.build_parser().parse_args([str(f) for f in flags]))
+    parser = argparse.ArgumentParser()
+    train.add_arguments(parser)
+    return train.prepare(parser.parse_args([str(f) for f in flags]))
 
 
 def hook_of(*flags: object) -> dict[str, Any]:

@@ -1,0 +1,98 @@
+"""Is the model of a config distilled truly? The identity check on random weights."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from mmengine.config import Config, DictAction
+from mmengine.registry import HOOKS
+
+from mmselfdistill.commands.quiet import quietly
+from mmselfdistill.testing import Report, check_identity
+from mmselfdistill.testing.inputs import make_batch
+from mmselfdistill.testing.models import (
+    build,
+    calibrate,
+    enter,
+    prepared,
+    sizes_of,
+    wants_masks,
+)
+from mmselfdistill.zoo import (
+    check_scope,
+    pop_self_distill,
+    read_config,
+    zoo_folder,
+)
+
+
+def check(cfg: Config) -> Report:
+    """Check the model of a config with random weights, on two images of noise.
+
+    Raises:
+        ValueError: If the config is of no zoo, its hook's settings are wrong, or the
+            model makes no training step here.
+        RuntimeError: If the teacher cannot repeat what the model does.
+    """
+    zoo = check_scope(cfg)
+    hook_cfg = pop_self_distill(cfg)
+    settings: dict[str, Any] = {}
+    if hook_cfg:
+        hook = HOOKS.build(hook_cfg)
+        settings = dict(terms=hook.terms, seams=hook.seams)
+    model_cfg = prepared(cfg.model, zoo_folder(zoo))
+    enter(zoo, model_cfg)
+    reason: Exception | None = None
+    # small images first; some models take none
+    for size in sizes_of(model_cfg):
+        model = build(zoo, model_cfg, size)
+        try:
+            batch = make_batch(zoo, model, model_cfg, size, wants_masks(cfg))
+            calibrate(model, batch)
+        except Exception as error:
+            reason = error
+        else:
+            return check_identity(model, batch, **settings)
+    raise ValueError(
+        f'{type(model).__name__} computes no loss on this machine, without '
+        f'self-distillation: {type(reason).__name__}: {reason}'
+    ) from reason
+
+
+def written(report: Report) -> str:
+    """Write a report for people."""
+    lines = [f'{report.family}: equal weights, other weights, gradient at the student']
+    for name, term in report.terms.items():
+        values = f'{term.equal:.1e} {term.apart:.1e} {term.gradient:.1e}'
+        lines.append(f'{name:10} {values}  {" ".join(term.tensors)}')
+    lines += [f'Repeated too: {path}' for path in report.found]
+    lines += [f'Not distilled: {name}: {why}' for name, why in report.skipped.items()]
+    if report.silent:
+        lines.append(f'Parts that move no term: {", ".join(report.silent)}')
+    lines += [f'PROBLEM: {problem}' for problem in report.problems]
+    lines.append('wrong' if report.problems else 'distilled truly')
+    return '\n'.join(lines)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    parser.add_argument('config', help='path of a config, or its name in a zoo')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Check the config of the command line.
+
+    Raises:
+        SystemExit: If its model is not distilled truly.
+    """
+    cfg = read_config(args.config, args.cfg_options)
+    try:
+        with quietly():
+            report = check(cfg)
+    except RuntimeError as error:
+        raise SystemExit(str(error)) from error
+    print(written(report))
+    if report.problems:
+        raise SystemExit(1)

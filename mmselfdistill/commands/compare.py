@@ -1,0 +1,205 @@
+"""Several runs in one table and one picture."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Mapping, Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from mmselfdistill.commands.predictions import Judged, judge, read_predictions
+from mmselfdistill.commands.runs import Run
+
+# the ends of the names of metrics that stand for a run
+MAIN = ('bbox_mAP', 'segm_mAP', 'mIoU', 'PQ', 'accuracy/top1')
+
+
+def shared_metrics(runs: Sequence[Run], wanted: Sequence[str]) -> list[str]:
+    """Return the metrics to compare: those wanted, or the main ones of all runs.
+
+    Raises:
+        ValueError: If a run has not logged one of them, or there is none.
+    """
+    for run in runs:
+        for metric in wanted:
+            run.curve(metric)
+    if wanted:
+        return list(wanted)
+    common = set(runs[0].names()).intersection(*(run.names() for run in runs))
+    main = [name for end in MAIN for name in sorted(common) if name.endswith(end)]
+    found = main or sorted(common)[:1]
+    if not found:
+        each = '; '.join(f'{r.name}: {", ".join(r.names()) or "none"}' for r in runs)
+        raise ValueError(f'the runs have no metric in common: {each}')
+    return found
+
+
+def table_of(runs: Sequence[Run], metrics: Sequence[str]) -> Table:
+    """Return the last and the best value of each metric, and what each run took."""
+    table = Table(title='Runs')
+    table.add_column('')
+    for metric in metrics:
+        for column in (f'{metric}, last', 'best', 'at'):
+            table.add_column(column, justify='right')
+    for column in ('length', 's/iter.', 'hours'):
+        table.add_column(column, justify='right')
+    for run in runs:
+        cells = [run.name]
+        for metric in metrics:
+            curve = run.curve(metric)
+            at, best = curve.best()
+            cells += [f'{curve.scores[curve.length]:.1f}', f'{best:.1f}', str(at)]
+        end = int(run.train[-1]['at'])
+        cells += [
+            f'{end} {curve.unit}',
+            f'{curve.seconds(0, end):.3f}',
+            f'{curve.hours_at([end])[0]:.2f}',
+        ]
+        table.add_row(*cells)
+    return table
+
+
+def differences_of(
+    first: Mapping[str, float], second: Mapping[str, float]
+) -> dict[str, float]:
+    """Return what the second has more of each class that both know."""
+    return {name: second[name] - first[name] for name in first if name in second}
+
+
+def table_of_classes(runs: Sequence[Run], classes: Sequence[dict[str, float]]) -> Table:
+    """Return the classes of the first two runs, the largest gain first."""
+    first, second = classes[:2]
+    gains = differences_of(first, second)
+    table = Table(title='By class')
+    for column in ('class', runs[0].name, runs[1].name, 'difference'):
+        table.add_column(column, justify='left' if column == 'class' else 'right')
+    for name in sorted(gains, key=lambda name: -gains[name]):
+        values = f'{first[name]:.1f}', f'{second[name]:.1f}', f'{gains[name]:+.1f}'
+        table.add_row(name, *values)
+    return table
+
+
+def table_of_calibration(runs: Sequence[Run], judged: Sequence[Judged]) -> Table:
+    """Return the calibration error of each run's predictions."""
+    table = Table(title='Calibration')
+    for column in ('', 'predictions', 'expected calibration error'):
+        table.add_column(column, justify='left' if column == '' else 'right')
+    for run, each in zip(runs, judged):
+        count, error = each.calibration.count.sum(), each.calibration.error
+        table.add_row(run.name, f'{count:.0f}', f'{100 * error:.2f} %')
+    return table
+
+
+def names_of(folders: Sequence[Path], names: Sequence[str]) -> list[str]:
+    """Return a name for each run: as given, the folder's, or its path.
+
+    Raises:
+        ValueError: If as many are not given as there are runs.
+    """
+    if names and len(names) != len(folders):
+        raise ValueError(f'--names: {len(names)} for {len(folders)} runs')
+    short = list(names) or [folder.resolve().name for folder in folders]
+    return short if len(set(short)) == len(short) else [str(f) for f in folders]
+
+
+def compare(
+    folders: Sequence[Path],
+    picture: Path,
+    metrics: Sequence[str] = (),
+    names: Sequence[str] = (),
+    predictions: Sequence[Path] = (),
+    annotations: Path | None = None,
+    min_score: float = 0.3,
+) -> list[Table]:
+    """Compare runs: write the picture, and return the tables.
+
+    Args:
+        folders (Sequence[Path]): Their work dirs.
+        picture (Path): To be written.
+        metrics (Sequence[str]): By their names in the log. Defaults to (): the main
+            ones that all runs have logged.
+        names (Sequence[str]): Of the runs. Defaults to (): those of the folders.
+        predictions (Sequence[Path]): A file of MMEngine's ``DumpResults`` for each run.
+            Defaults to ().
+        annotations (Path, optional): COCO's, for predictions of boxes.
+        min_score (float): Boxes below it are left out of the calibration. Defaults to
+            0.3.
+
+    Raises:
+        ValueError: If a folder holds no run, or runs and files do not go together.
+    """
+    called = names_of(folders, names)
+    runs = [Run.read(folder, name) for folder, name in zip(folders, called)]
+    chosen = shared_metrics(runs, metrics)
+    if predictions and len(predictions) != len(runs):
+        raise ValueError(f'--predictions: {len(predictions)} for {len(runs)} runs')
+    judged = [
+        judge(read_predictions(path), annotations, min_score) for path in predictions
+    ]
+    tables = [table_of(runs, chosen)]
+    classes = [j.classes for j in judged] or [run.classes() for run in runs]
+    gains = differences_of(*classes[:2]) if len(runs) > 1 else {}
+    if gains:
+        tables.append(table_of_classes(runs, classes))
+    if judged:
+        tables.append(table_of_calibration(runs, judged))
+    # matplotlib takes a second to import
+    from mmselfdistill.commands.pictures import draw_comparison
+
+    curves = {run.name: run.curve(chosen[0]) for run in runs}
+    calibrations = {run.name: j.calibration for run, j in zip(runs, judged)}
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    draw_comparison(picture, chosen[0], curves, gains, calibrations)
+    return tables
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    parser.add_argument('runs', nargs='+', type=Path, metavar='RUN', help='work dirs')
+    parser.add_argument('--names', nargs='+', default=(), help='of the runs')
+    parser.add_argument(
+        '--metric',
+        nargs='+',
+        default=(),
+        help='as the log names it, such as coco/bbox_mAP. Defaults to the main ones',
+    )
+    parser.add_argument(
+        '--predictions',
+        nargs='+',
+        type=Path,
+        default=(),
+        help='a .pkl for each run, as `tools/test.py --out` or DumpResults writes it',
+    )
+    parser.add_argument(
+        '--annotations', type=Path, help='of COCO, where predictions are boxes'
+    )
+    parser.add_argument(
+        '--min-score',
+        type=float,
+        default=0.3,
+        help='boxes below it are left out of the calibration. Defaults to 0.3',
+    )
+    parser.add_argument(
+        '--picture',
+        type=Path,
+        default=Path('comparison.png'),
+        help='to be written. Defaults to comparison.png',
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Compare the runs of the command line."""
+    tables = compare(
+        args.runs,
+        args.picture,
+        args.metric,
+        args.names,
+        args.predictions,
+        args.annotations,
+        args.min_score,
+    )
+    for table in tables:
+        Console().print(table)
+    print(f'Picture: {args.picture}')

@@ -1,0 +1,123 @@
+"""What a teacher adds to a run: of an iteration, and of all of it."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import Any, Callable
+
+import torch
+from mmengine.config import Config
+from mmengine.device import get_device
+from rich.progress import track
+
+from mmselfdistill.commands.inspect import first_step, step, subject_of
+from mmselfdistill.commands.quiet import quietly
+from mmselfdistill.hooks import GenerationHook
+from mmselfdistill.hooks.base import DistillHook
+from mmselfdistill.schedules import build_schedule
+
+POINTS = 1000
+
+
+def measured_cost(cfg: Config, rounds: int = 5) -> float:
+    """Measure an iteration with the teacher, in iterations without it.
+
+    Forward and backward passes on two images of noise, with random weights, stock and
+    ours in turns; the median over the rounds of ``ours / stock``. Loading of data and
+    the optimizer's step are not in it: where they take long, the ratio is smaller.
+
+    Args:
+        cfg (Config): Its hook is taken out of it.
+        rounds (int): Pairs of iterations. Defaults to 5.
+
+    Raises:
+        ValueError: If the config's model makes no training step here.
+    """
+    with quietly():
+        subject = subject_of(cfg, None)
+    model, distiller = subject.model, subject.distiller
+    device = get_device()
+    batch = moved(subject.batch, device)
+    model.to(device)
+    assert distiller.teacher is not None
+    distiller.teacher.to(device)
+    first_step(subject._replace(batch=batch))
+    distiller.progress = distiller.run_progress = 0.5  # past a warm-up
+    ratios = []
+    for index in track(range(rounds + 1), 'Measuring the cost of the teacher'):
+        stock = seconds(lambda: step(model, batch))
+        distiller.attach()
+        ours = seconds(lambda: step(model, batch))
+        distiller.detach()
+        # the first iteration tries every term
+        if index > 0:
+            ratios.append(ours / stock)
+    return max(1.0, statistics.median(ratios))
+
+
+def moved(batch: Any, device: str) -> Any:
+    """Return a batch on a device."""
+    if isinstance(batch, dict):
+        return {key: moved(value, device) for key, value in batch.items()}
+    if isinstance(batch, (list, tuple)):
+        return type(batch)(moved(value, device) for value in batch)
+    return batch.to(device) if hasattr(batch, 'to') else batch
+
+
+def seconds(run: Callable[[], None]) -> float:
+    """Return the seconds that something takes, on the device too."""
+    synchronize()
+    started = time.perf_counter()
+    run()
+    synchronize()
+    return time.perf_counter() - started
+
+
+def synchronize() -> None:
+    """Wait for the GPU, where there is one."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def teachers_share(hook: DistillHook, length: int) -> float:
+    """Return the share of a run's iterations in which the teacher is run.
+
+    It is not where there is none yet, or where all terms have a weight of 0.
+
+    Args:
+        hook (DistillHook): The hook.
+        length (int): Of the config's run, in the unit that its loop counts.
+    """
+    terms = [term for term in (hook.terms or {}).values() if isinstance(term, dict)]
+    given = [hook.schedule, *(t['schedule'] for t in terms if t.get('schedule'))]
+    schedules = [build_schedule(each, 'schedule') for each in given]
+    generations = 1.0
+    if isinstance(hook, GenerationHook):
+        generations = hook.generations or length / (hook.interval or length)
+    active = 0
+    for point in range(POINTS):
+        run = (point + 0.5) / POINTS
+        generation, part = divmod(run * generations, 1)
+        if isinstance(hook, GenerationHook) and generation == 0:
+            continue
+        active += any(s(run if s.over == 'run' else part) > 0 for s in schedules)
+    return active / POINTS
+
+
+def times_as_long(hook: DistillHook, length: int, cost: float) -> float:
+    r"""Return how many times a plain run of the config a distilled one takes.
+
+    With :math:`n` the number of generations that lengthen the run, :math:`c` the cost
+    of an iteration with the teacher in plain ones, and :math:`s` the share of
+    iterations with it:
+
+    .. math:: n \, (1 + (c - 1) \, s)
+
+    Args:
+        hook (DistillHook): The hook.
+        length (int): Of the config's run, in the unit that its loop counts.
+        cost (float): :math:`c`, at least 1.
+    """
+    generations = getattr(hook, 'generations', None) or 1
+    return generations * (1 + (cost - 1) * teachers_share(hook, length))

@@ -1,0 +1,205 @@
+"""Show what will be distilled of a model, without data or a GPU.
+
+The config is a path or a name in a zoo. Its own hook is shown where it has one,
+otherwise the defaults. The model is built with random weights and
+makes one training step on two images of noise, with a teacher equal to it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any, Callable, NamedTuple
+
+from mmengine.config import Config, DictAction
+from mmengine.registry import HOOKS
+from torch.utils.flop_counter import FlopCounterMode
+
+from mmselfdistill.commands.quiet import quietly
+from mmselfdistill.core.distiller import Distiller, build_distiller
+from mmselfdistill.core.report import describe
+from mmselfdistill.core.teacher import make_teacher
+from mmselfdistill.core.unlabeled import without_labels
+from mmselfdistill.hooks import EMATeacherHook
+from mmselfdistill.hooks.base import DistillHook
+from mmselfdistill.testing.inputs import make_batch, raw_batch
+from mmselfdistill.testing.models import (
+    build,
+    enter,
+    prepared,
+    size_of,
+    wants_masks,
+)
+from mmselfdistill.testing.unlabeled import Same
+from mmselfdistill.zoo import (
+    check_scope,
+    pop_self_distill,
+    read_config,
+    zoo_folder,
+)
+
+
+def hook_of(cfg: Config) -> DistillHook:
+    """Return a config's hook, or the default."""
+    hook_cfg = pop_self_distill(cfg)
+    return HOOKS.build(hook_cfg) if hook_cfg else EMATeacherHook()
+
+
+class Subject(NamedTuple):
+    """A model of a config with random weights, and what its hook would distil."""
+
+    model: Any
+    distiller: Distiller  # with a teacher, not attached
+    hook: DistillHook
+    batch: dict[str, Any]  # as it leaves the preprocessor
+    size: int  # side of its two images, in pixels
+
+
+def subject_of(cfg: Config, size: int | None) -> Subject:
+    """Build a config's model and distiller, on two images of noise.
+
+    Args:
+        cfg (Config): Its hook is taken out of it.
+        size (int, optional): Side of the images. Defaults to None: the model's own.
+
+    Raises:
+        ValueError: If the config is of no zoo, or its hook's settings are wrong.
+    """
+    zoo = check_scope(cfg)
+    model_cfg = prepared(cfg.model, zoo_folder(zoo), few={})
+    enter(zoo, model_cfg)
+    size = size or size_of(model_cfg)
+    model = build(zoo, model_cfg, size)
+    hook, masks = hook_of(cfg), wants_masks(cfg)
+    raw = raw_batch(zoo, model, model_cfg, size, masks)
+    labeled = (cfg.get('train_dataloader') or {}).get('batch_size')
+    distiller = distiller_of(hook, model, unlabeled_batch(hook, raw, labeled))
+    model.train()
+    batch = make_batch(zoo, model, model_cfg, size, masks)
+    return Subject(model, distiller, hook, batch, size)
+
+
+def unlabeled_batch(
+    hook: DistillHook, raw: dict[str, Any], labeled: int | None
+) -> dict[str, Any]:
+    """Return a batch without labels, as many times the labelled one as in the run."""
+    bare = {**raw, 'data_samples': without_labels(raw['data_samples'])}
+    size = (hook.unlabeled or {}).get('batch_size')
+    inputs, samples = bare['inputs'], bare['data_samples']
+    if not size or not labeled or not isinstance(inputs, list):
+        return bare
+    count = max(1, round(len(inputs) * size / labeled))
+    chosen = [i % len(inputs) for i in range(count)]
+    return dict(
+        inputs=[inputs[i] for i in chosen], data_samples=[samples[i] for i in chosen]
+    )
+
+
+def distiller_of(hook: DistillHook, model: Any, bare: dict[str, Any]) -> Distiller:
+    """Return the distiller that a hook would build, with a teacher.
+
+    Args:
+        hook (DistillHook): The hook.
+        model (BaseModel): The model.
+        bare (dict): Stands for a batch of the images without labels.
+    """
+    source = hook.unlabeled
+    unlabeled = source and dict(
+        batches=Same(bare),
+        weight=source['weight'],
+        view=source['view'],
+        statistics=source.get('statistics', False),
+    )
+    distiller = build_distiller(
+        model,
+        hook.terms,
+        hook.schedule,
+        hook.loss_weight,
+        hook.seams,
+        unlabeled,
+        view=hook.view,
+        task_weight=hook.task_weight,
+        teacher_norm=hook.teacher_norm,
+    )
+    distiller.teacher = make_teacher(model)
+    return distiller
+
+
+def operations(run: Callable[[], Any]) -> int:
+    """Count the operations of convolutions and matrix products, backward too."""
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return int(counter.get_total_flops())
+
+
+def step(model: Any, batch: dict[str, Any]) -> None:
+    """Make the forward and backward passes of an iteration."""
+    losses = model(**batch, mode='loss')
+    model.parse_losses(losses)[0].backward()
+
+
+def first_step(subject: Subject) -> None:
+    """Make a training step without self-distillation.
+
+    Raises:
+        ValueError: If the model makes none on this machine.
+    """
+    try:
+        step(subject.model, subject.batch)
+    except Exception as error:
+        first = str(error).strip().partition('\n')[0]
+        raise ValueError(
+            f'{type(subject.model).__name__} makes no training step on this machine, '
+            f'without self-distillation: {type(error).__name__}: {first}'
+        ) from error
+
+
+def inspect(cfg: Config, size: int | None) -> str:
+    """Return what is distilled of a config's model, and what is not.
+
+    Raises:
+        ValueError: If a term is wrong, no family covers the model, or it makes no
+            training step here.
+    """
+    subject = subject_of(cfg, size)
+    distiller = subject.distiller
+    stock = operations(lambda: first_step(subject))
+    distiller.attach()
+    distiller.progress = distiller.run_progress = 0.5  # past a warm-up
+    # in the first iteration, every term is tried besides
+    step(subject.model, subject.batch)
+    ours = operations(lambda: step(subject.model, subject.batch))
+    return '\n'.join([describe(distiller), *_more(subject, ours, stock)])
+
+
+def _more(subject: Subject, ours: int, stock: int) -> list[str]:
+    plan, size = subject.distiller.labeled.plan, subject.size
+    sites = ', '.join(site.name for site in plan.sites) or 'none'
+    repeated = [seam.path for seam in plan.seams if seam.repeat]
+    source = subject.hook.unlabeled
+    lines = [
+        f'Sites: {sites}, and any module by its path.',
+        f'The teacher repeats: {", ".join(repeated)}.',
+        f"Self-distillation is {(ours - stock) / ours:.0%} of a step's operations "
+        f'({ours / stock:.2f} of stock): of convolutions and matrix products, in the '
+        f'middle of a run, with 2 images of {size} x {size} pixels.',
+    ]
+    if source is not None:
+        lines.insert(0, f'Images without labels come from: {source["data"]}.')
+    return lines
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    parser.add_argument('config', help='path of a config, or its name in a zoo')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction)
+    parser.add_argument(
+        '--size', type=int, help="side of the images. Defaults to the model's, or 320"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Inspect the config of the command line."""
+    cfg = read_config(args.config, args.cfg_options)
+    with quietly():
+        found = inspect(cfg, args.size)
+    print(found)

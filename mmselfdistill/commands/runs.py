@@ -1,0 +1,172 @@
+"""What a run has logged: its training, and its metrics."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def percent(metric: str, value: float) -> float:
+    """Return a score of 0 to 100; COCO's are logged as 0 to 1."""
+    return 100 * value if 'coco/' in metric else value
+
+
+@dataclass
+class Curve:
+    """One metric of a run, by epoch or by iteration (`unit`).
+
+    Args:
+        unit (str): 'epochs' or 'iterations'.
+        length (int): At which the metric is known last.
+        train (list[dict]): What was logged while training, by iteration.
+        scores (dict[int, float]): The metric, 0 to 100.
+    """
+
+    unit: str
+    length: int
+    train: list[dict[str, float]]
+    scores: dict[int, float]
+
+    def score_at(self, position: int) -> float:
+        """Return the score at an epoch or iteration."""
+        return self.scores[position]
+
+    def best(self) -> tuple[int, float]:
+        """Return the position of the highest score, the first of several, and it."""
+        at = max(self.scores, key=lambda position: (self.scores[position], -position))
+        return at, self.scores[at]
+
+    def seconds(self, begin: int, end: int) -> float:
+        """Return the median of seconds per iteration after `begin` up to `end`."""
+        return statistics.median(
+            entry['time'] for entry in self.train if begin < entry['at'] <= end
+        )
+
+    def iterations_at(self, position: float) -> float:
+        """Return how many iterations are done at an epoch or iteration."""
+        last = self.train[-1]
+        return (
+            position * last['step'] / last['at'] if self.unit == 'epochs' else position
+        )
+
+    def hours_at(self, positions: Any) -> Any:
+        """Return the hours of training at epochs or iterations, validation left out."""
+        steps = np.array([0.0, *(entry['step'] for entry in self.train)])
+        seconds = np.array([entry['time'] for entry in self.train])
+        hours = np.cumsum(np.append(0.0, seconds * np.diff(steps))) / 3600
+        wanted = [self.iterations_at(position) for position in positions]
+        return np.interp(wanted, steps, hours)
+
+
+@dataclass
+class Run:
+    """What is logged in a work dir."""
+
+    name: str
+    by_epoch: bool
+    train: list[dict[str, float]]
+    metrics: dict[int, dict[str, float]]  # by epoch or iteration
+
+    @classmethod
+    def read(cls, folder: Path, name: str = '') -> Run:
+        """Read the logs of a work dir; those of a resumed run replace what they repeat.
+
+        Args:
+            folder (Path): The work dir.
+            name (str): What the run is called. Defaults to '': the folder's name.
+
+        Raises:
+            ValueError: If nothing of a training run is logged there.
+        """
+        logs = [
+            _entries(path) for path in sorted(folder.glob('*/vis_data/scalars.json'))
+        ]
+        logs = [log for log in logs if any('loss' in entry for entry in log)]
+        if not logs:
+            raise ValueError(
+                f'{folder}: no run has logged its training there (expected '
+                'TIMESTAMP/vis_data/scalars.json in it)'
+            )
+        by_epoch = _counts_epochs([entry for log in logs for entry in log])
+        train: dict[int, dict[str, float]] = {}
+        metrics: dict[int, dict[str, float]] = {}
+        for log in logs:
+            steps = [entry for entry in log if 'loss' in entry]
+            for entry in steps:
+                entry['at'] = entry['epoch' if by_epoch else 'step']
+                entry.setdefault('time', math.nan)
+            first = steps[0]
+            train = {k: v for k, v in train.items() if k < first['step']}
+            metrics = {k: v for k, v in metrics.items() if k < first['at']}
+            train.update({entry['step']: entry for entry in steps})
+            for entry in log:
+                if 'loss' not in entry:
+                    metrics.setdefault(entry['step'], {}).update(entry)
+        name = name or folder.resolve().name
+        return cls(name, by_epoch, [train[k] for k in sorted(train)], metrics)
+
+    def names(self) -> list[str]:
+        """Return the names of all metrics."""
+        found = {name for values in self.metrics.values() for name in values}
+        return sorted(found - {'step', 'time', 'data_time', 'memory', 'iter', 'epoch'})
+
+    def curve(self, metric: str) -> Curve:
+        """Return one metric.
+
+        Raises:
+            ValueError: If the run has not logged it.
+        """
+        scores = {
+            at: percent(metric, values[metric])
+            for at, values in sorted(self.metrics.items())
+            if metric in values
+        }
+        if not scores:
+            raise ValueError(
+                f'{self.name}: has logged no {metric!r}, but '
+                f'{", ".join(self.names()) or "no metric at all"}'
+            )
+        unit = 'epochs' if self.by_epoch else 'iterations'
+        return Curve(unit, max(scores), self.train, scores)
+
+    def classes(self) -> dict[str, float]:
+        """Return the last AP of each class, where COCO's metric is ``classwise``."""
+        last = self.metrics[max(self.metrics)] if self.metrics else {}
+        begin, end = 'coco/', '_precision'
+        return {
+            key[len(begin) : -len(end)]: 100 * value
+            for key, value in last.items()
+            if key.startswith(begin) and key.endswith(end)
+        }
+
+
+def _entries(path: Path) -> list[dict[str, Any]]:
+    lines = path.read_text().splitlines()
+    entries = []
+    for number, line in enumerate(lines, 1):
+        try:
+            entries.append(json.loads(line))
+        except ValueError as error:
+            # a run that was killed may leave half a line at the end
+            if number < len(lines):
+                raise ValueError(f'{path}, line {number}: {error}') from error
+    return entries
+
+
+def _counts_epochs(entries: list[dict[str, Any]]) -> bool:
+    """Say whether metrics were logged by epoch: iterations are more than epochs."""
+    epochs = [entry['epoch'] for entry in entries if 'epoch' in entry]
+    at = [entry['step'] for entry in entries if 'loss' not in entry]
+    return bool(epochs) and max(at, default=0) <= max(epochs)
+
+
+def task_loss(entry: dict[str, float]) -> float:
+    """Return the loss without the distillation terms."""
+    terms = (v for key, v in entry.items() if key.startswith('loss_sd_'))
+    return entry['loss'] - sum(terms)

@@ -1,0 +1,101 @@
+"""A config's schedule, stretched to another length."""
+
+from __future__ import annotations
+
+from typing import Any, Mapping
+
+from mmengine.config import Config
+from mmengine.optim.scheduler.param_scheduler import INF
+
+# positions and lengths of MMEngine's schedulers, and of hooks that act at a position
+POSITIONS = ('begin', 'end', 'T_max', 'step_size', 'total_steps')
+LISTS = ('milestones', 'periods')
+HOOK_POSITIONS = ('switch_epoch', 'num_last_epochs', 'begin_epoch', 'begin_iter')
+
+
+def counts_epochs(train_cfg: Mapping[str, Any]) -> bool:
+    """Return whether a training loop counts epochs."""
+    name = train_cfg.get('type', 'EpochBasedTrainLoop')
+    name = name if isinstance(name, str) else name.__name__
+    default = name.rpartition('.')[2] != 'IterBasedTrainLoop'
+    return bool(train_cfg.get('by_epoch', default))
+
+
+def length_of(cfg: Config) -> tuple[int, str]:
+    """Return the length of a config's run, and its unit: 'epochs' or 'iterations'.
+
+    Raises:
+        ValueError: If its training loop says no length.
+    """
+    train_cfg = cfg.get('train_cfg') or {}
+    epochs = counts_epochs(train_cfg)
+    key = 'max_epochs' if epochs else 'max_iters'
+    if not isinstance(train_cfg.get(key), int):
+        raise ValueError(f'train_cfg: expected {key} in it, but got {dict(train_cfg)}')
+    return train_cfg[key], 'epochs' if epochs else 'iterations'
+
+
+def stretched(cfg: Config, length: int) -> dict[str, Any]:
+    """Return the settings of a run of another length that differ from a config's.
+
+    With ``f`` the new length over the old, every position of the learning rate's and
+    other parameters' schedulers, of validation, and of hooks that act once, is
+    ``round(f * position)``: warm-up and decay take the same share of the run.
+
+    Args:
+        cfg (Config): The config.
+        length (int): Of the new run, in the unit that its loop counts.
+    """
+    old, unit = length_of(cfg)
+    factor = length / old
+    settings: dict[str, Any] = dict(train_cfg=_loop(cfg.train_cfg, factor))
+    settings['train_cfg']['max_epochs' if unit == 'epochs' else 'max_iters'] = length
+    if cfg.get('param_scheduler'):
+        settings['param_scheduler'] = _schedulers(cfg.param_scheduler, factor)
+    hooks = cfg.get('custom_hooks') or []
+    if any(key in hook for hook in hooks for key in HOOK_POSITIONS):
+        settings['custom_hooks'] = [
+            _moved(hook, HOOK_POSITIONS, factor) for hook in hooks
+        ]
+    return settings
+
+
+def _loop(train_cfg: Mapping[str, Any], factor: float) -> dict[str, Any]:
+    settings: dict[str, Any] = {
+        key: max(1, round(train_cfg[key] * factor))
+        for key in ('val_interval', 'val_begin')
+        if key in train_cfg
+    }
+    if train_cfg.get('dynamic_intervals'):
+        settings['dynamic_intervals'] = [
+            (round(begin * factor), max(1, round(interval * factor)))
+            for begin, interval in train_cfg['dynamic_intervals']
+        ]
+    return settings
+
+
+def _schedulers(given: Any, factor: float) -> Any:
+    if isinstance(given, (list, tuple)):
+        return [_schedulers(each, factor) for each in given]
+    if 'type' not in given:
+        # one for each of several optimizers
+        return {name: _schedulers(each, factor) for name, each in given.items()}
+    moved = _moved(given, POSITIONS, factor)
+    for key in LISTS:
+        if key in moved:
+            moved[key] = [round(each * factor) for each in moved[key]]
+    if str(given['type']).startswith('Exponential') and 'gamma' in moved:
+        # multiplied in each step: as far down in more of them
+        moved['gamma'] = moved['gamma'] ** (1 / factor)
+    return moved
+
+
+def _moved(
+    given: Mapping[str, Any], keys: tuple[str, ...], factor: float
+) -> dict[str, Any]:
+    moved = dict(given)
+    for key in keys:
+        # `end` may be MMEngine's infinity
+        if isinstance(moved.get(key), int) and moved[key] < INF:
+            moved[key] = round(moved[key] * factor)
+    return moved

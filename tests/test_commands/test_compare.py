@@ -1,0 +1,202 @@
+"""What runs have logged and predicted, against figures worked out by hand."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from mmselfdistill.commands.compare import compare
+from mmselfdistill.commands.predictions import judge, read_predictions
+from mmselfdistill.commands.runs import Run
+
+MAP = 'coco/bbox_mAP'
+
+
+def log(folder: Path, *entries: dict[str, Any]) -> None:
+    path = folder / 'vis_data' / 'scalars.json'
+    path.parent.mkdir(parents=True)
+    path.write_text('\n'.join(map(json.dumps, entries)))
+
+
+def epochs(first: int, *times: float) -> list[dict[str, Any]]:
+    """Return entries of ten iterations, an epoch each."""
+    return [
+        dict(
+            loss=2.0, loss_sd_logits=0.5, epoch=first + i, step=10 * (first + i), time=t
+        )
+        for i, t in enumerate(times)
+    ]
+
+
+def test_a_resumed_run_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
+    scores = [{MAP: 0.1 * at, 'step': at} for at in (1, 2, 3)]
+    log(tmp_path / '1', *epochs(1, 1.0, 1.0, 9.0), *scores)
+    with (tmp_path / '1/vis_data/scalars.json').open('a') as file:
+        file.write('\n{"loss": 1.')
+    # begun again after epoch 2: the third was lost
+    log(tmp_path / '2', *epochs(3, 2.0, 4.0), {MAP: 0.05, 'step': 4})
+    run = Run.read(tmp_path)
+    curve = run.curve(MAP)
+    assert curve.scores == pytest.approx({1: 10, 2: 20, 4: 5})
+    assert curve.best() == (2, pytest.approx(20))
+    assert [entry['time'] for entry in run.train] == [1, 1, 2, 4]
+    # 10 x (1 + 1 + 2 + 4) seconds
+    assert curve.hours_at([2, 4]) == pytest.approx([20 / 3600, 80 / 3600])
+    assert curve.seconds(0, 4) == 1.5
+
+
+def test_metrics_by_iteration(tmp_path: Path) -> None:
+    steps = [dict(loss=1.0, iter=at, step=at, time=0.5) for at in (50, 100)]
+    log(tmp_path / '1', *steps, dict(mIoU=30.0, step=100))
+    curve = Run.read(tmp_path).curve('mIoU')
+    assert (curve.unit, curve.scores) == ('iterations', {100: 30.0})
+    assert curve.hours_at([100]) == pytest.approx([50 / 3600])
+
+
+def cells(tables: Any) -> list[list[list[str]]]:
+    return [list(map(list, zip(*(c._cells for c in t.columns)))) for t in tables]
+
+
+def test_one_table_and_one_picture(tmp_path: Path) -> None:
+    first = {MAP: 0.2, 'coco/a_precision': 0.1, 'coco/b_precision': 0.3, 'step': 2}
+    last = {MAP: 0.3, 'coco/a_precision': 0.5, 'coco/b_precision': 0.1, 'step': 2}
+    log(tmp_path / 'plain/1', *epochs(1, 1.0, 1.0), {MAP: 0.4, 'step': 1}, first)
+    log(tmp_path / 'ours/1', *epochs(1, 1.0, 1.5), last)
+    folders = [tmp_path / 'plain', tmp_path / 'ours']
+    runs, classes = cells(compare(folders, tmp_path / 'a/b.png'))
+    assert runs == [
+        ['plain', '20.0', '40.0', '1', '2 epochs', '1.000', '0.01'],
+        ['ours', '30.0', '30.0', '2', '2 epochs', '1.250', '0.01'],
+    ]
+    assert classes == [
+        ['a', '10.0', '50.0', '+40.0'],
+        ['b', '30.0', '10.0', '-20.0'],
+    ]
+    picture = cv2.imread(str(tmp_path / 'a/b.png'))
+    # two rows of panels
+    assert picture.shape[0] > picture.shape[1] / 2
+
+
+BOXES = {1: [(0, 0, 10, 10), (20, 0, 30, 10)], 2: [(0, 0, 10, 10)]}
+
+
+def truth(folder: Path) -> Path:
+    """Write the annotations of two images: class a, and one of class b."""
+    labels = {(1, 1): 7}
+    annotations = [
+        dict(
+            id=1 + len(BOXES[1]) * (image - 1) + i,
+            image_id=image,
+            iscrowd=0,
+            bbox=[x1, y1, x2 - x1, y2 - y1],
+            area=(x2 - x1) * (y2 - y1),
+            category_id=labels.get((image, i), 3),
+        )
+        for image, boxes in BOXES.items()
+        for i, (x1, y1, x2, y2) in enumerate(boxes)
+    ]
+    images = [dict(id=i, width=64, height=64, file_name=f'{i}.jpg') for i in BOXES]
+    categories = [dict(id=7, name='b'), dict(id=3, name='a')]
+    path = folder / 'coco.json'
+    coco = dict(images=images, annotations=annotations, categories=categories)
+    path.write_text(json.dumps(coco))
+    return path
+
+
+def detections(image: int, *rows: tuple[Any, int, float]) -> dict[str, Any]:
+    boxes = torch.tensor([row[0] for row in rows], dtype=torch.float)
+    labels = torch.tensor([row[1] for row in rows])
+    scores = torch.tensor([row[2] for row in rows])
+    found = dict(bboxes=boxes, labels=labels, scores=scores)
+    return dict(img_id=image, pred_instances=found)
+
+
+def test_calibration_of_boxes(tmp_path: Path) -> None:
+    samples = [
+        detections(
+            1,
+            ((0, 0, 10, 10), 0, 0.95),
+            # an IoU of 0.62, of the right class
+            ((20, 0, 30, 6.2), 1, 0.65),
+            # the same object a second time, and one below the threshold
+            ((0, 0, 10, 9), 0, 0.62),
+            ((50, 50, 60, 60), 0, 0.1),
+        ),
+        # of the other class than the object
+        detections(2, ((0, 0, 10, 10), 1, 0.95)),
+    ]
+    judged = judge(samples, truth(tmp_path), min_score=0.3)
+    each = judged.calibration
+    assert each.count.tolist() == [2, 2]
+    assert each.confidence == pytest.approx([0.635, 0.95])
+    assert each.precision == pytest.approx([0.5, 0.5])
+    assert each.error == pytest.approx(0.5 * 0.135 + 0.5 * 0.45)
+    # one of two objects of a, the first of the list: 51 of 101 points of recall.
+    # The one of b is the second of the list, and counts at 0.5, 0.55 and 0.6.
+    assert judged.classes == pytest.approx({'a': 100 * 51 / 101, 'b': 100 * 0.5 * 0.3})
+    with pytest.raises(ValueError, match='knows no image 9'):
+        judge([detections(9, ((0, 0, 1, 1), 0, 1.0))], truth(tmp_path), 0.3)
+    with pytest.raises(ValueError, match='--annotations: boxes need'):
+        judge(samples, None, 0.3)
+
+
+def test_calibration_of_pixels() -> None:
+    # of 0 and 1: 0.9 for 0, 0.9 for 0, 0.6 for 1, and one that is ignored
+    chance = torch.tensor([[0.9, 0.9, 0.4, 0.5], [0.1, 0.1, 0.6, 0.5]])
+    logits = chance.log()[:, None]
+    labels = torch.tensor([[[0, 1, 1, 255]]])
+    sample = dict(
+        pred_sem_seg=dict(data=logits.argmax(0, keepdim=True)),
+        gt_sem_seg=dict(data=labels),
+        seg_logits=dict(data=logits),
+    )
+    judged = judge([sample, sample], None, 0.3, bins=2)
+    # all are surer than 0.5: a confidence of 0.8, and two of three right
+    assert judged.calibration.count.tolist() == [6]
+    assert judged.calibration.error == pytest.approx(0.8 - 2 / 3)
+    assert judged.classes == pytest.approx({'class 0': 50.0, 'class 1': 50.0})
+    del sample['gt_sem_seg']
+    with pytest.raises(ValueError, match='no gt_sem_seg in it; save them by'):
+        judge([sample], None, 0.3)
+
+
+def test_predictions_of_each_run(tmp_path: Path) -> None:
+    annotations, files = truth(tmp_path), []
+    for name, label in (('one', 0), ('other', 1)):
+        log(tmp_path / name / '1', *epochs(1, 1.0), {MAP: 0.2, 'step': 1})
+        files.append(tmp_path / f'{name}.pkl')
+        found = [detections(2, ((0, 0, 10, 10), label, 0.75))]
+        files[-1].write_bytes(pickle.dumps(found))
+    folders = [tmp_path / 'one', tmp_path / 'other']
+    both = dict(predictions=files, annotations=annotations)
+    _, _, calibration = cells(compare(folders, tmp_path / 'a.png', **both))
+    # right, and wrong
+    assert calibration == [['one', '1', '25.00 %'], ['other', '1', '75.00 %']]
+    with pytest.raises(ValueError, match='--predictions: 1 for 2 runs'):
+        compare(folders, tmp_path / 'a.png', predictions=files[:1])
+
+
+def test_says_what_cannot_be_compared(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match='no run has logged its training there'):
+        compare([tmp_path], tmp_path / 'a.png')
+    log(tmp_path / 'one/1', *epochs(1, 1.0), {MAP: 0.2, 'step': 1})
+    log(tmp_path / 'two/1', *epochs(1, 1.0), {'mIoU': 0.2, 'step': 1})
+    folders = [tmp_path / 'one', tmp_path / 'two']
+    with pytest.raises(ValueError, match=f'in common: one: {MAP}; two: mIoU'):
+        compare(folders, tmp_path / 'a.png')
+    with pytest.raises(ValueError, match="two: has logged no 'coco/bbox_mAP'"):
+        compare(folders, tmp_path / 'a.png', metrics=[MAP])
+    with pytest.raises(ValueError, match='--names: 1 for 2 runs'):
+        compare(folders, tmp_path / 'a.png', names=['x'])
+    np.savez(tmp_path / 'no.npz', a=1)
+    (tmp_path / 'no.pkl').write_bytes(pickle.dumps([1]))
+    for name in ('no.npz', 'no.pkl', 'gone.pkl'):
+        with pytest.raises(ValueError, match='--predictions: '):
+            read_predictions(tmp_path / name)
