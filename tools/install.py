@@ -180,8 +180,8 @@ def install(stack: str, torch: str, venv: Path) -> None:
     print(f'[2/5] {torch} and what builds mmcv', flush=True)
     pip(torch, *BUILD_TOOLS)
     print('[3/5] libraries and tools for the tests', flush=True)
-    libraries = read_requirements('libraries.txt') + read_requirements('dev.txt')
-    pip(*libraries)
+    names = ('libraries.txt', 'dev.txt', 'docs.txt')
+    pip(*[line for name in names for line in read_requirements(name)])
     frameworks = read_requirements(stack + '.txt')
     (mmcv,) = [line for line in frameworks if 'mmcv==' in line]
     print(f'[4/5] {mmcv}', flush=True)
