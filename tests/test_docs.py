@@ -202,7 +202,7 @@ def test_schedule_keys_and_types() -> None:
 
 
 def messages() -> list[tuple[str, str]]:
-    pattern = r'```python\n((?:terms|schedule) = .*?)```\n```text\n(.*?)```'
+    pattern = r'```python\n((?:terms|schedule) = [^`]*)```\n```text\n(.*?)```'
     found = re.findall(pattern, SETTINGS, re.DOTALL)
     assert found
     return found

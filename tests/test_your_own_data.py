@@ -56,14 +56,13 @@ default_hooks = dict(logger=dict(interval=1), checkpoint=dict(interval=12))
 """,
     mine_seg="""
 _base_ = 'shown_mine_seg.py'
-norm = dict(type='BN', requires_grad=True)
 model = dict(
     pretrained=None,
     data_preprocessor=dict(size=(64, 64)),
-    backbone=dict(depth=18, stem_channels=8, base_channels=8, norm_cfg=norm),
+    backbone=dict(depth=18, stem_channels=8, base_channels=8),
     decode_head=dict(in_channels=64, channels=16, dilations=(1, 2, 3, 4),
-                     c1_in_channels=8, c1_channels=8, norm_cfg=norm),
-    auxiliary_head=dict(in_channels=32, channels=8, norm_cfg=norm))
+                     c1_in_channels=8, c1_channels=8),
+    auxiliary_head=dict(in_channels=32, channels=8))
 size = dict(type='Resize', scale=(64, 64))
 train = [size if 'Resize' in each['type'] else each for each in _base_.train_pipeline]
 test = [size if each['type'] == 'Resize' else each for each in _base_.test_pipeline]
