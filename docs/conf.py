@@ -18,6 +18,7 @@ root_doc = 'index'
 exclude_patterns = ['_build']
 html_theme = 'furo'
 html_title = 'mmselfdistill'
+html_show_copyright = False
 
 myst_enable_extensions = ['dollarmath']
 # links to headings of other pages
