@@ -17,12 +17,13 @@ zoo_onedl := docs/zoo_onedl.md
 venv := $(or $(venv_$(STACK)),$(error STACK=$(STACK): choose openmmlab or onedl))
 python := $(venv)/bin/python
 
-.PHONY: help install demo test lint zoo bench-accuracy
+.PHONY: help install demo test lint docs zoo bench-accuracy
 
 help:
 	@echo 'make demo [TASK=det|seg] [STACK=openmmlab|onedl]  install, then train, compare, draw'
 	@echo 'make test                                         install, then lint and test'
 	@echo 'make lint                                         install, then ruff and mypy'
+	@echo 'make docs                                         install, then build docs/_build/html'
 	@echo 'make zoo [FILTER=REGEX] [STACK=openmmlab|onedl]   install, then try every family'
 	@echo 'make bench-accuracy [ARGS=...]                    install, then measure what is gained'
 	@echo 'make install [TORCH=2.13.0]                       only install'
@@ -43,6 +44,9 @@ lint: install
 
 test: lint
 	$(python) -m pytest $(PYTEST_ARGS)
+
+docs: install
+	PYTHONWARNINGS=ignore $(python) -m sphinx -W --keep-going -b html docs docs/_build/html
 
 zoo: install
 	PYTHONWARNINGS=ignore $(python) tools/zoo_sweep.py --jobs 2 --filter '$(FILTER)' \

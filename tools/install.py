@@ -135,6 +135,7 @@ def install(stack: str, torch: str, venv: Path) -> None:
 
     print(f'[1/3] {torch}, libraries, and what builds mmcv', flush=True)
     lists = ['-r', 'requirements/libraries.txt', '-r', 'requirements/dev.txt']
+    lists += ['-r', 'requirements/docs.txt']
     pip(torch, *BUILD_TOOLS, *lists)
     frameworks = (ROOT / 'requirements' / f'{stack}.txt').read_text().split()
     (mmcv,) = [each for each in frameworks if 'mmcv==' in each]

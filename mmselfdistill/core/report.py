@@ -35,7 +35,8 @@ def describe(distiller: Distiller) -> str:
             row.append(' '.join(unlabeled.comparison.shapes.get(term.name, [])) or '-')
         table.add_row(*row)
     parameters, size = cost_of(distiller.student)
-    console = Console(width=110, file=io.StringIO())
+    # in a notebook, rich would show the table instead of returning it
+    console = Console(width=110, file=io.StringIO(), force_jupyter=False)
     with console.capture() as capture:
         console.print(table)
     plan = labeled.plan

@@ -31,9 +31,10 @@ class GenerationHook(DistillHook):
     - ``generations``: the run becomes that many times the config's length, and
       the schedules of learning rate and momentum restart in each.
 
+    What a boundary does to the student:
+
     ============  ========================  =================  ================
-    at a          weights                   optimizer state    schedules
-    boundary
+    ``student``   weights                   optimizer state    schedules
     ============  ========================  =================  ================
     continue      stay                      stays              go on; restart by
                                                                generations

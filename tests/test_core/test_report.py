@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 from typing import Any
 
 import pytest
@@ -70,3 +71,19 @@ def test_what_was_found_and_what_is_left_out_is_said(built: Small) -> None:
         'Repeated too, since its output is used between two calls: adapter.forward.',
         'Not distilled: mask_head: it is not known how to read what it returns.',
     ]
+
+
+def test_a_notebook_is_given_the_table_and_shown_nothing(
+    built: Small,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with Setting(built) as setting:
+        setting.losses()
+    text = describe(setting.distiller)
+    # what rich knows a notebook by
+    shell = type('ZMQInteractiveShell', (), {})
+    monkeypatch.setattr(builtins, 'get_ipython', shell, raising=False)
+    capsys.readouterr()
+    assert describe(setting.distiller) == text
+    assert capsys.readouterr().out == ''
