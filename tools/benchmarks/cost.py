@@ -12,6 +12,7 @@ the same settings is not measured again.
 from __future__ import annotations
 
 import argparse
+import gc
 import re
 import warnings
 from pathlib import Path
@@ -71,14 +72,13 @@ def measure_kinds(args: argparse.Namespace, console: Console) -> None:
                 console.print(f'{name}: {record["error"]}', markup=False)
             else:
                 console.print(table_of_kinds(record))
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
     found = [r for r in results.records if r['settings'] in jobs]
     console.print(summary(found))
     console.print(f'Written to {args.out}')
 
 
 def _measure(job: dict[str, Any], advance: Callable[[], Any]) -> dict[str, Any]:
+    gc.collect()  # the model before must not count as this one's memory
     subject = make_subject(job['model'], job['size'], job['batch'], job['amp'])
     iterations = Iterations(subject, job['kinds'])
     seconds, peaks = in_turns(iterations.kinds, iterations.run, job['rounds'], advance)
