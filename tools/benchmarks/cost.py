@@ -1,7 +1,7 @@
 """Measure what self-distillation adds to a training iteration.
 
     python -m tools.benchmarks.cost [CONFIG ...] [--models REGEX] [--sizes 320 640]
-    python -m tools.benchmarks.cost --ema | --syncs
+    python -m tools.benchmarks.cost --ema | --syncs | --scaling
 
 Several kinds of iteration of one model are timed in turns, in random order, in one
 process and on the same batch. Models have random weights and batches are noise, so
@@ -33,6 +33,7 @@ from rich.progress import (
 from tools.benchmarks.ema import measure_ema
 from tools.benchmarks.iterations import KINDS, WARM_UP, Iterations, in_turns
 from tools.benchmarks.results import Results, short, summary, table_of_kinds
+from tools.benchmarks.scaling import measure_scaling
 from tools.benchmarks.subjects import MODELS, device_name, make_subject
 from tools.benchmarks.syncs import measure_syncs
 
@@ -121,6 +122,15 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     mode.add_argument(
         '--syncs', action='store_true', help='what waits for the device (CUDA)'
     )
+    mode.add_argument(
+        '--scaling', action='store_true', help='each term against size and number'
+    )
+    parser.add_argument(
+        '--figure',
+        type=Path,
+        default=Path('work_dirs/cost_scaling.png'),
+        help='the picture that --scaling draws',
+    )
     args = parser.parse_args(arguments)
     if args.rounds < 2:
         parser.error(f'--rounds: expected at least 2, but got {args.rounds}')
@@ -146,6 +156,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         measure_ema(args, console)
     elif args.syncs:
         measure_syncs(args, console)
+    elif args.scaling:
+        measure_scaling(args, console)
     else:
         measure_kinds(args, console)
 
