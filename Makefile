@@ -1,11 +1,12 @@
 # What to install and run: STACK is openmmlab or onedl, TASK is det or seg,
 # TORCH a version of PyTorch or a whole requirement, FILTER a regular expression on
-# the names of the configs that `make zoo` tries.
+# the names of the configs that `make zoo` tries and `make bench-cost` measures.
 STACK ?= openmmlab
 TASK ?= det
 TORCH ?= 2.13.0
 PYTEST_ARGS ?=
 FILTER ?=
+COST_ARGS ?=
 # The first Python that runs; install.py looks for a supported one from there.
 PYTHON ?= $(shell for p in python3 python3.11 python3.10 python3.12 python; do \
 	$$p -c '' >/dev/null 2>&1 && echo $$p && break; done)
@@ -17,7 +18,7 @@ zoo_onedl := docs/zoo_onedl.md
 venv := $(or $(venv_$(STACK)),$(error STACK=$(STACK): choose openmmlab or onedl))
 python := $(venv)/bin/python
 
-.PHONY: help install demo test lint docs zoo bench-accuracy
+.PHONY: help install demo test lint docs zoo bench-accuracy bench-cost
 
 help:
 	@echo 'make demo [TASK=det|seg] [STACK=openmmlab|onedl]  install, then train, compare, draw'
@@ -25,7 +26,9 @@ help:
 	@echo 'make lint                                         install, then ruff and mypy'
 	@echo 'make docs                                         install, then build docs/_build/html'
 	@echo 'make zoo [FILTER=REGEX] [STACK=openmmlab|onedl]   install, then try every family'
-	@echo 'make bench-accuracy [ARGS=...]                    install, then measure what is gained'
+	@echo 'make bench-accuracy [ACCURACY_ARGS=...]           install, then measure what is gained'
+	@echo 'make bench-cost [FILTER=REGEX] [COST_ARGS="--sizes 320 --rounds 10"]'
+	@echo '                                                  install, then measure the cost of an iteration'
 	@echo 'make install [TORCH=2.13.0]                       only install'
 
 install:
@@ -53,5 +56,8 @@ zoo: install
 		--work-dir work_dirs/zoo_$(STACK) --report $(zoo_$(STACK))
 
 bench-accuracy: install
-	PYTHONWARNINGS=ignore $(python) -m tools.benchmarks.accuracy $(ARGS)
+	PYTHONWARNINGS=ignore $(python) -m tools.benchmarks.accuracy $(ACCURACY_ARGS)
 	$(python) -m tools.benchmarks.accuracy_report work_dirs/accuracy.json --out work_dirs
+
+bench-cost: install
+	PYTHONWARNINGS=ignore $(python) -m tools.benchmarks.cost --models '$(FILTER)' $(COST_ARGS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Dict, Iterator, List, NamedTuple, Tuple
 
+import torch
 from torch import Tensor, nn
 
 from .modes import is_norm
@@ -31,7 +32,8 @@ class _Place(NamedTuple):
 class Pairing:
     """Pairs the tensors of teacher and student, by their names.
 
-    The modules are walked once, and again only when names have changed.
+    The modules are walked once, and again only when names have changed. Where every
+    tensor still has its memory, the pairs of the last call are returned as they are.
 
     Args:
         teacher (nn.Module): Is given the buffers that it lacks.
@@ -47,19 +49,24 @@ class Pairing:
         self._places: list[_Place] = []
         self._children: list[tuple[dict[str, Any], dict[str, Any]]] = []
         self._names: list[tuple[_Tensors, tuple[str, ...]]] = []
+        self._places_in_memory: list[int] = []
+        self._pairs: tuple[Pairs, Pairs] = ([], [])
         self._build()
 
     def pairs(self) -> tuple[Pairs, Pairs]:
         """Return pairs of teacher's and student's tensors, each tensor once.
 
         Returns:
-            tuple[list, list]: What an average is taken of, and what is copied.
+            tuple[list, list]: What an average is taken of, and what is copied. The
+            very same lists as long as no tensor was exchanged.
 
         Raises:
             ValueError: If names or shapes differ. Nothing is changed then.
         """
         if self._has_changed():
             self._build()
+        elif self._places_in_memory == self._in_memory():
+            return self._pairs
         self._check()
         averaged: Pairs = []
         copied: Pairs = []
@@ -75,7 +82,18 @@ class Pairing:
                 number = ours.is_floating_point() or ours.is_complex()
                 kind = averaged if place.averaged and number else copied
                 kind.append((ours, theirs.detach()))
-        return averaged, copied
+        self._places_in_memory = self._in_memory()
+        self._pairs = averaged, copied
+        return self._pairs
+
+    def _in_memory(self) -> list[int]:
+        # a tensor that was exchanged has another address, because the pairs of the last
+        # call keep the memory of the one before
+        return [
+            _address(_get(held, place.key))
+            for place in self._places
+            for held in (place.ours, place.theirs)
+        ]
 
     def _build(self) -> None:
         ours = dict(self.teacher.named_modules())
@@ -116,6 +134,12 @@ class Pairing:
 def _get(held: _Tensors, key: str) -> Any:
     # a scripted module's is no dict, and has no get
     return held[key] if key in held else None  # noqa: SIM401
+
+
+def _address(tensor: Any) -> int:
+    if tensor is None:
+        return -1
+    return tensor.data_ptr() if tensor.layout is torch.strided else id(tensor)
 
 
 def _refuse(what: str, names: list[str]) -> None:

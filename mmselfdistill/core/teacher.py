@@ -6,7 +6,7 @@ something else in evaluation), with all that is random or statistical off.
 
 from __future__ import annotations
 
-from typing import Iterable
+from typing import Iterable, List, Tuple
 
 import torch
 from mmengine.dist import broadcast, get_world_size
@@ -16,6 +16,8 @@ from .apart import prove_apart
 from .freeze import make_teacher
 from .modes import still
 from .pairing import Pairing, Pairs
+
+Groups = List[Tuple[List[Tensor], List[Tensor]]]
 
 __all__ = [
     'Average',
@@ -46,7 +48,7 @@ def copy_into(teacher: nn.Module, student: nn.Module) -> None:
         ValueError: If a parameter is missing, or a tensor has another shape.
     """
     averaged, copied = Pairing(teacher, student).pairs()
-    _copy(averaged + copied)
+    _copy(_by_kind(averaged + copied))
     broadcast_from_rank_0(tensors_of(teacher).values())
 
 
@@ -72,6 +74,8 @@ class Average:
     def __init__(self, teacher: nn.Module, student: nn.Module) -> None:
         self._teacher = teacher
         self._pairing = Pairing(teacher, student)
+        self._averaged: Pairs = []
+        self._groups: tuple[Groups, Groups] = ([], [])
 
     @torch.no_grad()
     def update(self, momentum: float) -> None:
@@ -84,9 +88,12 @@ class Average:
             ValueError: If a parameter is missing, or a tensor has another shape.
         """
         averaged, copied = self._pairing.pairs()
-        for ours, theirs in _by_kind(averaged):
-            torch._foreach_lerp_(ours, theirs, 1 - momentum)
-        _copy(copied)
+        if averaged is not self._averaged:
+            self._averaged = averaged
+            self._groups = _by_kind(averaged), _by_kind(copied)
+        for ours, theirs in self._groups[0]:
+            torch._foreach_lerp_(*_alike(ours, theirs), 1 - momentum)
+        _copy(self._groups[1])
         broadcast_from_rank_0(self._teacher.buffers())
 
 
@@ -104,8 +111,9 @@ def average_into(teacher: nn.Module, student: nn.Module, momentum: float) -> Non
     Average(teacher, student).update(momentum)
 
 
-def _copy(pairs: Pairs) -> None:
-    for ours, theirs in _by_kind(pairs):
+def _copy(groups: Groups) -> None:
+    for ours, theirs in groups:
+        ours, theirs = _alike(ours, theirs)
         if hasattr(torch, '_foreach_copy_'):  # since PyTorch 2.1
             torch._foreach_copy_(ours, theirs)
         else:
@@ -113,14 +121,27 @@ def _copy(pairs: Pairs) -> None:
                 mine.copy_(other)
 
 
-def _by_kind(pairs: Pairs) -> Iterable[tuple[list[Tensor], list[Tensor]]]:
+def _by_kind(pairs: Pairs) -> Groups:
     # one kernel serves tensors of one dtype on one device
     kinds: dict[object, tuple[list[Tensor], list[Tensor]]] = {}
     for ours, theirs in pairs:
-        kind = kinds.setdefault((ours.dtype, ours.device), ([], []))
-        kind[0].append(_as_real(ours))
-        kind[1].append(_as_real(theirs.to(ours)))
-    return kinds.values()
+        kind = ours.dtype, ours.device, theirs.dtype, theirs.device
+        group = kinds.setdefault(kind, ([], []))
+        group[0].append(ours)
+        group[1].append(theirs)
+    return list(kinds.values())
+
+
+def _alike(
+    ours: list[Tensor], theirs: list[Tensor]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the tensors of a group as real numbers, theirs of the kind of ours."""
+    mine, other = ours[0], theirs[0]
+    if (mine.dtype, mine.device) != (other.dtype, other.device):
+        theirs = [t.to(o) for o, t in zip(ours, theirs)]
+    if mine.is_complex():
+        return [*map(_as_real, ours)], [*map(_as_real, theirs)]
+    return ours, theirs
 
 
 def _as_real(tensor: Tensor) -> Tensor:

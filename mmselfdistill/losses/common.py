@@ -6,7 +6,6 @@ import functools
 from typing import Any, Callable, Sequence, TypeVar, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -14,6 +13,10 @@ LossFunction = TypeVar('LossFunction', bound=Callable[..., Tensor])
 
 # on a variance or a squared norm: bounds the gradient of a channel that is dead
 EPS = 1e-6
+# elements at a time, of losses with many passes: what a CPU's cache holds, and what
+# keeps a device busy; a whole map would need its size in memory several times over
+_PIECE = 2**15
+_PIECE_ON_DEVICE = 2**22
 
 
 def in_full_precision(loss: LossFunction) -> LossFunction:
@@ -103,11 +106,33 @@ def categorical_kl(
         dim (int): The dimension of the classes, which is summed.
 
     Returns:
-        Tensor: The divergences, without ``dim``; exactly 0 at equal logits.
+        Tensor: The divergences, without ``dim``; exactly 0 at equal logits. They can be
+        differentiated once.
     """
-    log_q = _softened(student, temperature).log_softmax(dim)
-    log_p = _softened(teacher, temperature).log_softmax(dim)
-    return temperature**2 * (log_p.exp() * (log_p - log_q)).sum(dim)
+    apply = cast(Callable[..., Tensor], _CategoricalKL.apply)
+    return apply(student, teacher, temperature, dim)
+
+
+class _CategoricalKL(torch.autograd.Function):
+    """Keeps one tensor for the backward pass, where autograd would keep 4."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, student: Tensor, teacher: Tensor, temperature: float, dim: int
+    ) -> Tensor:
+        log_q = _softened(student, temperature).log_softmax(dim)
+        log_p = _softened(teacher, temperature).log_softmax(dim)
+        p = log_p.exp()
+        divergence = log_p.sub_(log_q).mul_(p).sum(dim).mul_(temperature**2)
+        ctx.save_for_backward(log_q.exp_().sub_(p).mul_(temperature))
+        ctx.dim = dim
+        return divergence
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        (slope,) = ctx.saved_tensors
+        return gradient.unsqueeze(ctx.dim) * slope, None, None, None
 
 
 def bernoulli_kl(
@@ -142,23 +167,14 @@ class _BernoulliKL(torch.autograd.Function):
     def forward(
         ctx: Any, student: Tensor, teacher: Tensor, temperature: float, beta: float
     ) -> Tensor:
-        # mirrored to a teacher below 0, the terms are small and do not cancel; in
-        # place, since on a CPU a fresh tensor costs as much as the arithmetic
-        sign = torch.copysign(torch.full_like(teacher, -1.0), teacher).neg_()
-        s = _softened(student, temperature).mul_(sign)
-        t = _softened(teacher, temperature).mul_(sign)
-        p, q = t.sigmoid(), s.sigmoid()
-        tail = F.logsigmoid(-t).sub_(F.logsigmoid(-s))
-        divergence = t.sub_(s).mul_(p).add_(tail)
-        gap = slope = p.neg_().add_(q)
-        if beta > 0:
-            # the factor's slope is infinite at 0 when beta < 1, the product's is 0
-            relative = divergence.div(gap).nan_to_num_(nan=0.0)
-            focal = gap.abs().pow_(beta)
-            slope = (1 - q).mul_(q).mul_(relative).mul_(beta).add_(gap).mul_(focal)
-            divergence.mul_(focal)
-        ctx.save_for_backward(slope.mul_(sign).mul_(temperature))
-        return divergence.mul_(temperature**2)
+        divergence = student.new_empty(student.shape)
+        slope = student.new_empty(student.shape)
+        every = [x.reshape(-1) for x in (student, teacher, divergence, slope)]
+        size = _PIECE if student.device.type == 'cpu' else _PIECE_ON_DEVICE
+        for s, t, d, g in zip(*(torch.split(x, size) for x in every)):
+            _bernoulli_kl(s, t, d, g, temperature, beta)
+        ctx.save_for_backward(slope)
+        return divergence
 
     @staticmethod
     @once_differentiable
@@ -167,16 +183,54 @@ class _BernoulliKL(torch.autograd.Function):
         return gradient * slope, None, None, None
 
 
+def _bernoulli_kl(
+    s: Tensor,
+    t: Tensor,
+    divergence: Tensor,
+    slope: Tensor,
+    temperature: float,
+    beta: float,
+) -> None:
+    """Write the divergence, and its derivative by the student's logits."""
+    # mirrored to a teacher below 0, the terms are small and do not cancel
+    sign = torch.copysign(torch.full_like(t, -1.0), t).neg_()
+    s = _softened(s, temperature).mul_(sign)
+    t = _softened(t, temperature).mul_(sign)
+    # of one exponential each, since these and logarithms are most of the time:
+    # sigmoid(x) = e^min(x, 0) / (1 + e^-|x|)
+    exp_t, exp_s = t.exp(), s.abs().neg_().exp_()
+    p = exp_t / (exp_t + 1)
+    q = s.clamp(max=0).exp_().div_(exp_s + 1)
+    # log((1 + e^s) / (1 + e^t))
+    tail = exp_s.sub_(exp_t).div_(exp_t.add_(1)).log1p_().add_(s.clamp(min=0))
+    torch.mul(t.sub_(s), p, out=divergence)
+    divergence.add_(tail)
+    gap = torch.sub(q, p, out=slope)
+    if beta > 0:
+        # the factor's slope is infinite at 0 when beta < 1, the product's is 0
+        relative = divergence.div(gap).nan_to_num_(nan=0.0)
+        focal = gap.abs().pow_(beta)
+        slope.add_((1 - q).mul_(q).mul_(relative).mul_(beta)).mul_(focal)
+        divergence.mul_(focal)
+    slope.mul_(sign).mul_(temperature)
+    divergence.mul_(temperature**2)
+
+
 def _softened(logits: Tensor, temperature: float) -> Tensor:
     # heads mark classes that are padding with -inf, and 0 * inf would be NaN
-    return (logits / temperature).clamp(min=torch.finfo(logits.dtype).min)
+    scaled = logits if temperature == 1 else logits / temperature
+    return scaled.clamp(min=torch.finfo(logits.dtype).min)
 
 
-def standardized(x: Tensor, dims: tuple[int, ...]) -> Tensor:
-    """Shift and scale to mean 0 and variance 1 over some dimensions.
+def standardized(x: Tensor) -> Tensor:
+    """Shift and scale each channel to mean 0 and variance 1 over all else.
 
-    A constant slice becomes 0.
+    A constant channel becomes 0.
+
+    Args:
+        x (Tensor): (N, C, ...).
     """
-    centered = x - x.mean(dims, keepdim=True)
-    variance = centered.square().mean(dims, keepdim=True)
-    return centered * (variance + EPS).rsqrt()
+    if x.numel() == x.shape[1]:
+        return x - x  # of one number each, exactly
+    # one pass over the map; the function of torch.nn refuses a single value
+    return torch.batch_norm(x, None, None, None, None, True, 0.0, EPS, False)

@@ -59,11 +59,15 @@ def info_nce_loss(
 
 
 def _unit_positions(features: Tensor, max_positions: int) -> Tensor:
-    rows = features.movedim(1, -1).flatten(0, -2)
-    if len(rows) > max_positions:
-        # both ends included: a step that divides the width would see one column
-        index = torch.arange(max_positions, device=rows.device)
-        rows = rows[index * (len(rows) - 1) // (max_positions - 1)]
+    maps = features.flatten(2) if features.ndim > 2 else features.unsqueeze(-1)
+    images, _, pixels = maps.shape
+    count = min(images * pixels, max_positions)
+    # both ends included: a step that divides the width would see one column
+    index = torch.arange(count, device=features.device)
+    if images * pixels > max_positions:
+        index = index * (images * pixels - 1) // (max_positions - 1)
+    # only what is contrasted is moved: (K, C)
+    rows = maps[index // max(pixels, 1), :, index % max(pixels, 1)]
     return rows * (rows.square().sum(1, keepdim=True) + EPS).rsqrt()
 
 

@@ -37,8 +37,7 @@ def pkd_loss(student: Tensor, teacher: Tensor) -> Tensor:
     Raises:
         ValueError: If the shapes differ.
     """
-    dims = (0, *range(2, student.ndim))
-    difference = standardized(student, dims) - standardized(teacher, dims)
+    difference = standardized(student).sub_(standardized(teacher))
     return difference.square().sum() / max(2 * difference.numel(), 1)
 
 

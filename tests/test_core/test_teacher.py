@@ -11,6 +11,7 @@ from helpers import assert_bitwise, values_of
 from mmcv.ops.sync_bn import SyncBatchNorm
 from torch import Tensor, nn
 
+from mmselfdistill.core.pairing import Pairing
 from mmselfdistill.core.teacher import (
     Average,
     average_into,
@@ -26,6 +27,7 @@ class Student(nn.Module):
     """Parameters, statistics, a counter, a constant and an unsaved buffer."""
 
     hidden: Tensor
+    flags: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -291,6 +293,43 @@ def test_a_module_that_takes_anothers_place_is_seen(move: Any) -> None:
     student[0].num_batches_tracked.fill_(7)
     step()
     assert int(teacher.get_buffer('0.num_batches_tracked')) == 7
+
+
+def of_data(student: Any) -> None:
+    student.conv.weight.data = student.conv.weight.data + 1
+
+
+def of_a_parameter(student: Any) -> None:
+    student.conv.bias = nn.Parameter(student.conv.bias.detach() + 1)
+
+
+def of_a_buffer(student: Any) -> None:
+    student.norm.running_mean = student.norm.running_mean + 1
+
+
+@pytest.mark.parametrize('exchange', [of_data, of_a_parameter, of_a_buffer])
+def test_a_tensor_that_is_exchanged_between_updates_is_seen(
+    student: Student, exchange: Callable[[Any], None]
+) -> None:
+    teacher, once = make_teacher(student), make_teacher(student)
+    average = Average(teacher, student)
+    for _ in range(3):
+        average.update(0.75)
+        average_into(once, student, 0.75)
+        exchange(student)
+    average.update(0.75)
+    average_into(once, student, 0.75)
+    assert_bitwise(teacher, values_of(once))
+
+
+def test_pairs_are_found_again_only_after_an_exchange(student: Student) -> None:
+    pairing = Pairing(make_teacher(student), student)
+    averaged, copied = pairing.pairs()
+    assert all(a is b for a, b in zip(pairing.pairs(), (averaged, copied)))
+    student.flags = student.flags.clone()
+    again = pairing.pairs()[1]
+    assert again is not copied
+    assert [t.data_ptr() for _, t in again].count(student.flags.data_ptr()) == 1
 
 
 @MOVES

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,11 @@ from scipy.special import expit, rel_entr, softmax
 from torch import Tensor
 
 from mmselfdistill.losses import SoftTargetLoss, soft_target_loss
-from mmselfdistill.losses.common import reduced
+from mmselfdistill.losses.common import _PIECE, reduced
+
+sys.path.append(str(Path(__file__).parents[2]))
+
+from tools.benchmarks.memory import peak_bytes
 
 Array = NDArray[Any]
 
@@ -268,3 +274,25 @@ def test_weights_of_another_shape_are_refused() -> None:
     student, teacher = tensors(*pair((2, 3, 4, 5)))
     with pytest.raises(ValueError, match=r'each of \(2, 4, 5\), but .* \(2,\)'):
         average(student, teacher, valid=torch.ones(2))
+
+
+def test_large_maps_are_computed_in_pieces_that_agree_with_the_formula() -> None:
+    # three pieces, of which the last one has 5 elements
+    student, teacher = pair((2 * _PIECE + 5, 1))
+    given = torch.tensor(student, requires_grad=True)
+    loss = soft_target_loss(given, torch.tensor(teacher), kind='sigmoid')
+    expected = rel_entr(expit(teacher), expit(student))
+    expected += rel_entr(expit(-teacher), expit(-student))
+    np.testing.assert_allclose(loss.detach(), expected[:, 0], atol=1e-9)
+    (gradient,) = torch.autograd.grad(loss.sum(), given)
+    np.testing.assert_allclose(gradient, expit(student) - expit(teacher), atol=1e-9)
+
+
+@pytest.mark.parametrize('kind', ['softmax', 'sigmoid'])
+def test_needs_the_memory_of_few_maps(kind: str) -> None:
+    student = torch.randn(2, 40, 80, 80, requires_grad=True)
+    teacher = torch.randn(2, 40, 80, 80)
+    with peak_bytes() as peak:
+        soft_target_loss(student, teacher, kind=kind).mean().backward()
+    # the slope that is kept, the gradient, and one more
+    assert peak[0] < 3.3 * student.numel() * 4

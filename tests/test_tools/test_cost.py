@@ -1,0 +1,110 @@
+"""The benchmark of cost measures every kind alike, once, and goes on after an error."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from mmselfdistill.containers import leaves
+
+ROOT = Path(__file__).parents[2]
+sys.path.append(str(ROOT))
+
+from tools.benchmarks.cost import main  # noqa: E402
+from tools.benchmarks.iterations import (  # noqa: E402
+    KINDS,
+    WARM_UP,
+    Iterations,
+    in_turns,
+    only,
+)
+from tools.benchmarks.results import in_words, ratio, short  # noqa: E402
+from tools.benchmarks.subjects import make_subject  # noqa: E402
+
+DIGITS = ROOT / 'configs' / 'digits'
+RETINANET = str(DIGITS / 'retinanet_r18_fpn_50e_digits.py')
+MASK_RCNN = str(DIGITS / 'mask-rcnn_r18_fpn_50e_digits.py')
+
+
+def test_every_kind_is_measured_and_nothing_twice(tmp_path: Path) -> None:
+    out = tmp_path / 'cost.json'
+    wrong = tmp_path / 'wrong.py'
+    wrong.write_text("default_scope = 'mmdet'\nmodel = dict(type='NoSuchModel')\n")
+    arguments = [str(wrong), RETINANET, '--sizes', '64', '--rounds', '2']
+    main([*arguments, '--out', str(out)])
+    failed, measured = json.loads(out.read_text())['records']
+    assert 'NoSuchModel' in failed['error']
+    assert measured['settings']['model'] == RETINANET
+    rounds = {kind: len(seconds) for kind, seconds in measured['seconds'].items()}
+    assert rounds == dict.fromkeys(KINDS, 2)
+    main([*arguments, '--out', str(out)])
+    again = json.loads(out.read_text())['records']
+    # what has failed is tried again; what was measured is not
+    assert [each for each in again if 'error' not in each] == [measured]
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['--rounds', '1'], '--rounds: expected at least 2, but got 1'),
+        (['--models', 'nothing'], "--models: 'nothing' matches none of mmdet::retina"),
+    ],
+)
+def test_a_wrong_setting_is_refused(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert message in capsys.readouterr().err
+
+
+def test_every_kind_runs_once_a_round_in_no_fixed_order() -> None:
+    ran: list[str] = []
+
+    def run(kind: str) -> tuple[float, int | None]:
+        ran.append(kind)
+        return len(ran), 100 + len(ran)
+
+    seconds, peaks = in_turns('abc', run, rounds=5)
+    rounds = [''.join(ran[i : i + 3]) for i in range(0, len(ran), 3)]
+    assert len(rounds) == 5 + WARM_UP
+    assert {''.join(sorted(each)) for each in rounds} == {'abc'}
+    assert len(set(rounds)) > 1
+    counted = [i + 1 for i, kind in enumerate(ran) if kind == 'a' and i >= 3 * WARM_UP]
+    assert seconds['a'] == counted
+    assert peaks['a'] == 100 + counted[-1]
+
+
+def test_ratios_are_of_the_same_round() -> None:
+    record: dict[str, Any] = dict(seconds=dict(stock=[1, 2, 4], ours=[1.5, 2, 8]))
+    # 1.5, 1, 2
+    assert ratio(record, 'ours', 'stock') == [1.25, 1.5, 1.75]
+    assert in_words([1.25, 1.5, 1.75]) == '1.50 (1.25-1.75)'
+    assert ratio(record, 'ours', 'limit') == []
+    assert short('mmdet::gfl/gfl_r50_fpn_1x_coco.py') == 'gfl_r50'
+
+
+def test_what_a_teacher_has_to_do_is_called_without_a_graph() -> None:
+    subject = make_subject(MASK_RCNN, 64, 3)
+    assert len(subject.batch['inputs']) == len(subject.batch['data_samples']) == 3
+    iterations = Iterations(subject, ('stock', 'limit', 'boxes'))
+    assert iterations.needed is not None
+    calls = iterations.needed.calls()
+    assert [call.path for call in calls] == [
+        'extract_feat',
+        'roi_head._bbox_forward',
+        'roi_head._mask_forward',
+    ]
+    given = [v for c in calls for _, v in leaves(c.args) if isinstance(v, Tensor)]
+    assert given and not any(tensor.requires_grad for tensor in given)
+    settings = only('features')(subject.model)
+    assert settings is not None
+    removed = dict.fromkeys(('logits', 'boxes', 'masks'))
+    assert removed.items() <= settings['terms'].items()
+    assert 'features' not in settings['terms']
+    assert only('nothing')(subject.model) is None

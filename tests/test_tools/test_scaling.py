@@ -1,0 +1,75 @@
+"""The parts of an iteration that are measured one by one are those of a run."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import disturb
+
+ROOT = Path(__file__).parents[2]
+sys.path.append(str(ROOT))
+
+from tools.benchmarks.memory import peak_bytes  # noqa: E402
+from tools.benchmarks.scaling import (  # noqa: E402
+    AXES,
+    DETECTOR,
+    MORE,
+    Shares,
+    growth,
+    points,
+)
+from tools.benchmarks.subjects import make_subject  # noqa: E402
+
+RETINANET = str(ROOT / 'configs/digits/retinanet_r18_fpn_50e_digits.py')
+
+
+def test_terms_alone_are_the_terms_of_an_iteration() -> None:
+    shares = Shares(make_subject(RETINANET, 64, 2))
+    disturb(shares.teacher)
+    shares.sides = shares.repeat()
+    subject, distiller = shares.subject, shares.distiller
+    distiller.teacher = shares.teacher
+    distiller.attach()
+    losses = subject.model(**subject.copied_batch(), mode='loss')
+    distiller.detach()
+    assert {term.name for term in shares.terms} == {
+        *('features', 'logits', 'boxes'),
+        *MORE,
+    }
+    for term in shares.terms:
+        pairs = len(distiller.labeled.shapes[term.name])
+        alone = shares.term(term) / pairs
+        assert alone > 0
+        torch.testing.assert_close(alone, losses[f'sd_{term.name}'].detach())
+
+
+def test_growth_is_the_exponent() -> None:
+    assert growth([1, 2, 4], [3, 12, 48]) == pytest.approx(2)
+
+
+def test_an_axis_varies_one_thing() -> None:
+    axes = points(DETECTOR)
+    assert {name: len(along) for name, along in axes.items()} == {
+        name: len(values) for name, values in AXES[DETECTOR].items()
+    }
+    for name, along in axes.items():
+        values = [getattr(point, name) for point in along]
+        assert values == sorted(values)
+        assert len({point._replace(**{name: 0}) for point in along}) == 1
+    # the place that all axes share is measured once
+    every = [point for along in axes.values() for point in along]
+    assert len(every) - len(set(every)) == len(axes) - 1
+
+
+def test_the_peak_counts_what_lives_at_one_time() -> None:
+    x = torch.zeros(1000)
+    with peak_bytes() as peak:
+        y = x + 1  # 4000 bytes
+        z = y * 2  # 8000
+        y.add_(z)  # in place: no more
+        del y, z
+        x.view(10, 100).t().contiguous()  # 4000 again; a view has no memory
+    assert peak == [8000]
