@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, Callable, Iterator, Mapping, Sequence
 
 from mmengine.logging import print_log
 from torch import Tensor, nn
@@ -118,6 +119,19 @@ class Distiller:
         """Return the comparison of each kind of batch."""
         others = [self.unlabeled.comparison] if self.unlabeled else []
         return [self.labeled, *others]
+
+    def prove_again(self) -> None:
+        """Check in the next iteration what the teacher need not run."""
+        for each in self.comparisons():
+            each.reuse.forget()
+
+    @contextmanager
+    def averaging(self) -> Iterator[None]:
+        """Say that the teacher becomes an average of itself and the student."""
+        with ExitStack() as stack:
+            for each in self.comparisons():
+                stack.enter_context(each.reuse.averaging())
+            yield
 
     def acting(self) -> list[Callable[..., Any]]:
         """Return the student's own hooks that return new values."""
@@ -238,12 +252,14 @@ class Distiller:
             # the first generation holds no teacher
             comparison.forget()
             self._normed = None
-        if not active:
-            return output, {}
-        assert self.teacher is not None
-        self.computed += 1
-        active = [term for term in active if comparison.shapes[term.name]]
-        return output, comparison.divergences(self.teacher, active, calls, batch)
+        found: dict[str, Tensor] = {}
+        if active:
+            assert self.teacher is not None
+            self.computed += 1
+            active = [term for term in active if comparison.shapes[term.name]]
+            found = comparison.divergences(self.teacher, active, calls, batch)
+        comparison.reuse.end()
+        return output, found
 
     def _ready(self, teacher: nn.Module) -> nn.Module:
         # only now are the student's norms known to train or not

@@ -200,6 +200,9 @@ class DistillHook(Hook):
         self, runner: Runner, metrics: dict[str, float] | None = None
     ) -> None:
         """Name the teacher's metrics, or add them to the student's."""
+        if self.distiller is not None:
+            # other hooks swap weights for it, in a way that PyTorch does not count
+            self.distiller.prove_again()
         found = {} if metrics is None else metrics
         if self._evaluated is not None:
             self._hide_teacher()
