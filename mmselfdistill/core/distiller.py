@@ -52,6 +52,8 @@ class Distiller:
         unlabeled (Unlabeled, optional): Images without labels. Defaults to None.
         teacher_norm (str): 'running' or 'batch': see :func:`use_batch_statistics`.
             Defaults to 'running'.
+        every (int): The teacher is run in each iteration whose number this divides, and
+            the weights are multiplied by it. Defaults to 1.
 
     Attributes:
         labeled (Comparison): Of batches with labels.
@@ -60,7 +62,8 @@ class Distiller:
             where the real one comes later.
         progress (float): Position in the run or generation, in [0, 1].
         run_progress (float): Position in the run, in [0, 1].
-        seed (tuple[int, int]): The run's seed, and the iteration: what views draw by.
+        seed (tuple[int, int]): The run's seed, and the iteration: what views draw by,
+            and by which the teacher may rest.
         predicts (bool): Whether the teacher makes the predictions of the student.
         forwards (int): How often the student's loss was computed.
         computed (int): How often a term was computed with a weight above 0.
@@ -76,6 +79,7 @@ class Distiller:
         view: View | None = None,
         unlabeled: Unlabeled | None = None,
         teacher_norm: str = 'running',
+        every: int = 1,
     ) -> None:
         self.student = student
         self.terms = terms
@@ -84,6 +88,7 @@ class Distiller:
         self.view = view
         self.unlabeled = unlabeled
         self.teacher_norm = teacher_norm
+        self.every = every
         self.labeled = Comparison(student, plan)
         self.teacher: nn.Module | None = None
         self.trial: nn.Module | None = None
@@ -139,10 +144,11 @@ class Distiller:
 
     def weights(self) -> dict[str, float]:
         """Return the weight of each term at the present progress."""
-        if self.teacher is None:
+        if self.teacher is None or self.seed[1] % self.every:
             return {term.name: 0.0 for term in self.terms}
         return {
-            term.name: self.loss_weight
+            term.name: self.every
+            * self.loss_weight
             * term.weight
             * term.schedule(
                 self.run_progress if term.schedule.over == 'run' else self.progress
@@ -290,7 +296,8 @@ def build_distiller(
         unlabeled (Mapping, optional): Arguments of :class:`Unlabeled`, model and plan
             left out; with a weight of 0 it needs no others. Defaults to None: no images
             without labels.
-        **settings: Of :class:`Distiller`: ``task_weight``, ``view``, ``teacher_norm``.
+        **settings: Of :class:`Distiller`: ``task_weight``, ``view``, ``teacher_norm``,
+            ``every``.
 
     Returns:
         Distiller: Without a teacher yet.
