@@ -17,7 +17,7 @@ from torch import Tensor, nn
 Path = Tuple[Any, ...]
 Leaf = Tuple[Path, Any]
 
-_PLAIN = (int, float, str, bytes, type(None), torch.device, torch.dtype, torch.Size)
+PLAIN = (int, float, str, bytes, type(None), torch.device, torch.dtype, torch.Size)
 _BARE = (dict, list, tuple)
 _CLOSED = (nn.Module, np.ndarray, np.generic, type, torch.Generator)
 
@@ -45,7 +45,7 @@ def _walk(data: Any, path: Path, found: list[Leaf], inside: set[int]) -> None:
         found.append((path, data))
         return
     # an object may hold itself
-    if isinstance(data, _PLAIN) or id(data) in inside:
+    if isinstance(data, PLAIN) or id(data) in inside:
         return
     inside.add(id(data))
     before = len(found)
@@ -76,6 +76,17 @@ def _attributes(data: Any) -> dict[str, Any]:
     return found
 
 
+def flat(data: Any) -> Iterator[Any]:
+    """Yield what dicts, lists and tuples hold, at any depth."""
+    if isinstance(data, dict):
+        data = tuple(data.values())
+    if isinstance(data, (list, tuple)):
+        for each in data:
+            yield from flat(each)
+    else:
+        yield data
+
+
 def snapshot(data: Any) -> Any:
     """Copy dicts, lists and tuples as they are now; all else is the very same."""
     return _rebuilt(data, snapshot)
@@ -96,7 +107,7 @@ def _replaced(data: Any, versions: Mapping[int, Any], made: dict[int, Any]) -> A
     # an object may hold itself
     if id(data) in made:
         return made[id(data)]
-    if isinstance(data, (Tensor, *_PLAIN)):
+    if isinstance(data, (Tensor, *PLAIN)):
         return data
 
     def change(value: Any) -> Any:

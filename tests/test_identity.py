@@ -16,8 +16,8 @@ from mmengine.utils import get_installed_path
 from torch import nn
 
 from mmselfdistill.core.distiller import build_distiller
-from mmselfdistill.core.recorder import resolve
 from mmselfdistill.core.teacher import make_teacher, still
+from mmselfdistill.core.wrapping import resolve
 from mmselfdistill.testing import check_identity
 from mmselfdistill.testing.identity import is_ours
 

@@ -14,6 +14,7 @@ from mmselfdistill.core.freeze import add_hooks
 from mmselfdistill.core.pairs import Pair, pair
 from mmselfdistill.core.parts import adopt_parts, lend, own_parts
 from mmselfdistill.core.recorder import record, replay, slice_back
+from mmselfdistill.core.reuse import Reuse
 from mmselfdistill.core.terms import Term
 from mmselfdistill.families.plan import Call, Plan, Side, Site
 from mmselfdistill.losses.common import reduced
@@ -53,6 +54,7 @@ class Comparison:
         acting (list): The student's own hooks that return new values.
         found (list[str]): Seams that the first iteration found.
         mutating (set[str]): Seams that change what an earlier one returned.
+        reuse (Reuse): What the teacher need not run.
     """
 
     def __init__(self, student: nn.Module, plan: Plan) -> None:
@@ -63,6 +65,7 @@ class Comparison:
         self.acting: list[Callable[..., Any]] = []
         self.found: list[str] = []
         self.mutating: set[str] = set()
+        self.reuse = Reuse(student)
         # of which teacher; the student's tensors, held so that no other gets their id
         self._own_of: nn.Module | None = None
         self._own: list[tuple[Tensor, Tensor]] = []
@@ -84,9 +87,14 @@ class Comparison:
         Returns:
             tuple: What it returned, and the divergence of each term.
         """
-        with record(self.student, self.plan.seams) as calls:
+        seams = self.plan.seams
+        with self.reuse.recorded(seams, _paths(terms, batch)), record(
+            self.student, seams
+        ) as calls:
             output = forward()
-        return output, self.divergences(teacher, terms, calls, batch)
+        divergences = self.divergences(teacher, terms, calls, batch)
+        self.reuse.end()
+        return output, divergences
 
     def watch(self, forward: Callable[[], Any], batch: Batch) -> tuple[Any, list[Call]]:
         """Make the first forward pass, and complete the plan by what it shows.
@@ -98,7 +106,8 @@ class Comparison:
             RuntimeError: If the teacher cannot repeat it.
         """
         flow = Flow(self.student, self.plan, batch.views)
-        with flow.watched() as calls:
+        self.reuse.forget()
+        with self.reuse.recorded(self.plan.seams, None), flow.watched() as calls:
             output = forward()
         plan, calls = flow.completed()
         self.found = [seam.path for seam in plan.seams[len(self.plan.seams) :]]
@@ -155,6 +164,7 @@ class Comparison:
     def forget(self) -> None:
         """Let go of the teacher."""
         self._own_of, self._own, self._own_ids = None, [], {}
+        self.reuse.forget()
 
     def divergences(
         self,
@@ -196,10 +206,14 @@ class Comparison:
             self._own = own_parts(self.student, teacher, self.plan.shared)
             self._own_ids = {id(ours): theirs for ours, theirs in self._own}
             self._own_of = teacher
-        paths = {path for term in terms for path in batch.site(term).seams}
+        paths = _paths(terms, batch)
         groups = slice_back(calls, paths, self.mutating)
-        with lend(self.student, teacher, self.plan.shared):
-            made = replay(teacher, groups, self.plan, self._own_ids, batch.views)
+
+        def repeat() -> list[Call]:
+            with lend(self.student, teacher, self.plan.shared):
+                return replay(teacher, groups, self.plan, self._own_ids, batch.views)
+
+        made = self.reuse.replayed(teacher, paths, repeat)
         ours = [call for group in groups for call in group]
         samples = batch.samples
         return Side(self.student, ours, samples), Side(teacher, made, samples)
@@ -243,3 +257,8 @@ class Comparison:
     def zero(self) -> Tensor:
         """Return 0 on the student's device."""
         return torch.zeros((), device=next(self.student.parameters()).device)
+
+
+def _paths(terms: Sequence[Term], batch: Batch) -> frozenset[str]:
+    """Return the seams that some terms read."""
+    return frozenset(path for term in terms for path in batch.site(term).seams)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, Callable, Iterator, Mapping, Sequence
 
 from mmengine.logging import print_log
 from torch import Tensor, nn
@@ -51,6 +52,8 @@ class Distiller:
         unlabeled (Unlabeled, optional): Images without labels. Defaults to None.
         teacher_norm (str): 'running' or 'batch': see :func:`use_batch_statistics`.
             Defaults to 'running'.
+        every (int): The teacher is run in each iteration whose number this divides, and
+            the weights are multiplied by it. Defaults to 1.
 
     Attributes:
         labeled (Comparison): Of batches with labels.
@@ -59,7 +62,8 @@ class Distiller:
             where the real one comes later.
         progress (float): Position in the run or generation, in [0, 1].
         run_progress (float): Position in the run, in [0, 1].
-        seed (tuple[int, int]): The run's seed, and the iteration: what views draw by.
+        seed (tuple[int, int]): The run's seed, and the iteration: what views draw by,
+            and by which the teacher may rest.
         predicts (bool): Whether the teacher makes the predictions of the student.
         forwards (int): How often the student's loss was computed.
         computed (int): How often a term was computed with a weight above 0.
@@ -75,6 +79,7 @@ class Distiller:
         view: View | None = None,
         unlabeled: Unlabeled | None = None,
         teacher_norm: str = 'running',
+        every: int = 1,
     ) -> None:
         self.student = student
         self.terms = terms
@@ -83,6 +88,7 @@ class Distiller:
         self.view = view
         self.unlabeled = unlabeled
         self.teacher_norm = teacher_norm
+        self.every = every
         self.labeled = Comparison(student, plan)
         self.teacher: nn.Module | None = None
         self.trial: nn.Module | None = None
@@ -119,16 +125,30 @@ class Distiller:
         others = [self.unlabeled.comparison] if self.unlabeled else []
         return [self.labeled, *others]
 
+    def prove_again(self) -> None:
+        """Check in the next iteration what the teacher need not run."""
+        for each in self.comparisons():
+            each.reuse.forget()
+
+    @contextmanager
+    def averaging(self) -> Iterator[None]:
+        """Say that the teacher becomes an average of itself and the student."""
+        with ExitStack() as stack:
+            for each in self.comparisons():
+                stack.enter_context(each.reuse.averaging())
+            yield
+
     def acting(self) -> list[Callable[..., Any]]:
         """Return the student's own hooks that return new values."""
         return [hook for each in self.comparisons() for hook in each.acting]
 
     def weights(self) -> dict[str, float]:
         """Return the weight of each term at the present progress."""
-        if self.teacher is None:
+        if self.teacher is None or self.seed[1] % self.every:
             return {term.name: 0.0 for term in self.terms}
         return {
-            term.name: self.loss_weight
+            term.name: self.every
+            * self.loss_weight
             * term.weight
             * term.schedule(
                 self.run_progress if term.schedule.over == 'run' else self.progress
@@ -238,12 +258,14 @@ class Distiller:
             # the first generation holds no teacher
             comparison.forget()
             self._normed = None
-        if not active:
-            return output, {}
-        assert self.teacher is not None
-        self.computed += 1
-        active = [term for term in active if comparison.shapes[term.name]]
-        return output, comparison.divergences(self.teacher, active, calls, batch)
+        found: dict[str, Tensor] = {}
+        if active:
+            assert self.teacher is not None
+            self.computed += 1
+            active = [term for term in active if comparison.shapes[term.name]]
+            found = comparison.divergences(self.teacher, active, calls, batch)
+        comparison.reuse.end()
+        return output, found
 
     def _ready(self, teacher: nn.Module) -> nn.Module:
         # only now are the student's norms known to train or not
@@ -274,7 +296,8 @@ def build_distiller(
         unlabeled (Mapping, optional): Arguments of :class:`Unlabeled`, model and plan
             left out; with a weight of 0 it needs no others. Defaults to None: no images
             without labels.
-        **settings: Of :class:`Distiller`: ``task_weight``, ``view``, ``teacher_norm``.
+        **settings: Of :class:`Distiller`: ``task_weight``, ``view``, ``teacher_norm``,
+            ``every``.
 
     Returns:
         Distiller: Without a teacher yet.

@@ -16,13 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from mmselfdistill.containers import Leaf, leaves, snapshot, tensors_in, written
-from mmselfdistill.core.recorder import (
-    Recording,
-    record,
-    resolve,
-)
+from mmselfdistill.core.recorder import Recording, record
 from mmselfdistill.core.streams import rng_states
 from mmselfdistill.core.traced import Traced
+from mmselfdistill.core.wrapping import resolve
 from mmselfdistill.families.plan import Call, Plan, Seam
 
 

@@ -33,7 +33,7 @@ def still(model: nn.Module) -> None:
     model.train()
     for module in model.modules():
         dropout = _is_dropout(module)
-        if dropout or is_norm(module) or _draws_or_keeps(module):
+        if dropout or keeps_statistics(module):
             module.training = False
         # timm's attention reads the rate of a dropout that it does not call
         for name, value in list(vars(module).items()):
@@ -72,7 +72,24 @@ def _is_dropout(module: nn.Module) -> bool:
 
 def moves(module: nn.Module) -> bool:
     """Say whether a module changes its buffers in a forward pass of training."""
-    return module.training and (is_norm(module) or _draws_or_keeps(module))
+    return module.training and keeps_statistics(module)
+
+
+def keeps_statistics(module: nn.Module) -> bool:
+    """Say whether a module changes its buffers while it trains."""
+    return is_norm(module) or _draws_or_keeps(module)
+
+
+def draws(module: nn.Module) -> bool:
+    """Say whether a module may draw random numbers in a forward pass."""
+    rate = getattr(module, 'p', getattr(module, 'drop_prob', None))
+    dropout = _is_dropout(module) and rate != 0
+    rates = [
+        value
+        for name, value in vars(module).items()
+        if isinstance(value, float) and _RATE.fullmatch(name)
+    ]
+    return module.training and (dropout or any(rates))
 
 
 def _draws_or_keeps(module: nn.Module) -> bool:

@@ -7,7 +7,7 @@ from typing import Any, Iterator, Sequence
 
 from torch import Tensor, nn
 
-from mmselfdistill.core.recorder import resolve
+from mmselfdistill.core.wrapping import resolve
 from mmselfdistill.families.plan import Plan, Seam
 
 

@@ -4,30 +4,18 @@ from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import partial, wraps
 from typing import Any, Callable, Collection, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from mmselfdistill.containers import leaves, replaced, snapshot, written
+from mmselfdistill.core.kept import keeping
 from mmselfdistill.core.streams import forked_rng, rng_states, set_rng_states
 from mmselfdistill.core.traced import share_memory
+from mmselfdistill.core.wrapping import Method, resolve, wrapped
 from mmselfdistill.families.plan import Call, Plan, Seam
-
-Method = Callable[..., Any]
-
-
-def resolve(model: nn.Module, path: str) -> tuple[nn.Module, str]:
-    """Return the module that owns a seam, and the attribute's name on it.
-
-    Raises:
-        AttributeError: If the model has no such module or attribute.
-    """
-    prefix, _, name = path.rpartition('.')
-    owner = model.get_submodule(prefix)
-    getattr(owner, name)
-    return owner, name
 
 
 @dataclass
@@ -66,27 +54,8 @@ def record(
         seam.path: partial(_recording, seam, _state_of(model, seam), recording)
         for seam in seams
     }
-    with _wrapped(model, wrappers):
+    with wrapped(model, wrappers):
         yield recording.calls
-
-
-@contextmanager
-def _wrapped(
-    model: nn.Module, wrappers: Mapping[str, Callable[[Method], Method]]
-) -> Iterator[None]:
-    owners = {path: resolve(model, path) for path in wrappers}
-    originals = [owner.__dict__.get(name) for owner, name in owners.values()]
-    try:
-        for path, (owner, name) in owners.items():
-            owner.__dict__[name] = wrappers[path](getattr(owner, name))
-        yield
-    finally:
-        for (owner, name), original in zip(owners.values(), originals):
-            if original is None:
-                # two paths may lead to one module
-                owner.__dict__.pop(name, None)
-            else:
-                owner.__dict__[name] = original
 
 
 def _state_of(model: nn.Module, seam: Seam) -> dict[str, Any]:
@@ -99,6 +68,7 @@ def _state_of(model: nn.Module, seam: Seam) -> dict[str, Any]:
 def _recording(
     seam: Seam, state: dict[str, Any], recording: Recording, method: Method
 ) -> Method:
+    @wraps(method)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         outermost = recording.depth == 0
         if outermost and recording.trains and not torch.is_grad_enabled():
@@ -200,7 +170,7 @@ def replay(
         stack.enter_context(torch.no_grad())
         stack.enter_context(forked_rng())
         theirs = stack.enter_context(record(teacher, recorded))
-        stack.enter_context(_keeping(teacher, groups, seams))
+        stack.enter_context(keeping(teacher, groups, seams))
         for group in groups:
             outer, seam = group[0], seams[group[0].path]
             versions.update(_clean((outer.args, outer.kwargs, outer.state), views))
@@ -235,34 +205,6 @@ def _clean(
 def _versions(ours: Call, theirs: Call) -> Iterator[tuple[int, Any]]:
     for (_, student), (_, teacher) in zip(ours.returned, theirs.returned):
         yield id(student), teacher
-
-
-@contextmanager
-def _keeping(
-    teacher: nn.Module, groups: Sequence[Sequence[Call]], seams: Mapping[str, Seam]
-) -> Iterator[None]:
-    """Give calls within others the student's arguments where the plan keeps them."""
-    inner: dict[str, list[Call]] = {}
-    for group in groups:
-        for call in group[1:]:
-            if seams[call.path].keep:
-                inner.setdefault(call.path, []).append(call)
-
-    def keeping(path: str, method: Method) -> Method:
-        remaining = iter(inner[path])
-
-        def wrapper(*args: Any, **kwargs: Any) -> Any:
-            # where the teacher makes more calls, the check at the end says so
-            ours = next(remaining, None)
-            if ours is not None:
-                kwargs.update({name: ours.kwargs[name] for name in seams[path].keep})
-            return method(*args, **kwargs)
-
-        return wrapper
-
-    wrappers = {path: partial(keeping, path) for path in inner}
-    with _wrapped(teacher, wrappers):
-        yield
 
 
 def _check_same(ours: Sequence[Call], theirs: Sequence[Call]) -> None:

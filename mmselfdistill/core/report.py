@@ -45,12 +45,17 @@ def describe(distiller: Distiller) -> str:
         f'Repeated too, since its output is used between two calls: {path}.\n'
         for path in dict.fromkeys(paths)
     )
+    reused = ''.join(
+        f'{line}\n'
+        for line in dict.fromkeys(c.reuse.describe() for c in distiller.comparisons())
+        if line
+    )
     skipped = ''.join(
         f'Not distilled: {name}: {why}.\n' for name, why in plan.skipped.items()
     )
     return (
         f'Self-distillation of {type(distiller.student).__name__} '
-        f'({plan.name}):\n{capture.get()}{found}{_seen(distiller)}{skipped}'
+        f'({plan.name}):\n{capture.get()}{found}{reused}{_seen(distiller)}{skipped}'
         f'The teacher holds {parameters / 1e6:.2f} M parameters, {size:.1f} MiB, and '
         'no gradients or optimizer state.'
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any, Callable, Iterator, Sequence
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from mmselfdistill.containers import tensors_in
 from mmselfdistill.core.comparison import Comparison
-from mmselfdistill.core.modes import moves
+from mmselfdistill.core.modes import keeps_statistics
 from mmselfdistill.core.streams import forked_rng
 from mmselfdistill.families.plan import Plan
 from mmselfdistill.images import Batches
@@ -68,6 +69,10 @@ class Unlabeled:
     @used.setter
     def used(self, count: int) -> None:
         self._batches.drawn = count
+
+    @cached_property
+    def _keeping(self) -> list[nn.Module]:
+        return [*filter(keeps_statistics, self.comparison.student.modules())]
 
     def start(self, seed: int) -> None:
         """Set the seed on which order and transforms depend."""
@@ -126,10 +131,8 @@ class Unlabeled:
             seed (Sequence[int]): The run's seed, and the iteration.
             active (bool): Whether it is more than a trial.
         """
-        student = self.comparison.student
-        moving = (
-            [] if self.statistics and active else [*filter(moves, student.modules())]
-        )
+        held = [] if self.statistics and active else self._keeping
+        moving = [module for module in held if module.training]
         # not copied back in place: a backward pass may need what was used
         kept = [(module, dict(module._buffers)) for module in moving]
         with forked_rng():

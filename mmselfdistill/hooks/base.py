@@ -11,7 +11,7 @@ from torch import nn
 from mmselfdistill.core.distiller import Distiller, build_distiller
 from mmselfdistill.core.teacher import make_teacher
 from mmselfdistill.core.terms import ScheduleConfig, TermConfigs
-from mmselfdistill.errors import check_choice, check_number
+from mmselfdistill.errors import check_choice, check_number, check_whole
 from mmselfdistill.schedules import build_schedule
 from mmselfdistill.views import build_view
 
@@ -52,6 +52,8 @@ class DistillHook(Hook):
             'running'.
         validate (str): What is validated: the 'student', the 'teacher', whose metrics
             are called ``teacher/...``, or 'both'. Defaults to 'student'.
+        every (int): The teacher is run in each ``every``-th iteration, and the weights
+            are multiplied by it. Defaults to 1.
         **unknown: Nothing; taken to name what was meant in the message.
 
     Raises:
@@ -75,6 +77,7 @@ class DistillHook(Hook):
         task_weight: float | ScheduleConfig = None,
         teacher_norm: str = 'running',
         validate: str = 'student',
+        every: int = 1,
         **unknown: Any,
     ) -> None:
         check_arguments(type(self), DistillHook, unknown)
@@ -88,6 +91,7 @@ class DistillHook(Hook):
         self.task_weight = build_task_weight(task_weight)
         self.teacher_norm = check_choice('teacher_norm', teacher_norm, _NORMS)
         self.validate = check_choice('validate', validate, VALIDATE)
+        self.every = check_whole('every', every, 1)
         self.generation = 0
         self.updates = 0
         self.distiller: Distiller | None = None
@@ -118,6 +122,7 @@ class DistillHook(Hook):
             view=self.view,
             task_weight=self.task_weight,
             teacher_norm=self.teacher_norm,
+            every=self.every,
         )
         train_losses(runner, self.distiller)
 
@@ -200,6 +205,9 @@ class DistillHook(Hook):
         self, runner: Runner, metrics: dict[str, float] | None = None
     ) -> None:
         """Name the teacher's metrics, or add them to the student's."""
+        if self.distiller is not None:
+            # other hooks swap weights for it, in a way that PyTorch does not count
+            self.distiller.prove_again()
         found = {} if metrics is None else metrics
         if self._evaluated is not None:
             self._hide_teacher()

@@ -93,8 +93,9 @@ class EMATeacherHook(DistillHook):
     ) -> None:
         """Average, if the optimizer made a step in this iteration."""
         super().after_train_iter(runner, batch_idx, data_batch, outputs)
-        assert self._average is not None
+        assert self.distiller is not None and self._average is not None
         if any(each.should_update() for each in optim_wrappers(runner)):
             young = (1 + self.updates) / (10 + self.updates)
-            self._average.update(min(self.momentum, young))
+            with self.distiller.averaging():
+                self._average.update(min(self.momentum, young))
             self.updates += 1

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from toys import repeat
 
 from mmselfdistill.containers import tensors_in
-from mmselfdistill.core.recorder import record, resolve
+from mmselfdistill.core.recorder import record
+from mmselfdistill.core.wrapping import resolve
 from mmselfdistill.families.plan import Seam
 from mmselfdistill.families.shared import seams
 

@@ -120,6 +120,34 @@ def test_what_the_student_chose_is_kept_inside_a_seam() -> None:
     assert made[1].kwargs['memory'].tolist() == [0.0, 5.0, 10.0, 15.0]
 
 
+class ByPosition(Chooser):
+    """Gives its decoder the query by position, or the memory first and by name."""
+
+    def __init__(self, *numbers: float, named: bool = False) -> None:
+        super().__init__(*numbers)
+        self.named = named
+
+    def head(self, x: Tensor) -> Tensor:
+        memory = self.encoder(x)
+        chosen = (self.sign * memory).topk(2).indices
+        if self.named:
+            decoded: Tensor = self.decoder(memory=memory, query=chosen)
+        else:
+            decoded = self.decoder(chosen, memory)
+        return decoded
+
+
+@pytest.mark.parametrize('ours', [True, False])
+@pytest.mark.parametrize('theirs', [True, False])
+def test_what_is_kept_may_be_given_by_position(ours: bool, theirs: bool) -> None:
+    student = ByPosition(2.0, 3.0, 1.0, named=ours)
+    teacher = ByPosition(5.0, 7.0, -1.0, named=theirs)
+    with record(student, CHOSEN) as calls:
+        student(image())
+    made = repeat(teacher, calls, KEPT)
+    assert made[0].output.tolist() == [105.0, 70.0]
+
+
 def test_a_call_outside_of_others_keeps_what_no_call_returned() -> None:
     student, teacher = Chooser(2.0, 3.0, 1.0), Chooser(5.0, 7.0, -1.0)
     with record(student, CHOSEN) as calls:

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from mmselfdistill.core.distiller import Distiller, build_distiller
 from mmselfdistill.core.pairs import pair
-from mmselfdistill.core.recorder import resolve
 from mmselfdistill.core.teacher import make_teacher, still
 from mmselfdistill.core.terms import default_terms
+from mmselfdistill.core.wrapping import resolve
 from mmselfdistill.families import (
     FAMILIES,
     AnyModel,

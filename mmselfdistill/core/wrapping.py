@@ -1,0 +1,45 @@
+"""Methods of a model, found by their paths and wrapped for a while."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import Any, Callable, Iterator, Mapping
+
+from torch import nn
+
+Method = Callable[..., Any]
+
+
+def resolve(model: nn.Module, path: str) -> tuple[nn.Module, str]:
+    """Return the module that owns a seam, and the attribute's name on it.
+
+    Raises:
+        AttributeError: If the model has no such module or attribute.
+    """
+    prefix, _, name = path.rpartition('.')
+    owner = model.get_submodule(prefix)
+    getattr(owner, name)
+    return owner, name
+
+
+@contextmanager
+def wrapped(
+    model: nn.Module, wrappers: Mapping[str, Callable[[Method], Method]]
+) -> Iterator[None]:
+    """Wrap some methods of a model, by their paths, for a while.
+
+    They are replaced on these objects alone, and put back whatever ends it.
+    """
+    owners = {path: resolve(model, path) for path in wrappers}
+    originals = [owner.__dict__.get(name) for owner, name in owners.values()]
+    try:
+        for path, (owner, name) in owners.items():
+            owner.__dict__[name] = wrappers[path](getattr(owner, name))
+        yield
+    finally:
+        for (owner, name), original in zip(owners.values(), originals):
+            if original is None:
+                # two paths may lead to one module
+                owner.__dict__.pop(name, None)
+            else:
+                owner.__dict__[name] = original
