@@ -75,13 +75,12 @@ MODELS = dict(
     deeplabv3plus=Model('deeplabv3plus_r18-d8_1xb8-1500_digits-64x64', 'mIoU', 1200),
     gfl=Model('gfl_r18_fpn_50e_digits', 'coco/bbox_mAP', 1200),
 )
-_FEW = ('plain', 'longer', 'view')
 REGIMES = dict(
-    clean=Regime(240, ('plain', 'longer', 'view'), ('ema',)),
-    wrong=Regime(240, ('plain', 'view'), ('ema',), wrong=0.4),
-    missing=Regime(240, ('plain', 'view'), ('ema',), missing=0.4),
-    few=Regime(100, _FEW, ('ema', 'unlabeled'), unlabeled=1000),
-    short=Regime(1000, ('plain',), ('ema',), length=0.4),
+    clean=Regime(240, ('plain', 'longer'), ('ema', 'strong')),
+    wrong=Regime(240, ('plain',), ('strong',), wrong=0.4),
+    missing=Regime(240, ('plain',), ('strong',), missing=0.4),
+    few=Regime(100, ('plain', 'longest', 'view'), ('unlabeled',), unlabeled=1000),
+    short=Regime(1000, ('plain',), ('ema', 'strong'), length=0.4),
 )
 
 
@@ -144,7 +143,12 @@ def digest(cfg: Config) -> str:
 
 
 VIEW = dict(brightness=0.5, contrast=0.5, color=0.5, blur=1.0, erase=0.1)
-HORIZON = 0.025
+# the lines of docs/when_it_helps.md
+STRONG = dict(horizon=0.01, schedule=dict(begin=0.3, warmup=0.2))
+TERMS: dict[str, dict[str, Any]] = dict(
+    det=dict(features=None, logits=dict(weight=4.0), boxes=dict(weight=1.0)),
+    seg=dict(features=None),
+)
 
 
 def settings_of(model: Model, arm: str) -> dict[str, Any]:
@@ -153,15 +157,16 @@ def settings_of(model: Model, arm: str) -> dict[str, Any]:
     An arm without a teacher averages the student all the same, at a weight of 0: it is
     bitwise the stock run, and its average is measured besides.
     """
-    hook = dict(type='mmselfdistill.EMATeacherHook', horizon=HORIZON, validate='both')
-    plain: dict[str, Any] = {**hook, 'loss_weight': 0.0}
+    hook = dict(type='mmselfdistill.EMATeacherHook', validate='both')
+    plain: dict[str, Any] = dict(hook, horizon=STRONG['horizon'], loss_weight=0.0)
+    strong: dict[str, Any] = dict(hook, terms=TERMS[model.task], **STRONG)
     arms: dict[str, dict[str, Any]] = dict(
         plain=plain,
         longer=dict(plain, length=1.5),
         longest=dict(plain, length=2.5),
         view=dict(plain, view=VIEW),
         ema=hook,
-        ema_view=dict(hook, view=VIEW),
-        unlabeled=dict(hook, unlabeled=dict()),
+        strong=strong,
+        unlabeled=dict(strong, unlabeled=dict()),
     )
     return arms[arm]
