@@ -179,6 +179,7 @@ class GenerationHook(DistillHook):
             self.distiller.teacher = make_teacher(student, self.distiller.acting())
             self.distiller.attach()
         copy_into(self.distiller.teacher, student)
+        self.distiller.prove_again()
         if self.student == 'reinit':
             reinitialize(runner, generation)
             self._beginning.restore_losses(losses_of(self.distiller))
