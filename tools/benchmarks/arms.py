@@ -144,7 +144,8 @@ def digest(cfg: Config) -> str:
 
 VIEW = dict(brightness=0.5, contrast=0.5, color=0.5, blur=1.0, erase=0.1)
 # the lines of docs/when_it_helps.md
-STRONG = dict(horizon=0.01, schedule=dict(begin=0.3, warmup=0.2))
+STRONG = dict(horizon=0.01, schedule=dict(begin=0.5, warmup=0.2))
+EARLY = dict(begin=0.3, warmup=0.2)  # few labels are soon learnt
 TERMS: dict[str, dict[str, Any]] = dict(
     det=dict(features=None, logits=dict(weight=4.0), boxes=dict(weight=1.0)),
     seg=dict(features=None),
@@ -167,6 +168,6 @@ def settings_of(model: Model, arm: str) -> dict[str, Any]:
         view=dict(plain, view=VIEW),
         ema=hook,
         strong=strong,
-        unlabeled=dict(strong, unlabeled=dict()),
+        unlabeled=dict(strong, schedule=EARLY, unlabeled=dict()),
     )
     return arms[arm]
