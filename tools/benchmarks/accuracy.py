@@ -21,6 +21,7 @@ from typing import Any
 
 from rich.progress import Progress, TimeRemainingColumn
 
+from . import calibration  # noqa: F401  (registers its metrics)
 from .arms import MODELS, REGIMES, compose, digest, settings_of
 
 Key = str
