@@ -138,8 +138,10 @@ def compose(
 
 
 def digest(cfg: Config) -> str:
-    """Return a hash of all that a result depends on, but the code."""
-    return hashlib.sha256(cfg.pretty_text.encode()).hexdigest()[:16]
+    """Return a hash of all that a result depends on, but the code and the folders."""
+    folder = Path(cfg.train_dataloader.dataset.data_root).parent
+    text = cfg.pretty_text.replace(f'{folder}/', '')
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 VIEW = dict(brightness=0.5, contrast=0.5, color=0.5, blur=1.0, erase=0.1)
