@@ -13,6 +13,7 @@ from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.fileio import load
 from mmengine.hooks import EMAHook
 from mmengine.registry import DATASETS
+from mmengine.registry import HOOKS as HOOKS_REGISTRY
 from mmengine.runner import Runner
 from mmengine.structures import PixelData
 from mmengine.utils import get_installed_path
@@ -132,6 +133,52 @@ def test_readme_says_not_run(family: str) -> None:
     for path in (ROOT / family).glob('*.py'):
         (row,) = (line for line in readme.splitlines() if f']({path.name})' in line)
         assert row.count('not run') == 2
+
+
+@pytest.mark.parametrize(
+    ('name', 'stock', 'labels'),
+    [
+        ('-1percent', 'mmdet::retinanet/retinanet_r50_fpn_90k_coco', '1@1'),
+        ('-10percent', 'mmdet::retinanet/retinanet_r50_fpn_90k_coco', '1@10'),
+        ('-100percent', 'mmdet::retinanet/retinanet_r50_fpn_90k_coco', None),
+        (
+            '-10percent',
+            'mmseg::deeplabv3plus/deeplabv3plus_r50-d8_4xb4-80k_ade20k-512x512',
+            2021,
+        ),
+    ],
+)
+def test_few_labels(name: str, stock: str, labels: str | int | None) -> None:
+    zoo, _, plain = stock.partition('::')
+    path = ROOT / 'few_labels' / f'{Path(plain).name}{name}.py'
+    assert len(path.read_text().splitlines()) <= 15
+    package = get_installed_path(MODULE2PACKAGE[zoo])
+    stock_cfg = Config.fromfile(Path(package, '.mim', 'configs', f'{plain}.py'))
+    expected = without_scope(stock_cfg.to_dict())
+    found = without_scope(Config.fromfile(path).to_dict())
+    hook = found['default_hooks'].pop('self_distill')
+    images = hook['unlabeled']['data']
+    dataset = expected['train_dataloader']['dataset']
+    if isinstance(labels, str):
+        dataset['ann_file'] = f'semi_anns/instances_train2017.{labels}.json'
+        # the rest of the same split
+        rest = f'semi_anns/instances_train2017.{labels}-unlabeled.json'
+        assert images['ann_file'] == rest
+        assert images['data_root'] == dataset['data_root']
+        assert images['data_prefix'] == dataset['data_prefix']
+    elif labels is not None:
+        dataset['indices'] = labels
+    assert {key: found[key] for key in expected} == expected
+    assert {*found} - {*expected} <= {'labels', 'others', 'hook'}
+    assert HOOKS_REGISTRY.build(hook).horizon == 0.01
+
+
+def test_few_labels_are_listed() -> None:
+    meta = load(str(ROOT / 'few_labels' / 'metafile.yml'))
+    names = {path.stem for path in (ROOT / 'few_labels').glob('*.py')}
+    assert {model['Name'] for model in meta['Models']} == names
+    readme = (ROOT / 'few_labels' / 'README.md').read_text()
+    assert all(f'({name}.py)' in readme for name in names)
 
 
 def short_run(path: Path, work_dir: Path, steps: int) -> Config:
