@@ -10,6 +10,7 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
+from mmdet.visualization import DetLocalVisualizer
 
 NOTEBOOK = Path(__file__).parents[1] / 'docs/tour.ipynb'
 LENGTH = 'SCENES, EPOCHS = 240, 12'
@@ -26,6 +27,8 @@ def names() -> dict[str, Any]:
     names: dict[str, Any] = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(NOTEBOOK.parent)
+        # it is one for a process, and writes to the folder of the first run
+        DetLocalVisualizer._instance_dict.clear()
         for text in texts:
             exec(text, names)
     return names

@@ -95,10 +95,10 @@ def run(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     else:
         assert program == 'python'
         monkeypatch.setattr(sys, 'argv', arguments)
-        runpy.run_path(arguments[0], run_name='__main__')
         # it is one for a process, and writes to the folder of the first run
         for each in (DetLocalVisualizer, SegLocalVisualizer):
             each._instance_dict.clear()
+        runpy.run_path(arguments[0], run_name='__main__')
 
 
 def write_boxes(digits: Path, root: Path, split: str) -> None:

@@ -164,7 +164,7 @@ def inspect(cfg: Config, size: int | None) -> str:
     distiller = subject.distiller
     stock = operations(lambda: first_step(subject))
     distiller.attach()
-    distiller.progress = distiller.run_progress = 0.5  # past a warm-up
+    distiller.progress = distiller.run_progress = 0.75  # past any warm-up of ours
     # in the first iteration, every term is tried besides
     step(subject.model, subject.batch)
     ours = operations(lambda: step(subject.model, subject.batch))

@@ -16,7 +16,8 @@ from .base import DistillHook
 from .optimizers import optim_wrappers, optimizer_steps
 from .run import bare_model
 
-_MOMENTUM = 0.999
+_HORIZON = 0.01
+_FEWEST_STEPS = 10  # an average of fewer is the student itself
 
 
 @HOOKS.register_module()
@@ -35,20 +36,21 @@ class EMATeacherHook(DistillHook):
 
     Args:
         momentum (float, optional): The share :math:`m` that the teacher keeps. Defaults
-            to None: 0.999, unless a horizon is given.
+            to None: that of the horizon.
         horizon (float, optional): How far the average looks back, as a share of the
-            run's optimizer steps: :math:`m = 1 - 1 / (horizon \cdot steps)`, so that
-            one setting serves runs of any length. Give this or ``momentum``. Defaults
-            to None.
+            run's optimizer steps, but at least 10 of them:
+            :math:`m = 1 - 1 / \max(horizon \cdot steps, 10)`. One setting then serves
+            runs of any length. Give this or ``momentum``. Defaults to None: 0.01,
+            unless a momentum is given.
         **shared: What all hooks take: see :class:`DistillHook`. The schedule's default
-            is 0 for the first 15 % of the run, while the teacher is too young to teach,
-            then a ramp to 1 over the next 15 %.
+            is 0 for the first half of the run, while the student learns fast and its
+            average would hold it back, then a ramp to 1 over the next 20 %.
 
     Raises:
         ValueError: If a value is wrong.
     """
 
-    default_schedule = MappingProxyType(dict(type='constant', begin=0.15, warmup=0.15))
+    default_schedule = MappingProxyType(dict(type='constant', begin=0.5, warmup=0.2))
 
     def __init__(
         self,
@@ -64,8 +66,9 @@ class EMATeacherHook(DistillHook):
             )
         if horizon is not None:
             check_number('horizon', horizon, 0.0, 1.0, above_low=True)
-        self.horizon = horizon
-        given = _MOMENTUM if momentum is None else momentum
+        self.horizon = _HORIZON if momentum is None and horizon is None else horizon
+        # that of a horizon is known when the run begins
+        given = 0.0 if momentum is None else momentum
         self.momentum = check_number('momentum', given, 0.0, 1.0)
         self._average: Average | None = None
 
@@ -75,8 +78,8 @@ class EMATeacherHook(DistillHook):
         assert self.distiller is not None and self.distiller.teacher is not None
         self._average = Average(self.distiller.teacher, bare_model(runner))
         if self.horizon is not None:
-            steps = self.horizon * optimizer_steps(runner)
-            self.momentum = 1 - 1 / max(steps, 1.0)
+            steps = max(self.horizon * optimizer_steps(runner), _FEWEST_STEPS)
+            self.momentum = 1 - 1 / steps
 
     def init_teacher(self, runner: Runner, teacher: nn.Module) -> None:
         """Start from the student."""

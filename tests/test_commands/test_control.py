@@ -86,9 +86,9 @@ def test_a_hook_among_custom_hooks(data: Path, tmp_path: Path) -> None:
         "work_dir = 'work_dirs/here'\n"
     )
     found = written(path, 2.0)
-    # 4 x (1 + 0.85) epochs
-    ema = dict(type='EMAHook', begin_epoch=4)
-    assert found['plain'].train_cfg.max_epochs == 7
+    # 4 x (1 + 0.5) epochs
+    ema = dict(type='EMAHook', begin_epoch=3)
+    assert found['plain'].train_cfg.max_epochs == 6
     assert found['plain'].custom_hooks == [ema]
     views = dict(found['plain-views'].custom_hooks[1])
     assert found['plain-views'].custom_hooks[0] == ema

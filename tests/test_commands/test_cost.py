@@ -22,9 +22,9 @@ CONSTANT = dict(schedule='constant')
         (GenerationHook(generations=3, **CONSTANT), 2 / 3, 4.0),
         # 12 epochs, the last 8 of them
         (GenerationHook(interval=4, **CONSTANT), 2 / 3, 1 + 0.5 * 2 / 3),
-        # from 15 % of the run on
-        (EMATeacherHook(), 0.85, 1.425),
-        (EMATeacherHook(schedule=dict(type='constant', begin=0.5)), 0.5, 1.25),
+        # in the second half of the run
+        (EMATeacherHook(), 0.5, 1.25),
+        (EMATeacherHook(schedule=dict(type='constant', begin=0.15)), 0.85, 1.425),
         (EMATeacherHook(schedule=dict(type='constant', end=0.25)), 0.25, 1.125),
     ],
 )

@@ -18,7 +18,8 @@ RETINANET = 'configs/digits/retinanet_r18_fpn_50e_digits.py'
 
 
 def inspect(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, '-m', 'mmselfdistill.cli', 'inspect', *arguments]
+    cli = [sys.executable, '-W', 'ignore', '-m', 'mmselfdistill.cli']
+    command = [*cli, 'inspect', *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 

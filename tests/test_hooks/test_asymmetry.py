@@ -23,12 +23,19 @@ EMA = dict(type='mmselfdistill.EMATeacherHook', schedule='constant')
 
 @pytest.mark.parametrize(
     ('horizon', 'counts', 'momentum'),
-    [(0.5, 1, 1 - 1 / 4), (0.5, 2, 1 - 1 / 2), (0.01, 1, 0.0), (1.0, 1, 1 - 1 / 8)],
+    [
+        (0.5, 1, 1 - 1 / 40),
+        (0.5, 2, 1 - 1 / 20),
+        # at least ten steps
+        (0.01, 1, 0.9),
+        (1.0, 1, 1 - 1 / 80),
+        (None, 1, 0.9),
+    ],
 )
 def test_a_horizon_is_a_share_of_the_optimizers_steps(
-    horizon: float, counts: int, momentum: float, runs: Runs
+    horizon: float | None, counts: int, momentum: float, runs: Runs
 ) -> None:
-    cfg = runs.config('gfl', dict(EMA, horizon=horizon), iters=8)
+    cfg = runs.config('gfl', dict(EMA, horizon=horizon), iters=80)
     cfg.optim_wrapper.accumulative_counts = counts
     runner = runs.train(cfg, stop_at=1)
     assert runs.hook(runner).momentum == pytest.approx(momentum)

@@ -79,7 +79,7 @@ def assert_close(
 
 @pytest.mark.parametrize(
     ('name', 'momentum'),
-    [('retinanet', 0.999), ('mask_rcnn', 0.2), ('deeplabv3plus', 0.2)],
+    [('retinanet', 0.9), ('mask_rcnn', 0.2), ('deeplabv3plus', 0.2)],
 )
 def test_formula(name: str, momentum: float, runs: Runs) -> None:
     watch = Watch(runs)
@@ -113,11 +113,11 @@ def test_default_schedule_waits_until_the_teacher_is_grown(runs: Runs) -> None:
 
     hook = dict(type='mmselfdistill.EMATeacherHook')
     runner = runs.train(runs.config('gfl', hook, iters=20), before)
-    # nothing below 15 %, all from 30 % on
-    ramp = [0.0] * 3 + [0.0, 1 / 3, 2 / 3] + [1.0] * 14
+    # nothing in the first half, all from 70 % on
+    ramp = [0.0] * 10 + [0.0, 1 / 4, 2 / 4, 3 / 4] + [1.0] * 6
     torch.testing.assert_close(weights, ramp)
     losses = runner.message_hub.get_scalar('train/loss_sd_logits').data[0]
-    assert (losses[:4] == 0).all() and (losses[4:] > 0).all()
+    assert (losses[:11] == 0).all() and (losses[11:] > 0).all()
 
 
 def test_accumulated_gradients_are_one_step(runs: Runs) -> None:

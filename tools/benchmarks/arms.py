@@ -79,7 +79,12 @@ REGIMES = dict(
     clean=Regime(240, ('plain', 'longer'), ('ema', 'strong')),
     wrong=Regime(240, ('plain',), ('strong',), wrong=0.4),
     missing=Regime(240, ('plain',), ('strong',), missing=0.4),
-    few=Regime(100, ('plain', 'longest', 'view'), ('unlabeled',), unlabeled=1000),
+    few=Regime(
+        100,
+        ('plain', 'same_time', 'longest', 'view'),
+        ('unlabeled',),
+        unlabeled=1000,
+    ),
     short=Regime(1000, ('plain',), ('ema', 'strong'), length=0.4),
 )
 
@@ -166,6 +171,8 @@ def settings_of(model: Model, arm: str) -> dict[str, Any]:
     arms: dict[str, dict[str, Any]] = dict(
         plain=plain,
         longer=dict(plain, length=1.5),
+        # as long in time as that on images without labels
+        same_time=dict(plain, length=1.85),
         longest=dict(plain, length=2.5),
         view=dict(plain, view=VIEW),
         ema=hook,
