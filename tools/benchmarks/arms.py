@@ -9,6 +9,8 @@ from typing import Any
 
 from mmengine.config import Config
 
+import mmselfdistill
+
 from .scenes import write_scenes
 
 ROOT = Path(__file__).parents[2]
@@ -85,7 +87,7 @@ REGIMES = dict(
         ('unlabeled',),
         unlabeled=1000,
     ),
-    short=Regime(1000, ('plain',), ('ema', 'strong'), length=0.4),
+    short=Regime(1000, ('plain',), ('ema', 'former', 'strong'), length=0.4),
 )
 
 
@@ -143,15 +145,26 @@ def compose(
 
 
 def digest(cfg: Config) -> str:
-    """Return a hash of all that a result depends on, but the code and the folders."""
+    """Return a hash of all that a result depends on, but the folders."""
     folder = Path(cfg.train_dataloader.dataset.data_root).parent
     text = cfg.pretty_text.replace(f'{folder}/', '')
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256((text + code()).encode()).hexdigest()[:16]
+
+
+def code() -> str:
+    """Return a hash of the package's source."""
+    root = Path(mmselfdistill.__file__).parent
+    found = hashlib.sha256()
+    for path in sorted(root.rglob('*.py')):
+        if '.mim' not in path.parts:
+            found.update(path.read_bytes())
+    return found.hexdigest()[:16]
 
 
 VIEW = dict(brightness=0.5, contrast=0.5, color=0.5, blur=1.0, erase=0.1)
 # the lines of docs/when_it_helps.md
 STRONG = dict(horizon=0.01, schedule=dict(begin=0.5, warmup=0.2))
+FORMER = dict(begin=0.15, warmup=0.15)
 EARLY = dict(begin=0.3, warmup=0.2)  # few labels are soon learnt
 TERMS: dict[str, dict[str, Any]] = dict(
     det=dict(features=None, logits=dict(weight=4.0), boxes=dict(weight=1.0)),
@@ -176,6 +189,8 @@ def settings_of(model: Model, arm: str) -> dict[str, Any]:
         longest=dict(plain, length=2.5),
         view=dict(plain, view=VIEW),
         ema=hook,
+        # the default before this benchmark
+        former=dict(hook, momentum=0.999, schedule=FORMER),
         strong=strong,
         unlabeled=dict(strong, schedule=EARLY, unlabeled=dict()),
     )
