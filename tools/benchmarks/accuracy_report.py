@@ -2,8 +2,8 @@
 
     python -m tools.benchmarks.accuracy_report docs/benchmark.json --out docs
 
-What counts is the difference to the best control, seed by seed: the control whose mean
-is highest, its averaged weights included.
+What counts is the difference to the best control, seed by seed: that over which an arm
+gains the least, averaged weights included.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Compared:
 
     @property
     def mean(self) -> float:
-        """Their mean."""
-        return statistics.fmean(self.differences)
+        """Their mean; infinite if no seed has both."""
+        return statistics.fmean(self.differences) if self.differences else math.inf
 
     @property
     def half(self) -> float:
@@ -92,11 +92,9 @@ class Cell:
             [arm for arm in self.runs if arm not in known.controls],
         )
 
-    def best_control(self) -> str:
-        """Return the control whose mean is highest."""
-        return max(
-            self.arms()[0], key=lambda arm: statistics.fmean(self.scores(arm).values())
-        )
+    def best_control(self, arm: str) -> str:
+        """Return the control over which an arm gains the least, seed by seed."""
+        return min(self.arms()[0], key=lambda other: self.compared(arm, other).mean)
 
     def compared(self, arm: str, control: str) -> Compared:
         """Return the paired differences on the seeds that both have."""
@@ -116,17 +114,21 @@ class Cell:
         ]
         return statistics.fmean(found) if found else math.nan
 
+    def _gain(self, arm: str) -> str:
+        control = self.best_control(arm)
+        found = self.compared(arm, control)
+        return f'{found} ({control}, {len(found.differences)} seeds)'
+
     def rows(self) -> Iterator[list[str]]:
         """Yield the rows of the table, controls first."""
         controls, arms = self.arms()
-        best = self.best_control()
         for arm in [*controls, *arms]:
             scores = list(self.scores(arm).values())
-            gain = '' if arm == best else str(self.compared(arm, best))
+            gain = '' if arm in controls else self._gain(arm)
             runs = self.runs[arm.replace(AVERAGE, '')].values()
             seconds = [run['seconds'] for run in runs]
             yield [
-                f'{arm}, best control' if arm == best else arm,
+                arm,
                 str(len(scores)),
                 f'{statistics.fmean(scores):.1f}',
                 f'{statistics.stdev(scores):.1f}' if len(scores) > 1 else '-',
@@ -152,19 +154,28 @@ def cells_of(results: dict[str, Any]) -> list[Cell]:
 
 
 def draw(cells: list[Cell], path: Path) -> None:
-    """Draw the paired differences of the arms with a teacher, with their intervals."""
-    rows = [(cell, arm) for cell in cells for arm in cell.arms()[1]]
-    figure, axes = plt.subplots(figsize=(7.5, 1 + 0.35 * len(rows)))
-    for height, (cell, arm) in enumerate(reversed(rows)):
-        found = cell.compared(arm, cell.best_control())
+    """Draw the paired differences of the arms with a teacher, with their intervals.
+
+    To each control by itself, where they have three seeds or more.
+    """
+    rows = [
+        (f'{cell.model}, {cell.regime}: {arm} to {control}', found)
+        for cell in cells
+        for arm in cell.arms()[1]
+        for control in cell.arms()[0]
+        for found in [cell.compared(arm, control)]
+        if not control.endswith(AVERAGE) and len(found.differences) > 2
+    ]
+    figure, axes = plt.subplots(figsize=(8, 1 + 0.35 * len(rows)))
+    for height, (_, found) in enumerate(reversed(rows)):
         color = 'tab:green' if found.mean - found.half > 0 else 'tab:gray'
         color = 'tab:red' if found.mean + found.half < 0 else color
-        axes.errorbar(found.mean, height, xerr=min(found.half, 1e3), fmt='o', c=color)
+        axes.errorbar(found.mean, height, xerr=found.half, fmt='o', c=color, capsize=3)
         axes.plot(found.differences, [height] * len(found.differences), '|', c=color)
     axes.axvline(0, color='black', linewidth=0.8)
     axes.set_yticks(range(len(rows)))
-    axes.set_yticklabels([f'{c.model}, {c.regime}: {arm}' for c, arm in reversed(rows)])
-    axes.set_xlabel('points over the best run without a teacher (95 % interval)')
+    axes.set_yticklabels([name for name, _ in reversed(rows)])
+    axes.set_xlabel('points over a run without a teacher, by seed, and 95 % interval')
     axes.grid(axis='x', alpha=0.3)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
