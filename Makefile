@@ -46,7 +46,8 @@ lint: install
 	$(python) -m mypy
 
 test: lint
-	$(python) -m pytest $(PYTEST_ARGS)
+	@# two processes, each test file in one; more threads would wait for each other
+	OMP_NUM_THREADS=1 $(python) -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 docs: install
 	PYTHONWARNINGS=ignore $(python) -m sphinx -W --keep-going -b html docs docs/_build/html
