@@ -119,7 +119,7 @@ def test_hook_argument(hook: dict[str, Any], words: list[str], runs: Runs) -> No
             ['terms.features', "'wieght'", "mean 'weight'"],
         ),
         (
-            # it would be due after 15 % of the run
+            # it would be due after half of the run
             dict(logits=dict(type='mmdet.L1Loss')),
             ['terms.logits.type', 'mmdet.L1Loss', 'student, teacher, kind=...'],
         ),

@@ -81,7 +81,7 @@ def test_stock_tool_with_one_flag(framework: str, data: Path, tmp_path: Path) ->
     )
     entries = scalars(tmp_path)
     assert len(entries) == 8
-    # An EMA teacher keeps silent in the first 15 % of the run.
+    # An EMA teacher keeps silent in the first half of the run.
     assert distilled(entries[0]) == 0
     assert distilled(entries[-1]) > 0
     last = tmp_path / (tmp_path / 'last_checkpoint').read_text()
