@@ -272,7 +272,7 @@ def _check_alone(hook: DistillHook, runner: Runner) -> None:
     ]
     if len(kinds) > 1:
         raise ValueError(
-            f'self_distill: a run has one hook of mmselfdistill, but got {kinds}; set '
-            'all but one of them to None in default_hooks, or remove them from '
-            'custom_hooks'
+            f'self_distill: a run has one hook of mmselfdistill, but got {kinds}; '
+            'remove all but one from default_hooks and custom_hooks. One that is '
+            'inherited is replaced under its own key, by dict(_delete_=True, type=...)'
         )
