@@ -15,7 +15,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from demo_arms import Arm, load_cfg, run_arms  # type: ignore[import-not-found]
+from demo_arms import Arm, run_arms, with_data  # type: ignore[import-not-found]
+from mmengine.config import Config
 from rich.console import Console
 from rich.table import Table
 
@@ -69,7 +70,8 @@ def make_arms(task: Task, args: argparse.Namespace) -> list[Arm]:
         ('two generations', task.generations),
         ('plain', task.plain),
     ):
-        cfg = load_cfg(configs / f'{name}.py', args.data, args.seed)
+        plain = Config.fromfile(configs / f'{name}.py')
+        cfg = with_data(plain, args.data, args.seed)
         arms.append(Arm(title, cfg, folder / title.replace(' ', '_'), task.metric))
     return arms
 

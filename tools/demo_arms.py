@@ -103,9 +103,8 @@ class Progress(Hook):
             self.score = f', {name} {percent(self.metric, score):.1f}'
 
 
-def load_cfg(path: Path, data: Path, seed: int) -> Config:
-    """Return a config of the digits with its data where they are."""
-    cfg = Config.fromfile(path)
+def with_data(cfg: Config, data: Path, seed: int) -> Config:
+    """Return a config of the digits, changed in place: its data where they are."""
     root = f'{data}/'
     for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         cfg[name].dataset.data_root = root

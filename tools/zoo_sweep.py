@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
 import importlib
 import io
 import json
@@ -40,6 +39,7 @@ from zoo_configs import (  # type: ignore[import-not-found]
 )
 from zoo_report import write_report  # type: ignore[import-not-found]
 
+from mmselfdistill.version import source_hash
 from mmselfdistill.zoo import zoo_folder
 
 ZOOS = ('mmdet', 'mmseg')
@@ -51,10 +51,7 @@ MEMORY_LIMIT = 16 * 2**30
 
 def version() -> str:
     """Return what a result depends on: this package's source, and the frameworks."""
-    root = Path(__file__).resolve().parent.parent
-    sources = sorted(root.glob('mmselfdistill/**/*.py'))
-    text = b''.join(path.read_bytes() for path in sources)
-    return f'{hashlib.sha256(text).hexdigest()[:12]}-torch{torch.__version__}'
+    return f'{source_hash()[:12]}-torch{torch.__version__}'
 
 
 def run_one(entry: Entry, root: Path, path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from typing import Any, Callable
+from typing import Callable
 
 import torch
 from mmengine.config import Config
@@ -38,10 +38,10 @@ def measured_cost(cfg: Config, rounds: int = 5) -> float:
         subject = subject_of(cfg, None)
     model, distiller = subject.model, subject.distiller
     device = get_device()
-    batch = moved(subject.batch, device)
     model.to(device)
     assert distiller.teacher is not None
     distiller.teacher.to(device)
+    batch = model.data_preprocessor.cast_data(subject.batch)
     first_step(subject._replace(batch=batch))
     distiller.progress = distiller.run_progress = 0.75  # past any warm-up of ours
     ratios = []
@@ -54,15 +54,6 @@ def measured_cost(cfg: Config, rounds: int = 5) -> float:
         if index > 0:
             ratios.append(ours / stock)
     return max(1.0, statistics.median(ratios))
-
-
-def moved(batch: Any, device: str) -> Any:
-    """Return a batch on a device."""
-    if isinstance(batch, dict):
-        return {key: moved(value, device) for key, value in batch.items()}
-    if isinstance(batch, (list, tuple)):
-        return type(batch)(moved(value, device) for value in batch)
-    return batch.to(device) if hasattr(batch, 'to') else batch
 
 
 def seconds(run: Callable[[], None]) -> float:

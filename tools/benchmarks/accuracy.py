@@ -19,12 +19,14 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-from rich.progress import Progress, TimeRemainingColumn
+from rich.progress import Progress
+
+from mmselfdistill.commands.runs import Run
 
 from . import calibration  # noqa: F401  (registers its metrics)
 from .arms import MODELS, REGIMES, compose, digest, settings_of
+from .results import write_whole
 
-Key = str
 Job = tuple[str, str, str, int]
 
 
@@ -63,17 +65,9 @@ def train(job: Job, scenes: Path) -> dict[str, Any]:
 
 def scores_of(folder: Path) -> dict[str, float]:
     """Return the metrics of the last validation in a work folder."""
-    lines = [
-        json.loads(line)
-        for path in folder.glob('*/vis_data/scalars.json')
-        for line in path.read_text().splitlines()
-    ]
-    last = [line for line in lines if 'loss' not in line][-1]
-    return {
-        key: value
-        for key, value in last.items()
-        if key not in ('step', 'iter', 'epoch')
-    }
+    run = Run.read(folder)
+    last = run.metrics[max(run.metrics)]
+    return {name: last[name] for name in run.names()}
 
 
 def config_of(job: Job, scenes: Path) -> Any:
@@ -84,20 +78,18 @@ def config_of(job: Job, scenes: Path) -> Any:
     return compose(MODELS[model], REGIMES[regime], root, hook, seed)
 
 
-def read(path: Path) -> dict[Key, dict[str, Any]]:
+def read(path: Path) -> dict[str, dict[str, Any]]:
     """Return the results by key, none if there is no file."""
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
-def write(path: Path, results: dict[Key, dict[str, Any]]) -> None:
+def write(path: Path, results: dict[str, dict[str, Any]]) -> None:
     """Write the results, all or nothing."""
-    partial = path.with_suffix('.partial')
-    partial.write_text(json.dumps(results, indent=1, sort_keys=True))
-    partial.replace(path)
+    write_whole(path, json.dumps(results, indent=1, sort_keys=True))
 
 
 def missing(
-    jobs: list[Job], results: dict[Key, dict[str, Any]], scenes: Path
+    jobs: list[Job], results: dict[str, dict[str, Any]], scenes: Path
 ) -> list[Job]:
     """Return the runs that have no result of today's config."""
     return [
@@ -113,9 +105,8 @@ def run(jobs: list[Job], args: argparse.Namespace) -> None:
     results = read(args.results)
     todo = missing(jobs, results, args.scenes)
     spawn = multiprocessing.get_context('spawn')
-    columns = (*Progress.get_default_columns()[:-1], TimeRemainingColumn())
     pool = ProcessPoolExecutor(args.workers, mp_context=spawn)
-    with pool, Progress(*columns) as progress:
+    with pool, Progress() as progress:
         bar = progress.add_task('Training', total=len(todo))
         futures = {pool.submit(train, job, args.scenes): job for job in todo}
         for future in as_completed(futures):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 
-import mmselfdistill
+from mmselfdistill.hooks.unlabeled import DEFAULT_VIEW
+from mmselfdistill.version import source_hash
+from tools.demo_arms import with_data
 
 from .scenes import write_scenes
 
@@ -26,13 +28,11 @@ class Model:
         config (str): File in configs/digits; the benchmark's schedule replaces its own.
         metric (str): The benchmark's figure, as the evaluator names it.
         iterations (int): Length of a run that has converged on the clean regime.
-        options (dict): What else differs, as keys with dots.
     """
 
     config: str
     metric: str
     iterations: int
-    options: dict[str, Any] = field(default_factory=dict)
 
     @property
     def task(self) -> str:
@@ -101,7 +101,9 @@ def stretched(cfg: Config, length: float) -> None:
 def scheduled(model: Model) -> Config:
     """Return a model's config of the digits with the benchmark's schedule."""
     cfg = Config.fromfile(CONFIGS / 'digits' / f'{model.config}.py')
-    for key, value in Config.fromfile(SCHEDULE).items():
+    schedule = Config.fromfile(SCHEDULE)
+    schedule.pop('optim_wrapper')
+    for key, value in schedule.items():
         if key.endswith('_dataloader'):
             cfg[key].update(value)
         else:
@@ -110,7 +112,6 @@ def scheduled(model: Model) -> Config:
     cfg.optim_wrapper.optimizer.fused = True
     for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         cfg[name].dataset.pop('indices', None)
-    cfg.merge_from_dict(model.options)
     return cfg
 
 
@@ -126,21 +127,16 @@ def compose(
         hook (dict): Settings of the hook; ``length`` stretches the run besides.
         seed (int): Of weights, order and views.
     """
-    cfg, hook = scheduled(model), dict(hook)
-    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
-        cfg[name].dataset.data_root = f'{root}/'
-    metric = cfg.val_evaluator
-    if 'ann_file' in metric:
-        metric.ann_file = f'{root}/annotations/instances_val2017.json'
+    cfg, hook = with_data(scheduled(model), root, seed), dict(hook)
     calibration = dict(det='BoxCalibration', seg='PixelCalibration')[model.task]
-    cfg.val_evaluator = cfg.test_evaluator = [metric, dict(type=calibration)]
+    evaluators = [cfg.val_evaluator, dict(type=calibration)]
+    cfg.val_evaluator = cfg.test_evaluator = evaluators
     stretched(cfg, model.iterations / cfg.train_cfg.max_iters * regime.length)
     stretched(cfg, hook.pop('length', 1.0))
     if 'unlabeled' in hook:
         data = f'{root}/unlabeled2017'
         hook['unlabeled'] = dict(hook['unlabeled'], data=data, num_workers=0)
     cfg.default_hooks.self_distill = hook
-    cfg.randomness = dict(seed=seed)
     return cfg
 
 
@@ -148,20 +144,9 @@ def digest(cfg: Config) -> str:
     """Return a hash of all that a result depends on, but the folders."""
     folder = Path(cfg.train_dataloader.dataset.data_root).parent
     text = cfg.pretty_text.replace(f'{folder}/', '')
-    return hashlib.sha256((text + code()).encode()).hexdigest()[:16]
+    return hashlib.sha256((text + source_hash()).encode()).hexdigest()[:16]
 
 
-def code() -> str:
-    """Return a hash of the package's source."""
-    root = Path(mmselfdistill.__file__).parent
-    found = hashlib.sha256()
-    for path in sorted(root.rglob('*.py')):
-        if '.mim' not in path.parts:
-            found.update(path.read_bytes())
-    return found.hexdigest()[:16]
-
-
-VIEW = dict(brightness=0.5, contrast=0.5, color=0.5, blur=1.0, erase=0.1)
 # the lines of docs/when_it_helps.md
 STRONG = dict(horizon=0.01, schedule=dict(begin=0.5, warmup=0.2))
 FORMER = dict(begin=0.15, warmup=0.15)
@@ -187,7 +172,7 @@ def settings_of(model: Model, arm: str) -> dict[str, Any]:
         # as long in time as that on images without labels
         same_time=dict(plain, length=1.85),
         longest=dict(plain, length=2.5),
-        view=dict(plain, view=VIEW),
+        view=dict(plain, view=DEFAULT_VIEW),
         ema=hook,
         # the default before this benchmark
         former=dict(hook, momentum=0.999, schedule=FORMER),

@@ -49,11 +49,15 @@ class Results:
         others = [each for each in self.records if each['settings'] != settings]
         self.records = [*others, record]
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(dict(records=self.records), indent=1)
-        spare = self.path.with_suffix('.tmp')
-        spare.write_text(text)
-        spare.replace(self.path)
+        write_whole(self.path, json.dumps(dict(records=self.records), indent=1))
         return record
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file, all or nothing."""
+    spare = path.with_suffix('.tmp')
+    spare.write_text(text)
+    spare.replace(path)
 
 
 def _now() -> str:

@@ -1,20 +1,7 @@
-# Of tools/benchmarks: a short ramp, one cosine, measured at the end alone.
-max_iters = 1000
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters)
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')
-param_scheduler = [
-    dict(type='LinearLR', start_factor=0.05, by_epoch=False, begin=0, end=50),
-    dict(
-        type='CosineAnnealingLR',
-        T_max=max_iters,
-        eta_min_ratio=0.01,
-        by_epoch=False,
-        begin=0,
-        end=max_iters,
-    ),
-]
+# Of tools/benchmarks: measured at the end alone; a model keeps its own optimizer.
+_base_ = './digits_1500.py'
 default_hooks = dict(
+    _delete_=True,
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=100, log_metric_by_epoch=False),
     param_scheduler=dict(type='ParamSchedulerHook'),
