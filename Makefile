@@ -1,9 +1,10 @@
-# What to install and run: STACK is openmmlab or onedl, TASK is det or seg,
-# TORCH a version of PyTorch or a whole requirement, FILTER a regular expression on
-# the names of the configs that `make zoo` tries and `make bench-cost` measures.
+# What to install and run: STACK is openmmlab, onedl, oldest or latest, TASK is det or
+# seg, TORCH a version of PyTorch or a whole requirement in place of the stack's own,
+# FILTER a regular expression on the names of the configs that `make zoo` tries and
+# `make bench-cost` measures.
 STACK ?= openmmlab
 TASK ?= det
-TORCH ?= 2.13.0
+TORCH ?=
 PYTEST_ARGS ?=
 FILTER ?=
 COST_ARGS ?=
@@ -11,25 +12,34 @@ COST_ARGS ?=
 PYTHON ?= $(shell for p in python3 python3.11 python3.10 python3.12 python; do \
 	$$p -c '' >/dev/null 2>&1 && echo $$p && break; done)
 
-venv_openmmlab := .venv
-venv_onedl := .venv-onedl
-zoo_openmmlab := docs/zoo.md
-zoo_onedl := docs/zoo_onedl.md
-venv := $(or $(venv_$(STACK)),$(error STACK=$(STACK): choose openmmlab or onedl))
+stacks := openmmlab onedl oldest latest
+$(if $(filter $(STACK),$(stacks)),,$(error STACK=$(STACK): choose one of $(stacks)))
+# openmmlab, the default, has the plain names
+suffix = $(STACK:openmmlab=)
+venv := .venv$(if $(suffix),-$(suffix))
 python := $(venv)/bin/python
+zoo := docs/zoo$(if $(suffix),_$(suffix)).md
+# what depends on the versions of PyTorch and the frameworks
+core_tests := $(addprefix tests/test_,core losses hooks families schedules.py \
+	containers.py compat.py identity.py views.py views_of.py testing.py \
+	testing_terms.py testing_unlabeled.py)
 
-.PHONY: help install demo test lint docs zoo bench-accuracy bench-cost
+.PHONY: help install demo test test-core test-oldest test-latest lint docs zoo \
+	bench-accuracy bench-cost
 
 help:
 	@echo 'make demo [TASK=det|seg] [STACK=openmmlab|onedl]  install, then train, compare, draw'
 	@echo 'make test                                         install, then lint and test'
+	@echo 'make test-oldest                                  install PyTorch 2.1 and the oldest frameworks'
+	@echo '                                                  in .venv-oldest, then run the core tests'
+	@echo 'make test-latest                                  the same with the newest PyTorch'
 	@echo 'make lint                                         install, then ruff and mypy'
 	@echo 'make docs                                         install, then build docs/_build/html'
 	@echo 'make zoo [FILTER=REGEX] [STACK=openmmlab|onedl]   install, then try every family'
 	@echo 'make bench-accuracy [ACCURACY_ARGS=...]           install, then measure what is gained'
 	@echo 'make bench-cost [FILTER=REGEX] [COST_ARGS="--sizes 320 --rounds 10"]'
 	@echo '                                                  install, then measure the cost of an iteration'
-	@echo 'make install [TORCH=2.13.0]                       only install'
+	@echo 'make install [STACK=...] [TORCH=2.13.0]           only install'
 
 install:
 	@test -n '$(PYTHON)' || { echo 'No Python was found: please install python3.11' \
@@ -49,12 +59,18 @@ test: lint
 	@# two processes, each test file in one; more threads would wait for each other
 	OMP_NUM_THREADS=1 $(python) -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
+test-core: install
+	OMP_NUM_THREADS=1 $(python) -m pytest -n 2 --dist loadfile $(core_tests) $(PYTEST_ARGS)
+
+test-oldest test-latest:
+	$(MAKE) test-core STACK=$(@:test-%=%)
+
 docs: install
 	PYTHONWARNINGS=ignore $(python) -m sphinx -W --keep-going -b html docs docs/_build/html
 
 zoo: install
 	PYTHONWARNINGS=ignore $(python) tools/zoo_sweep.py --jobs 2 --filter '$(FILTER)' \
-		--work-dir work_dirs/zoo_$(STACK) --report $(zoo_$(STACK))
+		--work-dir work_dirs/zoo_$(STACK) --report $(zoo)
 
 bench-accuracy: install
 	PYTHONWARNINGS=ignore $(python) -m tools.benchmarks.accuracy $(ACCURACY_ARGS)

@@ -6,6 +6,7 @@ import functools
 import importlib.util
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Callable, Iterator
 
 import mmengine
@@ -83,6 +84,20 @@ def mmengine_checkpoints() -> Iterator[None]:
         return
     with torch.serialization.safe_globals([guard]):
         yield
+
+
+def load_checkpoint(path: Path | str) -> Any:
+    """Return what a file of MMEngine's holds, on the CPU.
+
+    From PyTorch 2.6 on, a file can run nothing: an older one does not know which
+    types to allow, and loads it as MMEngine itself does there.
+
+    Args:
+        path (Path | str): A local file.
+    """
+    strict = digit_version(torch.__version__) >= digit_version('2.6')
+    with mmengine_checkpoints():
+        return torch.load(path, map_location='cpu', weights_only=strict)
 
 
 def _guarded(load: Callable[..., Any]) -> Callable[..., Any]:

@@ -190,13 +190,15 @@ def blurred(images: Tensor, widths: Tensor, widest: float) -> Tensor:
     radius = min(math.ceil(_CUT * widest), height - 1, width - 1)
     places = torch.arange(-radius, radius + 1, device=images.device)
     kernel = torch.exp(-0.5 * (places / widths.float().view(n, 1).clamp(min=1e-3)) ** 2)
-    kernel = (kernel / kernel.sum(1, keepdim=True)).to(images)
-    kernel = kernel.repeat_interleave(c, 0)[:, None, None]
-    flat = images.reshape(1, n * c, height, width)
+    kernel = kernel / kernel.sum(1, keepdim=True)
+    # not every PyTorch has these in half precision on a CPU
+    dtype = torch.promote_types(images.dtype, torch.float32)
+    kernel = kernel.to(dtype).repeat_interleave(c, 0)[:, None, None]
+    flat = images.reshape(1, n * c, height, width).to(dtype)
     flat = F.pad(flat, [radius] * 4, mode='reflect')
     flat = F.conv2d(flat, kernel, groups=n * c)
     flat = F.conv2d(flat, kernel.transpose(2, 3), groups=n * c)
-    return flat.view(n, c, height, width)
+    return flat.view(n, c, height, width).to(images.dtype)
 
 
 def build_view(cfg: object, where: str, labels: bool) -> View | None:

@@ -15,7 +15,7 @@ from mmengine.registry import DATASETS, MODELS, init_default_scope
 from mmengine.runner import find_latest_checkpoint
 from torch import Tensor
 
-from mmselfdistill.compat import mmengine_checkpoints
+from mmselfdistill.compat import load_checkpoint
 
 BATCH = 32
 # of detections that are shown and compared
@@ -48,8 +48,7 @@ def load_both(arm: Arm) -> tuple[Any, Any, Any]:
     init_default_scope(cfg.default_scope)
     path = find_latest_checkpoint(str(arm.folder))
     assert path is not None
-    with mmengine_checkpoints():
-        checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+    checkpoint = load_checkpoint(path)
     states = checkpoint['state_dict'], checkpoint['mmselfdistill']['teacher']
     models = [MODELS.build(cfg.model) for _ in states]
     for model, state in zip(models, states):

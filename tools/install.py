@@ -1,6 +1,6 @@
 """Install a whole stack into a virtual environment of this checkout.
 
-    python3 tools/install.py [--stack openmmlab|onedl] [--torch VERSION]
+    python3 tools/install.py [--stack openmmlab|onedl|oldest|latest] [--torch VERSION]
 
 Repeated, it goes on where it was interrupted: pip leaves what is installed, ninja what
 is compiled of mmcv. Standard library only, and old syntax: any Python 3 gets far enough
@@ -20,17 +20,23 @@ from pathlib import Path
 from typing import List, Sequence
 
 ROOT = Path(__file__).resolve().parent.parent
-VENVS = {'openmmlab': '.venv', 'onedl': '.venv-onedl'}
+# the folder, the list of frameworks and the PyTorch of each stack
+STACKS = {
+    'openmmlab': ('.venv', 'openmmlab.txt', '2.13.0'),
+    'onedl': ('.venv-onedl', 'onedl.txt', '2.13.0'),
+    'oldest': ('.venv-oldest', 'oldest.txt', '2.1.0'),
+    'latest': ('.venv-latest', 'openmmlab.txt', '2.14.1'),
+}
 BUILD_TOOLS = ['setuptools<81', 'wheel', 'ninja', 'psutil']
 ALONE = ['--no-deps', '--no-build-isolation']
 PYTHONS = [sys.executable, 'python3.11', 'python3.10', 'python3.12']
 SUITS = """
 import ensurepip, os, sys, sysconfig, venv
 headers = os.path.exists(os.path.join(sysconfig.get_path('include'), 'Python.h'))
-sys.exit(not (headers and (3, 10) <= sys.version_info < (3, 13)))
+sys.exit(not (headers and (3, 8) <= sys.version_info < (3, 13)))
 """
 NO_PYTHON = (
-    'Python 3.10, 3.11 or 3.12 with venv and the header Python.h is needed: please '
+    'Python 3.8 to 3.12 with venv and the header Python.h is needed: please '
     'install python3.11, python3.11-venv and python3.11-dev, for example.'
 )
 NO_COMPILER = 'A C++ compiler is needed: please install g++, for example, or set CXX.'
@@ -116,7 +122,7 @@ def mmcv_wheel(python: str, mmcv: str) -> Path:
     return next(wheels.glob('*.whl'))
 
 
-def install(stack: str, torch: str, venv: Path) -> None:
+def install(listed: Path, torch: str, venv: Path) -> None:
     """Run the steps; each is quick when an earlier run has done it."""
     python = str(venv / 'bin' / 'python')
     if not runs(python, '-m', 'pip', '--version'):
@@ -135,9 +141,9 @@ def install(stack: str, torch: str, venv: Path) -> None:
 
     print(f'[1/3] {torch}, libraries, and what builds mmcv', flush=True)
     lists = ['-r', 'requirements/libraries.txt', '-r', 'requirements/dev.txt']
-    lists += ['-r', 'requirements/docs.txt']
+    lists += ['-r', 'requirements/docs.txt', '-c', str(listed)]
     pip(torch, *BUILD_TOOLS, *lists)
-    frameworks = (ROOT / 'requirements' / f'{stack}.txt').read_text().split()
+    frameworks = listed.read_text().split()
     (mmcv,) = [each for each in frameworks if 'mmcv==' in each]
     frameworks.remove(mmcv)
     print(f'[2/3] {mmcv}', flush=True)
@@ -151,11 +157,12 @@ def install(stack: str, torch: str, venv: Path) -> None:
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--stack', choices=sorted(VENVS), default='openmmlab')
-    parser.add_argument('--torch', default='2.13.0', help='version or requirement')
+    parser.add_argument('--stack', choices=sorted(STACKS), default='openmmlab')
+    parser.add_argument('--torch', default='', help='version or requirement')
     args = parser.parse_args()
-    venv = ROOT / VENVS[args.stack]
-    torch = f'torch=={args.torch}' if args.torch[:1].isdigit() else args.torch
+    folder, listed, torch = STACKS[args.stack]
+    venv, torch = ROOT / folder, args.torch or torch
+    torch = f'torch=={torch}' if torch[:1].isdigit() else torch
     files = [ROOT / 'setup.py', Path(__file__), *(ROOT / 'requirements').glob('*.txt')]
     parts = [str(ROOT), args.stack, torch, *(f.read_text() for f in sorted(files))]
     key = hashlib.sha256('\0'.join(parts).encode()).hexdigest()
@@ -172,7 +179,7 @@ def main() -> None:
     if 'CXX' not in os.environ:
         os.environ['CXX'] = first(['c++', 'g++', 'clang++'], ['--version'], NO_COMPILER)
     try:
-        install(args.stack, torch, venv)
+        install(ROOT / 'requirements' / listed, torch, venv)
     except (subprocess.CalledProcessError, KeyboardInterrupt):
         sys.exit('The step above did not end; the same command goes on from there.')
     stamp.write_text(key)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 # Importing it lets PyTorch read the types that MMEngine saves, and no others.
-from mmselfdistill.compat import mmengine_checkpoints
+from mmselfdistill.compat import load_checkpoint
 
 
 def read_teacher(path: Path) -> dict[str, Any]:
@@ -32,8 +32,7 @@ def read_teacher(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise SystemExit(f'CHECKPOINT: {str(path)!r} does not exist.')
     try:
-        with mmengine_checkpoints():
-            checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+        checkpoint = load_checkpoint(path)
     except Exception as error:
         raise SystemExit(
             f'CHECKPOINT: {str(path)!r} is no checkpoint that can be read: '

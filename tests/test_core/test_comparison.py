@@ -178,9 +178,9 @@ def test_images_in_dicts_and_half_precision() -> None:
         def logits(self, inputs: Any) -> Any:
             return super().logits(inputs['img'])
 
-    student = Named().eval().half()
+    student = Named().eval().bfloat16()
     with distilled(student, {}, view=brighter) as distiller:
-        batch = dict(img=torch.ones(2, 3, 4, 4).half(), count=torch.tensor(3))
+        batch = dict(img=torch.ones(2, 3, 4, 4).bfloat16(), count=torch.tensor(3))
         found = added(student(batch, mode='loss'))
         assert float(found['features'].detach()) == 2.0
         assert distiller.labeled.shapes['features'] == ['2x3x4x4']

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / 'configs' / 'digits_imagenet'
 # without what they require: PyTorch is there, and this is the last torchvision that is
 # imported without its compiled part
-ALONE = ('mmpretrain==1.2.0', 'torchvision==0.15.2', 'einops==0.8.2', 'mat4py==0.6.0')
+ALONE = ('mmpretrain==1.2.0', 'torchvision==0.15.2', 'einops==0.8.1', 'mat4py==0.6.0')
 COMPLETE = ('model-index==0.1.11', 'importlib_metadata==8.5.0', 'requests')
 IDENTITY = """
 import sys, torch

@@ -92,7 +92,7 @@ def refused(runs: Runs, cfg: Config, iteration: int = 0) -> str:
             dict(type=GENERATION, interval=2),
             ['by_epoch=True', 'IterBasedTrainLoop', 'by_epoch=False'],
         ),
-        (dict(type=FIXED), ['SelfDistillHook', "'teacher'"]),
+        (dict(type=FIXED), ["'teacher'"]),
         (dict(type=FIXED, teacher=None), ['teacher', 'path or URL', 'None']),
         (
             dict(type=FIXED, teacher='a.pth', term={}),

@@ -138,11 +138,11 @@ def test_accumulated_gradients_are_one_step(runs: Runs) -> None:
 
 def test_beside_the_stock_average_and_validation(runs: Runs) -> None:
     watch = Watch(runs)
-    cfg = runs.config('deeplabv3plus', EMA, iters=5, val_interval=2)
+    cfg = runs.config('deeplabv3plus', EMA, iters=4, val_interval=2)
     cfg.custom_hooks = [dict(type='EMAHook', momentum=0.3, update_buffers=True)]
     runner = runs.train(cfg, watch.before, watch.after)
     # validation swaps the stock average into the student, and back
-    assert runner.message_hub.get_scalar('val/mIoU').data[0].size == 3
+    assert runner.message_hub.get_scalar('val/mIoU').data[0].size == 2
     assert runs.differences(watch.start[1:], watch.students[:-1]) == []
     assert runs.differences(watch.kept[1:], watch.teachers[:-1]) == []
     assert_close(watch.teachers, average(watch.start[0], watch.students, 0.999))
@@ -187,6 +187,9 @@ def test_mixed_precision(name: str, runs: Runs) -> None:
         taught: list[dict[str, Tensor]] = []
         watch = Watch(runs)
         cfg = runs.config(name, {**EMA, 'momentum': 0.2}, iters=3)
+        if name == 'segformer':
+            # PyTorch 2.1 drops other paths in another precision
+            cfg.model.backbone.drop_path_rate = 0.0
         cfg.optim_wrapper.type = 'CpuAmpOptimWrapper' if amp else 'OptimWrapper'
         runs.train(cfg, watch_types, watch.after)
         # student and teacher, three times, and the trial of the first iteration
@@ -195,4 +198,4 @@ def test_mixed_precision(name: str, runs: Runs) -> None:
         assert_close(watch.teachers, average(watch.start[0], watch.students, 0.2))
         results.append(taught[0])
     # of equal weights: the student's batch norm is what they measure
-    torch.testing.assert_close(results[1], results[0], rtol=0.25, atol=0)
+    torch.testing.assert_close(results[1], results[0], rtol=0.25, atol=1e-12)

@@ -56,6 +56,7 @@ def test_1_is_bitwise_the_default(runs: Runs) -> None:
     assert runs.differences(*found) == []
 
 
+@pytest.mark.usefixtures('stock_resumes_in_iterations')
 @pytest.mark.parametrize(
     'hook',
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import pytest
 import torch
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def test_it_learns_in_a_group_of_its_own_and_is_no_part_of_the_student(
     assert torch.equal(found, weight.detach())
 
 
+@pytest.mark.usefixtures('stock_resumes_in_iterations')
 def test_it_is_resumed(runs: Runs) -> None:
     whole = runs.train(runs.config('retinanet', PROJECTED, iters=4))
     cfg = runs.config('retinanet', PROJECTED, iters=4)

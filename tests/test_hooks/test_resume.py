@@ -76,6 +76,7 @@ def compare(
     return expected
 
 
+@pytest.mark.usefixtures('stock_resumes_in_iterations')
 @pytest.mark.parametrize(
     ('name', 'hook'),
     [
@@ -119,6 +120,7 @@ def test_epochs(name: str, hook: dict[str, Any], runs: Runs) -> None:
     assert last['mmselfdistill']['updates'] == (4 * steps if hook is EMA else 0)
 
 
+@pytest.mark.usefixtures('stock_resumes_in_iterations')
 @pytest.mark.parametrize('hook', [TWO, {**TWO, **REINIT}], ids=['continue', 'reinit'])
 def test_lengthened_iterations(hook: dict[str, Any], runs: Runs) -> None:
     # two generations of 4: resumed before, at and after their boundary
@@ -133,6 +135,7 @@ def test_lengthened_epochs(hook: dict[str, Any], runs: Runs) -> None:
     assert last['epoch'] == 4 and last['mmselfdistill']['generation'] == 1
 
 
+@pytest.mark.usefixtures('stock_resumes_in_iterations')
 def test_fixed_teacher_whose_file_is_gone(runs: Runs, tmp_path: Path) -> None:
     teacher = tmp_path / 'teacher.pth'
     stock = runs.config('retinanet', iters=1)
@@ -151,6 +154,7 @@ def test_fixed_teacher_whose_file_is_gone(runs: Runs, tmp_path: Path) -> None:
     assert runs.differences(weights, expected['mmselfdistill']['teacher']) == []
 
 
+@pytest.mark.usefixtures('stock_resumes_in_iterations')
 @pytest.mark.parametrize('hook', [EMA, BY_ITERS], ids=['ema', 'generation'])
 def test_beside_the_stock_ema_hook(hook: dict[str, Any], runs: Runs) -> None:
     def make() -> Config:
@@ -162,6 +166,7 @@ def test_beside_the_stock_ema_hook(hook: dict[str, Any], runs: Runs) -> None:
     assert compare(runs, make, [4])['ema_state_dict']['steps'] == 7
 
 
+@pytest.mark.usefixtures('stock_resumes_in_iterations')
 def test_accumulated_gradients(runs: Runs) -> None:
     def make() -> Config:
         cfg = runs.config('gfl', EMA, iters=7)

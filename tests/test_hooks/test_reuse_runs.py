@@ -108,6 +108,7 @@ def test_fresh_weights_are_not_those_of_the_teacher(runs: Runs) -> None:
     assert lines[3:] == [TWICE, TWICE]
 
 
+@pytest.mark.usefixtures('stock_resumes_in_iterations')
 def test_resumed_bitwise(runs: Runs) -> None:
     compare(runs, lambda: config(runs, 'retinanet', GENERATIONS, iters=7), [3, 4])
 

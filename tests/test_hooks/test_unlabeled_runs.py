@@ -86,6 +86,7 @@ def test_images_without_labels_change_the_weights(runs: Runs, folder: str) -> No
     assert runs.differences(*found) != []
 
 
+@pytest.mark.usefixtures('stock_resumes_in_iterations')
 @pytest.mark.parametrize('begin', [0.0, 0.5])
 def test_resumed_bitwise(begin: float, runs: Runs, folder: str) -> None:
     pipeline = [

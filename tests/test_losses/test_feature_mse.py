@@ -85,7 +85,8 @@ def test_a_projector_begins_as_the_identity_and_learns(shape: tuple[int, ...]) -
     loss = FeatureMSELoss(projector=4)
     plain = feature_mse_loss(student, teacher)
     torch.testing.assert_close(loss(student, teacher), plain)
-    assert loss(teacher, teacher).item() == 0.0
+    # PyTorch 2.1 adds up in another order where a tensor lies elsewhere
+    assert loss(teacher, teacher).item() < 1e-12
     loss(student, teacher).backward()
     assert loss.projector.grad.abs().max() > 0
     # a 1x1 convolution of the student alone

@@ -17,7 +17,7 @@ from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.registry import init_default_scope
 from mmengine.utils import get_installed_path
 
-from mmselfdistill.compat import mmengine_checkpoints
+from mmselfdistill.compat import load_checkpoint
 
 TOOLS = Path(__file__).parents[2] / 'tools'
 STOCK = {
@@ -65,8 +65,7 @@ def build_stock(config: Path) -> torch.nn.Module:
 
 
 def load_strictly(config: Path, checkpoint: Path) -> dict[str, Any]:
-    with mmengine_checkpoints():
-        loaded = torch.load(checkpoint, map_location='cpu', weights_only=True)
+    loaded: dict[str, Any] = load_checkpoint(checkpoint)
     build_stock(config).load_state_dict(loaded['state_dict'], strict=True)
     return loaded
 

@@ -9,7 +9,7 @@ from typing import Any, Iterator
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten
 
 
 class _Allocated(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -23,11 +23,11 @@ class _Allocated(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        for given in tree_leaves((args, kwargs)):
+        for given in tree_flatten((args, kwargs))[0]:
             if isinstance(given, Tensor):
                 self._known.add(given.untyped_storage()._cdata)
         returned = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(returned):
+        for tensor in tree_flatten(returned)[0]:
             if isinstance(tensor, Tensor):
                 self._add(tensor.untyped_storage())
         return returned
