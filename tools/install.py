@@ -1,6 +1,6 @@
 """Install a whole stack into a virtual environment of this checkout.
 
-    python3 tools/install.py [--stack openmmlab|onedl|oldest|latest] [--torch VERSION]
+    python3 tools/install.py [--stack openmmlab|onedl|oldest] [--torch VERSION]
 
 Repeated, it goes on where it was interrupted: pip leaves what is installed, ninja what
 is compiled of mmcv. Standard library only, and old syntax: any Python 3 gets far enough
@@ -20,12 +20,11 @@ from pathlib import Path
 from typing import List, Sequence
 
 ROOT = Path(__file__).resolve().parent.parent
-# the folder, the list of frameworks and the PyTorch of each stack
+# the folder and the PyTorch of each stack
 STACKS = {
-    'openmmlab': ('.venv', 'openmmlab.txt', '2.13.0'),
-    'onedl': ('.venv-onedl', 'onedl.txt', '2.13.0'),
-    'oldest': ('.venv-oldest', 'oldest.txt', '2.1.0'),
-    'latest': ('.venv-latest', 'openmmlab.txt', '2.14.1'),
+    'openmmlab': ('.venv', '2.13.0'),
+    'onedl': ('.venv-onedl', '2.13.0'),
+    'oldest': ('.venv-oldest', '2.1.0'),
 }
 BUILD_TOOLS = ['setuptools<81', 'wheel', 'ninja', 'psutil']
 ALONE = ['--no-deps', '--no-build-isolation']
@@ -160,7 +159,7 @@ def main() -> None:
     parser.add_argument('--stack', choices=sorted(STACKS), default='openmmlab')
     parser.add_argument('--torch', default='', help='version or requirement')
     args = parser.parse_args()
-    folder, listed, torch = STACKS[args.stack]
+    folder, torch = STACKS[args.stack]
     venv, torch = ROOT / folder, args.torch or torch
     torch = f'torch=={torch}' if torch[:1].isdigit() else torch
     files = [ROOT / 'setup.py', Path(__file__), *(ROOT / 'requirements').glob('*.txt')]
@@ -179,7 +178,7 @@ def main() -> None:
     if 'CXX' not in os.environ:
         os.environ['CXX'] = first(['c++', 'g++', 'clang++'], ['--version'], NO_COMPILER)
     try:
-        install(ROOT / 'requirements' / listed, torch, venv)
+        install(ROOT / 'requirements' / f'{args.stack}.txt', torch, venv)
     except (subprocess.CalledProcessError, KeyboardInterrupt):
         sys.exit('The step above did not end; the same command goes on from there.')
     stamp.write_text(key)
