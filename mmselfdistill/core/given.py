@@ -40,11 +40,12 @@ def of_the_loss(calls: Sequence[Call]) -> list[Call]:
     These run without gradient, and no call of the loss is given what they return. In a
     pass without any gradient all calls count.
     """
-    if all(call.trains for call in calls) or not any(call.trains for call in calls):
+    groups = groups_of(calls)
+    if len({group[0].trains for group in groups}) < 2:
         return list(calls)
     wanted: set[int] = set()
     kept: list[list[Call]] = []
-    for group in reversed(groups_of(calls)):
+    for group in reversed(groups):
         returned = {id(value) for call in group for _, value in call.returned}
         if group[0].trains or returned & wanted:
             kept.append(group)

@@ -179,3 +179,12 @@ def test_targets_without_gradient_are_not_repeated() -> None:
     with distilled(OddToy(sampling), OTHERS) as distiller:
         for _ in range(2):
             assert step(distiller) == RIGHT
+
+
+def test_a_pass_without_gradient_has_all_its_calls() -> None:
+    student = OddToy(lambda model, x: model.bbox_head(model.extract_feat(x)))
+    # the backbone is called inside of another seam
+    with distilled(student, OTHERS, seams=['backbone']) as distiller:
+        assert step(distiller) == RIGHT
+        with torch.no_grad():
+            assert step(distiller) == RIGHT
