@@ -8,17 +8,25 @@ are no containers.
 from __future__ import annotations
 
 import copy
+from collections import deque
+from collections.abc import Iterator as IteratorABC
+from functools import partial
+from types import FunctionType, MethodType
 from typing import Any, Callable, Iterator, Mapping, Tuple
 
 import numpy as np
 import torch
+from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
 Path = Tuple[Any, ...]
 Leaf = Tuple[Path, Any]
 
 PLAIN = (int, float, str, bytes, type(None), torch.device, torch.dtype, torch.Size)
-_BARE = (dict, list, tuple)
+_ITEMS = (list, tuple, set, frozenset, deque)
+_BARE = (dict, *_ITEMS)
+# they are called, or run out: what is in them cannot be replaced
+CODE = (nn.Module, FunctionType, MethodType, partial, IteratorABC)
 _CLOSED = (nn.Module, np.ndarray, np.generic, type, torch.Generator)
 
 
@@ -41,7 +49,7 @@ def tensors_in(data: Any) -> list[Tensor]:
 
 
 def _walk(data: Any, path: Path, found: list[Leaf], inside: set[int]) -> None:
-    if isinstance(data, Tensor):
+    if isinstance(data, (Tensor, *CODE)):
         found.append((path, data))
         return
     # an object may hold itself
@@ -52,14 +60,14 @@ def _walk(data: Any, path: Path, found: list[Leaf], inside: set[int]) -> None:
     for key, value in _parts(data):
         _walk(value, (*path, key), found, inside)
     inside.discard(id(data))
-    if len(found) > before and not isinstance(data, (Mapping, list, tuple)):
+    if len(found) > before and not isinstance(data, (Mapping, *_ITEMS)):
         found.insert(before, (path, data))
 
 
 def _parts(data: Any) -> Iterator[tuple[Any, Any]]:
     if isinstance(data, Mapping):
         yield from data.items()
-    elif isinstance(data, (list, tuple)):
+    elif isinstance(data, _ITEMS):
         yield from enumerate(data)
     # a dict of an own class may hold some besides
     if type(data) not in _BARE and not isinstance(data, _CLOSED) and not callable(data):
@@ -80,7 +88,7 @@ def flat(data: Any) -> Iterator[Any]:
     """Yield what dicts, lists and tuples hold, at any depth."""
     if isinstance(data, dict):
         data = tuple(data.values())
-    if isinstance(data, (list, tuple)):
+    if isinstance(data, _ITEMS):
         for each in data:
             yield from flat(each)
     else:
@@ -88,7 +96,7 @@ def flat(data: Any) -> Iterator[Any]:
 
 
 def snapshot(data: Any) -> Any:
-    """Copy dicts, lists and tuples as they are now; all else is the very same."""
+    """Copy containers and data elements as they are now; all else is the very same."""
     return _rebuilt(data, snapshot)
 
 
@@ -109,17 +117,19 @@ def _replaced(data: Any, versions: Mapping[int, Any], made: dict[int, Any]) -> A
         return made[id(data)]
     if isinstance(data, (Tensor, *PLAIN)):
         return data
+    if isinstance(data, CODE):
+        return _rebound(data, versions)
 
     def change(value: Any) -> Any:
         return _replaced(value, versions, made)
 
-    if isinstance(data, (dict, list, tuple)):
+    if isinstance(data, (*_BARE, BaseDataElement)):
         new = _rebuilt(data, change)
     elif any(id(value) in versions for _, value in leaves(data)):
         new = made[id(data)] = copy.copy(data)
     else:
         return data
-    if type(data) in _BARE:
+    if type(data) in _BARE or isinstance(data, BaseDataElement):
         return new
     for key, value in _attributes(data).items():
         if key in getattr(new, '__dict__', {}):
@@ -131,19 +141,46 @@ def _replaced(data: Any, versions: Mapping[int, Any], made: dict[int, Any]) -> A
 
 
 def _rebuilt(data: Any, change: Callable[[Any], Any]) -> Any:
+    if isinstance(data, tuple):
+        return _rebuilt_tuple(data, [change(value) for value in data])
+    if isinstance(data, frozenset):
+        return type(data)(change(value) for value in data)
+    if not isinstance(data, (*_BARE, BaseDataElement)):
+        return data
+    # a copy keeps the class, which may be made of something else than its items
+    new: Any = copy.copy(data)
     if isinstance(data, dict):
-        # a copy keeps the class: defaultdict, ConfigDict
-        new = copy.copy(data)
         for key, value in data.items():
             dict.__setitem__(new, key, change(value))
-        return new
-    if isinstance(data, tuple):
-        values = [change(value) for value in data]
-        named = hasattr(data, '_fields')
-        return type(data)(*values) if named else type(data)(values)
-    if isinstance(data, list):
-        return type(data)(change(value) for value in data)
+    elif isinstance(data, BaseDataElement):
+        vars(new).update((key, change(value)) for key, value in vars(data).items())
+    else:
+        new.clear()
+        (new.update if isinstance(data, set) else new.extend)(map(change, data))
+    return new
+
+
+def _rebuilt_tuple(data: Any, values: list[Any]) -> Any:
+    if hasattr(data, 'n_fields'):  # what torch.max returns has a way of its own
+        return type(data)(values)
+    new: Any = tuple.__new__(type(data), values)
+    if hasattr(new, '__dict__'):
+        vars(new).update(vars(data))
+    return new
+
+
+def _rebound(data: Any, versions: Mapping[int, Any]) -> Any:
+    """Return a method of an object as that of the object's version."""
+    method = method_in(data)
+    if method is not None and id(method.__self__) in versions:
+        return getattr(versions[id(method.__self__)], method.__name__)
     return data
+
+
+def method_in(data: Any) -> Any:
+    """Return a bound method, also one that is wrapped to be recorded, or None."""
+    method = getattr(data, '__wrapped__', data)
+    return method if isinstance(method, MethodType) else None
 
 
 def written(path: Path) -> str:

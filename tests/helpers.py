@@ -21,10 +21,19 @@ class Scale(nn.Module):
     def __init__(self, factor: float) -> None:
         super().__init__()
         self.factor = nn.Parameter(torch.tensor(factor))
-        self.runs = 0
+        # a teacher is given plain numbers of its student's
+        self._runs = [0]
+
+    @property
+    def runs(self) -> int:
+        return self._runs[0]
+
+    @runs.setter
+    def runs(self, count: int) -> None:
+        self._runs[0] = count
 
     def forward(self, x: Tensor) -> Tensor:
-        self.runs += 1
+        self._runs[0] += 1
         return x * self.factor
 
 

@@ -167,15 +167,23 @@ def test_leaves_are_listed_in_order_with_their_place() -> None:
         None,
         3,
         'text',
-        nn.Linear(2, 2),
         np.zeros(3),
-        lambda x: x,
         Own,
         torch.Generator(),
     ],
 )
-def test_modules_functions_and_arrays_are_no_containers(closed: Any) -> None:
+def test_numbers_text_and_arrays_are_no_containers(closed: Any) -> None:
     assert leaves([closed]) == []
+    assert snapshot([closed])[0] is closed
+    assert replaced([closed], {})[0] is closed
+
+
+@pytest.mark.parametrize(
+    'closed',
+    [nn.Linear(2, 2), lambda x: x, nn.Linear(2, 2).forward, iter([torch.zeros(2)])],
+)
+def test_what_is_called_or_runs_out_is_listed_as_it_is(closed: Any) -> None:
+    assert leaves([closed]) == [((0,), closed)]
     assert snapshot([closed])[0] is closed
     assert replaced([closed], {})[0] is closed
 

@@ -14,6 +14,8 @@ from typing import Any, Callable, Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
+from .memory import address
+
 # what runs with a call of a module, and what says how: the dicts of its hooks
 HOOKS = {
     '_forward_pre_hooks': ('_forward_pre_hooks_with_kwargs',),
@@ -164,9 +166,9 @@ def prove_apart(
     tensors = dict(chain(student.named_parameters(), student.named_buffers()))
     modules = {id(module): name for name, module in student.named_modules()}
     objects = {id(tensor): name for name, tensor in tensors.items()}
-    storages = {_address(tensor): name for name, tensor in tensors.items()}
+    storages = {address(tensor): name for name, tensor in tensors.items()}
     for tensor in shared:
-        storages.pop(_address(tensor), None)
+        storages.pop(address(tensor), None)
         objects.pop(id(tensor), None)
     storages.pop(0, None)  # of tensors that have no storage
     for path, value in walk(teacher, lambda hook: True):
@@ -174,17 +176,10 @@ def prove_apart(
         if isinstance(value, nn.Module):
             name = modules.get(id(value))
         elif isinstance(value, Tensor):
-            name = objects.get(id(value), storages.get(_address(value)))
+            name = objects.get(id(value), storages.get(address(value)))
         if name is not None:
             raise ValueError(
                 f'self_distill: a teacher cannot be copied from this model, because '
                 f"the copy's {path or type(teacher).__name__!r} is still the "
                 f"student's own {type(value).__name__} {name!r}"
             )
-
-
-def _address(tensor: Tensor) -> int:
-    try:
-        return tensor.untyped_storage().data_ptr()
-    except (RuntimeError, NotImplementedError):  # sparse, for one, has none
-        return 0

@@ -9,13 +9,17 @@ import torch
 from mmengine.dist import all_reduce, get_world_size
 from torch import Tensor, nn
 
+from mmselfdistill.core.attributes import Attributes
 from mmselfdistill.core.flow import Flow
 from mmselfdistill.core.freeze import add_hooks
+from mmselfdistill.core.given import check_given, of_the_loss
 from mmselfdistill.core.pairs import Pair, pair
 from mmselfdistill.core.parts import adopt_parts, lend, own_parts
-from mmselfdistill.core.recorder import record, replay, slice_back
+from mmselfdistill.core.recorder import Recording, record, slice_back
+from mmselfdistill.core.replay import replay
 from mmselfdistill.core.reuse import Reuse
 from mmselfdistill.core.terms import Term
+from mmselfdistill.core.unmoved import Unmoved
 from mmselfdistill.families.plan import Call, Plan, Side, Site
 from mmselfdistill.losses.common import reduced
 
@@ -66,10 +70,12 @@ class Comparison:
         self.found: list[str] = []
         self.mutating: set[str] = set()
         self.reuse = Reuse(student)
+        self._attributes = Attributes(student)
         # of which teacher; the student's tensors, held so that no other gets their id
         self._own_of: nn.Module | None = None
         self._own: list[tuple[Tensor, Tensor]] = []
-        self._own_ids: dict[int, Tensor] = {}
+        self._own_ids: dict[int, Any] = {}
+        self._unmoved: Unmoved | None = None
 
     def names(self) -> list[str]:
         """Return the names of the terms that apply to these batches."""
@@ -88,10 +94,14 @@ class Comparison:
             tuple: What it returned, and the divergence of each term.
         """
         seams = self.plan.seams
+        recording = Recording(attributes=self._attributes)
         with self.reuse.recorded(seams, _paths(terms, batch)), record(
-            self.student, seams
-        ) as calls:
+            self.student, seams, recording
+        ):
             output = forward()
+        calls = of_the_loss(recording.calls)
+        check_given(self.student, self.plan, calls, recording.changes.errors)
+        self.mutating |= recording.changes.inside
         divergences = self.divergences(teacher, terms, calls, batch)
         self.reuse.end()
         return output, divergences
@@ -105,14 +115,16 @@ class Comparison:
         Raises:
             RuntimeError: If the teacher cannot repeat it.
         """
-        flow = Flow(self.student, self.plan, batch.views)
+        self._attributes = Attributes(self.student)
+        recording = Recording(attributes=self._attributes)
+        flow = Flow(self.student, self.plan, batch.views, recording)
         self.reuse.forget()
         with self.reuse.recorded(self.plan.seams, None), flow.watched() as calls:
             output = forward()
         plan, calls = flow.completed()
         self.found = [seam.path for seam in plan.seams[len(self.plan.seams) :]]
         self.plan = plan
-        self.mutating, self.acting = flow.mutating, flow.acting
+        self.mutating, self.acting = flow.recording.changes.inside, flow.acting
         return output, calls
 
     def first_pairs(
@@ -164,6 +176,7 @@ class Comparison:
     def forget(self) -> None:
         """Let go of the teacher."""
         self._own_of, self._own, self._own_ids = None, [], {}
+        self._unmoved = None
         self.reuse.forget()
 
     def divergences(
@@ -205,12 +218,17 @@ class Comparison:
             adopt_parts(self.student, teacher)
             self._own = own_parts(self.student, teacher, self.plan.shared)
             self._own_ids = {id(ours): theirs for ours, theirs in self._own}
-            self._own_of = teacher
+            for path, module in self.student.named_modules():
+                self._own_ids[id(module)] = teacher.get_submodule(path)
+            self._own_of, self._unmoved = teacher, Unmoved(teacher)
         paths = _paths(terms, batch)
         groups = slice_back(calls, paths, self.mutating)
 
+        unmoved = self._unmoved
+        assert unmoved is not None
+
         def repeat() -> list[Call]:
-            with lend(self.student, teacher, self.plan.shared):
+            with lend(self.student, teacher, self.plan.shared), unmoved.held():
                 return replay(teacher, groups, self.plan, self._own_ids, batch.views)
 
         made = self.reuse.replayed(teacher, paths, repeat)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack, contextmanager
 from typing import Any, Callable, Iterator, Mapping, Sequence
 
+import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
@@ -115,6 +116,11 @@ class Distiller:
                 vars(self.student)['forward'] = self._replaced
             self._stock = None
 
+    @property
+    def attached(self) -> bool:
+        """Whether the student's ``forward`` is the extended one."""
+        return getattr(vars(self.student).get('forward'), 'distiller', None) is self
+
     def restart(self) -> None:
         """Check the next iteration as the first."""
         for each in self.comparisons():
@@ -161,6 +167,7 @@ class Distiller:
 
         Raises:
             KeyError: If the model has a loss of a term's name.
+            TypeError: If the model returns no dict of losses.
         """
         if kwargs.get('mode', args[2] if len(args) > 2 else 'tensor') != 'loss':
             if self.predicts and self.teacher is not None:
@@ -184,11 +191,15 @@ class Distiller:
         added = weighted_terms(self.labeled, found, weights)
         if self.unlabeled is not None:
             added.update(self._on_unlabeled(self.unlabeled, stock, weights))
-        if first:
+        if first and self.labeled.checked:
             self.trial = None
             print_log(describe(self), logger='current')
         if not isinstance(losses, dict):
-            return losses
+            raise TypeError(
+                f'self_distill: {type(self.student).__name__} returns a '
+                f"{type(losses).__name__} in mode='loss', and no dict: there is no "
+                'place for the terms'
+            )
         taken = sorted(added.keys() & losses.keys())
         if taken:
             raise KeyError(f'self_distill: the model already has the losses {taken}')
@@ -253,7 +264,8 @@ class Distiller:
             self._ready(teacher)
         pairs = comparison.first_pairs(teacher, terms, due, calls, batch)
         try_terms(terms, pairs, comparison, batch)
-        comparison.checked = True
+        # without gradient it is not seen what depends on weights
+        comparison.checked = torch.is_grad_enabled()
         if teacher is not self.teacher:
             # the first generation holds no teacher
             comparison.forget()

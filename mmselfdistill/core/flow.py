@@ -7,17 +7,24 @@ student's weights: a term would then be 0, or too small, without a word.
 
 from __future__ import annotations
 
-import inspect
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Callable, Iterator, Sequence
 
-import torch
 from torch import Tensor, nn
 
-from mmselfdistill.containers import Leaf, leaves, snapshot, tensors_in, written
+from mmselfdistill.containers import CODE, method_in, snapshot, tensors_in
+from mmselfdistill.core.apart import walk
+from mmselfdistill.core.given import (
+    CANNOT,
+    Known,
+    chosen_by_teacher,
+    needs_version,
+    of_the_loss,
+    unknown,
+)
+from mmselfdistill.core.memory import share_memory
 from mmselfdistill.core.recorder import Recording, record
-from mmselfdistill.core.streams import rng_states
 from mmselfdistill.core.traced import Traced
 from mmselfdistill.core.wrapping import resolve
 from mmselfdistill.families.plan import Call, Plan, Seam
@@ -49,19 +56,13 @@ class Flow:
     recording: Recording = field(default_factory=Recording)
     # hooks that returned a new value: they are a part of the model
     acting: list[Callable[..., Any]] = field(default_factory=list)
-    # seams that change what an earlier one returned
-    mutating: set[str] = field(default_factory=set)
     _modules: list[_ModuleCall] = field(default_factory=list)
-    # what each call was given: an object may hold something else later
-    _given: dict[int, list[Leaf]] = field(default_factory=dict)
-    _versions: dict[int, tuple[Tensor, int, str]] = field(default_factory=dict)
     _errors: list[str] = field(default_factory=list)
     _traced: Traced | None = None
 
     @contextmanager
     def watched(self) -> Iterator[list[Call]]:
         """Record a forward pass, and watch what happens between the seams."""
-        self.recording.watch = self._watch
         with ExitStack() as stack:
             for path, module in self.model.named_modules():
                 stack.enter_context(_observed_hooks(module, self.acting))
@@ -74,7 +75,7 @@ class Flow:
                 outside = lambda: self.recording.depth == 0  # noqa: E731
                 self._traced = stack.enter_context(Traced(seen, outside))
             yield stack.enter_context(calls)
-        self._note_changes(None)
+        self._errors += self.recording.changes.errors
 
     def completed(self) -> tuple[Plan, list[Call]]:
         """Return plan and calls with the modules that were missing among the seams.
@@ -83,58 +84,77 @@ class Flow:
             RuntimeError: If the teacher would be given what depends on the student's
                 weights, or if a value is changed in place after a seam returned it.
         """
-        calls, found = list(self.recording.calls), []
+        calls, found = of_the_loss(self.recording.calls), []
         self._check_images(calls)
         pending = list(calls)
         while pending:
             call = pending.pop()
+            self._check_functions(call, Known(calls))
             for where, orphan in self._orphans(call, calls):
                 made = self._made_by(orphan)
                 if made is None:
-                    self._errors.append(self._unknown(call, where, orphan))
+                    message = unknown(call.path, where, orphan, self._on())
+                    self._errors.append(message)
                 elif made not in found:
                     self._check_hooks(made.call.path)
                     found.append(made)
                     calls.append(made.call)
                     pending.append(made.call)
         if self._errors:
-            raise RuntimeError(
-                'self_distill: the teacher cannot repeat what this model does.\n  '
-                + '\n  '.join(dict.fromkeys(self._errors))
-            )
+            raise RuntimeError(CANNOT + '\n  '.join(dict.fromkeys(self._errors)))
         merged = list(self.recording.calls)
         # from the end: positions before it stay
         for each in sorted(found, key=lambda m: (m.position, m.begin), reverse=True):
             merged.insert(each.position, each.call)
         seams = [Seam(each.call.path) for each in found]
-        return self.plan.with_seams(*seams), merged
+        return self.plan.with_seams(*seams), of_the_loss(merged)
 
     def _orphans(self, call: Call, calls: list[Call]) -> Iterator[tuple[str, Tensor]]:
         """Yield arguments of a call that depend on weights and come from no call."""
-        seam = next((s for s in self.plan.seams if s.path == call.path), None)
-        if call.depth > 0 or (seam is not None and not seam.repeat):
-            return
-        known = {id(value) for c in calls for _, value in c.returned}
-        known |= {id(p) for p in self.model.parameters()}
-        names = _names(getattr(*resolve(self.model, call.path)))
-        for (kind, key, *rest), each in self._given[id(call)]:
-            argument = names(key) if kind == 0 else key
-            if seam is not None and argument in seam.keep:
-                continue
-            needed = isinstance(each, Tensor) and self._depends(each)
-            if needed and id(each) not in known:
-                yield f'{argument}{written(tuple(rest))}', each
+        known = Known(calls)
+        for where, each in chosen_by_teacher(self.model, self.plan, call):
+            if self._depends(each) and each not in known:
+                yield where, each
 
-    def _depends(self, tensor: Tensor) -> bool:
-        """Say whether a teacher needs its own version of a tensor."""
-        made = self._traced is not None and self._traced.is_made(tensor)
-        return tensor.requires_grad or made
+    def _check_functions(self, call: Call, known: Known) -> None:
+        """Refuse functions that hold a part of the student, or what a call returned."""
+        parts = {id(each) for each in self.model.modules()}
+        parts |= {id(each) for each in self.model.parameters()}
+        for where, value in chosen_by_teacher(self.model, self.plan, call):
+            method = method_in(value)
+            if isinstance(value, (Tensor, nn.Module)) or value in known:
+                continue
+            if (
+                not isinstance(value, CODE)
+                or id(getattr(method, '__self__', 0)) in parts
+            ):
+                continue
+            below = (each for _, each in walk(value, lambda hook: False))
+            if any(
+                id(each) in parts or (isinstance(each, Tensor) and each in known)
+                for each in below
+            ):
+                self._errors.append(
+                    f'{call.path}: its argument {where} is a function that holds a '
+                    'part of the student: the teacher would run that. Pass the module, '
+                    'the method or the tensors themselves'
+                )
+
+    def _depends(self, value: Any) -> bool:
+        """Say whether a teacher needs its own version of a value."""
+        if not isinstance(value, Tensor) or needs_version(value):
+            return isinstance(value, Tensor)
+        if self._traced is not None and self._traced.is_made(value):
+            return True
+        made = self._made_by(value)
+        # what is frozen in the student may be another in its teacher
+        return made is not None and _has_weights(self.model, made.call.path)
 
     def _check_images(self, calls: list[Call]) -> None:
         traced = self._traced
         if traced is None:
             return
-        given = [value for call in calls for _, value in self._given.get(id(call), [])]
+        given = [value for call in calls for _, value in call.given]
         tensors = [value for value in given if isinstance(value, Tensor)]
         if traced.changed:
             self._errors.append(
@@ -155,55 +175,18 @@ class Flow:
                 return each
         return None
 
-    def _unknown(self, call: Call, where: str, orphan: Tensor) -> str:
-        function = type(orphan.grad_fn).__name__ if orphan.requires_grad else 'any'
-        return (
-            f'{call.path}: its argument {where} {tuple(orphan.shape)} depends on '
-            f'{self._on()}, and was made by a function ({function}) between two '
-            "recorded calls: the teacher would be given the student's. Put that "
-            'computation into a module of its own, or into a method that is named as a '
-            'seam: '
-            "seams=['path.of.the.method']"
-        )
-
     def _on(self) -> str:
         return 'weights, or on the perturbed image' if self.views else 'weights'
-
-    def _watch(self, call: Call, ended: bool) -> None:
-        self._note_changes(call.path if ended else None)
-        if not ended:
-            self._note_given(call)
-        else:
-            for tensor in tensors_in(call.output):
-                if not tensor.is_inference():
-                    self._versions[id(tensor)] = (tensor, tensor._version, call.path)
-
-    def _note_given(self, call: Call) -> None:
-        self._given[id(call)] = leaves((call.args, call.kwargs, call.state))
-
-    def _note_changes(self, inside: str | None) -> None:
-        for key, (tensor, version, path) in self._versions.items():
-            if tensor._version == version:
-                continue
-            self._versions[key] = (tensor, tensor._version, path)
-            if inside is not None:
-                self.mutating.add(inside)
-                continue
-            self._errors.append(
-                f'{path}: a tensor {tuple(tensor.shape)} that it returned was changed '
-                "in place afterwards: the teacher's is not. Use the operation that "
-                'returns a new tensor, inside of that call'
-            )
 
     def _watch_module(self, path: str, module: nn.Module) -> Iterator[Any]:
         begun: list[_ModuleCall] = []
         seam = f'{path}.forward'
 
         def before(_: nn.Module, args: Any, kwargs: Any) -> None:
-            if self.recording.depth == 0 and torch.is_grad_enabled():
+            if self.recording.depth == 0:
                 given = (snapshot(args), snapshot(kwargs))
-                call = Call(seam, 0, *given, rng_states())
-                self._note_given(call)
+                call = Call(seam, 0, *given)
+                self.recording.begin(call)
                 position = len(self.recording.calls)
                 begun.append(_ModuleCall(call, len(self._modules), position))
 
@@ -217,6 +200,9 @@ class Flow:
                 # one that holds a seam cannot be one
                 if each.position == len(self.recording.calls):
                     each.call.end(output)
+                    if not each.call.trains:
+                        # what is within is not held: a model's own teacher may be large
+                        del self._modules[each.begin :]
                     self._modules.append(each)
 
         yield module.register_forward_pre_hook(before, with_kwargs=True)
@@ -228,7 +214,9 @@ class Flow:
     def _check_output(self, path: str, output: Any) -> None:
         last = next((c for c in reversed(self.recording.calls) if c.path == path), None)
         ours = [] if last is None else tensors_in(last.output)
-        if any(a is not b for a, b in zip(ours, tensors_in(output))):
+        pairs = zip(ours, tensors_in(output))
+        # a backward hook returns a view
+        if any(a is not b and not share_memory(a, b) for a, b in pairs):
             self._errors.append(_hooked(path))
 
     def _check_hooks(self, path: str) -> None:
@@ -245,9 +233,9 @@ def _hooked(path: str) -> str:
     )
 
 
-def _names(method: Callable[..., Any]) -> Callable[[int], str]:
-    names = list(inspect.signature(method).parameters) or ['args']
-    return lambda i: names[i] if i < len(names) else f'{names[-1]}[{i}]'
+def _has_weights(model: nn.Module, path: str) -> bool:
+    owner, _ = resolve(model, path)
+    return any(True for _ in owner.parameters())
 
 
 @contextmanager

@@ -140,6 +140,7 @@ class _Copies(Dict[int, Any]):
     def __init__(self, student: nn.Module, hooks: Collection[Hook]) -> None:
         super().__init__()
         self._hooks = tuple(hooks)
+        self._own = {id(value) for _, value in walk(student, lambda hook: False)}
         self._special: dict[int, tuple[Any, Callable[[Any], Any]]] = {}
         self._modules: list[nn.Module] = []
         for _, value in walk(student, self.keeps):
@@ -164,6 +165,10 @@ class _Copies(Dict[int, Any]):
 
     def keeps(self, hook: Any) -> bool:
         """Say whether the teacher has this hook of the student."""
+        method = hook.func if isinstance(hook, functools.partial) else hook
+        # the model itself takes its features by such a hook
+        if id(getattr(method, '__self__', None)) in self._own:
+            return True
         if isinstance(hook, types.MethodType):
             return hook in self._hooks  # each access makes another, which is equal
         known = isinstance(hook, _WEIGHT_HOOKS)

@@ -32,12 +32,12 @@ def still(model: nn.Module) -> None:
     """
     model.train()
     for module in model.modules():
-        dropout = _is_dropout(module)
+        dropout = is_dropout(module)
         if dropout or keeps_statistics(module):
             module.training = False
         # timm's attention reads the rate of a dropout that it does not call
         for name, value in list(vars(module).items()):
-            rate = _RATE.fullmatch(name) or (dropout and name == 'p')
+            rate = is_rate(name) or (dropout and name == 'p')
             if rate and isinstance(value, float):
                 setattr(module, name, 0.0)
 
@@ -65,7 +65,13 @@ def is_norm(module: nn.Module) -> bool:
     return isinstance(module, _NormBase) or type(module).__name__ == 'SyncBatchNorm'
 
 
-def _is_dropout(module: nn.Module) -> bool:
+def is_rate(name: str) -> bool:
+    """Say whether a number of this name is a rate of dropout."""
+    return _RATE.fullmatch(name) is not None
+
+
+def is_dropout(module: nn.Module) -> bool:
+    """Say whether a module drops out, and does nothing else."""
     named = 'drop' in type(module).__name__.lower() and not any(module.children())
     return isinstance(module, _DropoutNd) or named
 
@@ -83,11 +89,11 @@ def keeps_statistics(module: nn.Module) -> bool:
 def draws(module: nn.Module) -> bool:
     """Say whether a module may draw random numbers in a forward pass."""
     rate = getattr(module, 'p', getattr(module, 'drop_prob', None))
-    dropout = _is_dropout(module) and rate != 0
+    dropout = is_dropout(module) and rate != 0
     rates = [
         value
         for name, value in vars(module).items()
-        if isinstance(value, float) and _RATE.fullmatch(name)
+        if isinstance(value, float) and is_rate(name)
     ]
     return module.training and (dropout or any(rates))
 

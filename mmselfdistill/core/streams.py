@@ -1,35 +1,79 @@
-"""The random streams of the host and of the current device."""
+"""What a call depends on besides its arguments: random streams, and autocast."""
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-from typing import Iterator, Sequence
+import random
+from contextlib import ExitStack, contextmanager
+from typing import Any, Iterator, List, Sequence, Tuple
 
+import numpy as np
 import torch
-from torch import Tensor
+
+# kinds of devices, whether autocast is on there, and its dtype
+Precision = List[Tuple[str, bool, torch.dtype]]
 
 
-def rng_states() -> list[Tensor]:
-    """Return the states of the generators of the CPU and of the current device."""
-    # both are kept on the host: reading them does not wait for the device
-    states = [torch.get_rng_state()]
+def rng_states() -> list[Any]:
+    """Return the states of Python's and NumPy's generators, and of PyTorch's.
+
+    These are those of the CPU and of the current device.
+    """
+    # all are kept on the host: reading them does not wait for the device
+    states = [random.getstate(), np.random.get_state(), torch.get_rng_state()]
     if torch.cuda.is_available():
         states.append(torch.cuda.get_rng_state())
     return states
 
 
-def set_rng_states(states: Sequence[Tensor]) -> None:
+def set_rng_states(states: Sequence[Any]) -> None:
     """Put back what :func:`rng_states` returned."""
-    torch.set_rng_state(states[0])
-    if len(states) > 1:
-        torch.cuda.set_rng_state(states[1])
+    random.setstate(states[0])
+    np.random.set_state(states[1])
+    torch.set_rng_state(states[2])
+    if len(states) > 3:
+        torch.cuda.set_rng_state(states[3])
+
+
+def drawn_since(states: Sequence[Any]) -> bool:
+    """Say whether a number was drawn since :func:`rng_states` returned these."""
+    (python, numpy, *torchs), (own, ours, *others) = states, rng_states()
+    return (
+        python != own
+        or numpy[2:] != ours[2:]
+        or not np.array_equal(numpy[1], ours[1])
+        or not all(map(torch.equal, torchs, others))
+    )
 
 
 @contextmanager
 def forked_rng() -> Iterator[None]:
-    """Put the generators of the CPU and of the current device back at the end."""
+    """Put all these generators back at the end."""
     states = rng_states()
     try:
         yield
     finally:
         set_rng_states(states)
+
+
+def precision() -> Precision:
+    """Return how autocast is set at this moment."""
+    kinds = ('cpu', 'cuda') if torch.cuda.is_available() else ('cpu',)
+    if not hasattr(torch, 'get_autocast_dtype'):  # since PyTorch 2.4
+        cpu = 'cpu', torch.is_autocast_cpu_enabled(), torch.get_autocast_cpu_dtype()
+        cuda = 'cuda', torch.is_autocast_enabled(), torch.get_autocast_gpu_dtype()
+        return [cpu, cuda][: len(kinds)]
+    return [
+        (kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
+        for kind in kinds
+    ]
+
+
+@contextmanager
+def at_precision(wanted: Precision) -> Iterator[None]:
+    """Set autocast as :func:`precision` returned it."""
+    with ExitStack() as stack:
+        for now, (kind, enabled, dtype) in zip(precision(), wanted):
+            if now != (kind, enabled, dtype):
+                autocast = torch.autocast(kind, dtype=dtype, enabled=enabled)
+                stack.enter_context(autocast)
+        yield

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmselfdistill.containers import tensors_in
+from mmselfdistill.core.memory import share_memory
 
 # they ask for a shape, a dtype or a device alone
 _NEW = ('new_', 'zeros_like', 'ones_like', 'empty_like', 'full_like', 'rand')
@@ -56,10 +57,3 @@ class Traced(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def is_made(self, tensor: Tensor) -> bool:
         """Say whether a tensor was computed of an image, outside of all calls."""
         return any(share_memory(tensor, each) for each in self.made)
-
-
-def share_memory(one: Tensor, other: Tensor) -> bool:
-    """Say whether a tensor is another one, or a part of it: a frame, a reshaping."""
-    if one.device != other.device or not one.numel():
-        return False
-    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()

@@ -44,22 +44,37 @@ class Call:
         args (tuple): Positional arguments. Containers are copied as they were at the
             call, tensors and other objects are the very same.
         kwargs (dict): Keyword arguments, likewise.
-        rng (list[Tensor]): The generators' states in which it began; empty within
-            another call. Defaults to none.
+        rng (list): The generators' states in which it began; empty within another call.
+            Defaults to none.
         state (dict): The seam's state as it was, without modules. Defaults to none.
         output (Any): What it returned, as the arguments. Defaults to None.
-        returned (list[Leaf]): The tensors and objects in it, at its end: the model
-            may change an object later. Defaults to none.
+        given (list[Leaf]): The tensors and objects in arguments and state at its begin:
+            an object may hold something else later. Empty within another call. Defaults
+            to none.
+        returned (list[Leaf]): Those in the output at its end. Defaults to none.
+        trains (bool): Whether gradients were on at its begin. Defaults to True.
+        precision (list): How autocast was set then. Defaults to none: as it is.
+        attributes (list): What the model's modules held then besides weights. Defaults
+            to none.
     """
 
     path: str
     depth: int
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    rng: list[Tensor] = field(default_factory=list, repr=False)
+    rng: list[Any] = field(default_factory=list, repr=False)
     state: dict[str, Any] = field(default_factory=dict, repr=False)
     output: Any = None
+    given: list[Leaf] = field(default_factory=list, repr=False)
     returned: list[Leaf] = field(default_factory=list, repr=False)
+    trains: bool = True
+    precision: list[Any] = field(default_factory=list, repr=False)
+    attributes: list[Any] = field(default_factory=list, repr=False)
+
+    def begin(self) -> None:
+        """Note what the call is given."""
+        self.given = leaves((self.args, self.kwargs, self.state))
+        self.trains = torch.is_grad_enabled()
 
     def end(self, output: Any) -> None:
         """Note what the call returned."""

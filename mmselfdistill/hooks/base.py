@@ -99,6 +99,7 @@ class DistillHook(Hook):
         # the run that was set up, and whether it has begun
         self._loop: BaseLoop | None = None
         self._begun = False
+        self._forwards = 0
         self._evaluated: Evaluated | None = None
 
     def before_run(self, runner: Runner) -> None:
@@ -147,6 +148,7 @@ class DistillHook(Hook):
         self.distiller.trial = None if self.distiller.teacher else teacher
         self._resumed, self._begun = None, True
         self.distiller.attach()
+        self._forwards = self.distiller.forwards
 
     def init_teacher(self, runner: Runner, teacher: nn.Module) -> None:
         """Give the teacher its first weights; called unless a run goes on."""
@@ -177,11 +179,19 @@ class DistillHook(Hook):
             RuntimeError: If it does not: nothing would ever be distilled.
         """
         assert self.distiller is not None
-        if self.distiller.forwards == 0:
+        made = self.distiller.forwards - self._forwards
+        self._forwards += made
+        name = type(self.distiller.student).__name__
+        if self._forwards == 0:
             raise RuntimeError(
-                f'self_distill: {type(self.distiller.student).__name__} was not called '
-                "with mode='loss' in the first iteration: its train_step computes the "
-                'loss in another way, and nothing would be distilled'
+                f"self_distill: {name} was not called with mode='loss' in the first "
+                'iteration: its train_step computes the loss in another way, and '
+                'nothing would be distilled'
+            )
+        if not made and not self.distiller.attached:
+            raise RuntimeError(
+                f'self_distill: the forward of {name} was replaced during the run, and '
+                'nothing would be distilled any more. Replace it before training begins'
             )
 
     def after_train(self, runner: Runner) -> None:

@@ -106,6 +106,9 @@ def load_weights(path: str) -> dict[str, Tensor]:
     state = checkpoint.get('state_dict', checkpoint) if is_dict else checkpoint
     if not _is_state_dict(state):
         raise ValueError(f'teacher: {path!r} holds no state_dict of a model')
+    if not all(key.startswith('module.') for key in state):
+        unwrapped: dict[str, Tensor] = state
+        return unwrapped
     # written by a script that saved the DDP wrapper
     weights: Any = OrderedDict((_bare(key), value) for key, value in state.items())
     versions = getattr(state, '_metadata', None)

@@ -114,10 +114,10 @@ def test_only_losses_are_extended(built: Small) -> None:
         setting.model(**copy.deepcopy(setting.data), mode='predict')
         still(setting.model)
         assert (setting.teacher_runs, setting.distiller.forwards) == (2, 1)
-        # as it may be called without names
+        # as it may be called without names; tried again, since there was no gradient
         inputs, samples = setting.data['inputs'], setting.data['data_samples']
         found = setting.model(inputs, copy.deepcopy(samples), 'loss')
-    assert (setting.teacher_runs, setting.distiller.forwards) == (3, 2)
+    assert (setting.teacher_runs, setting.distiller.forwards) == (4, 2)
     assert found.keys() == expected.keys()
     for term in DENSE:
         assert torch.equal(found[f'loss_sd_{term}'], expected[f'loss_sd_{term}'])

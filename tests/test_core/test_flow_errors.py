@@ -56,9 +56,7 @@ def refused(student: nn.Module, message: str, **settings: Any) -> None:
             step(distiller)
         assert distiller.computed == 0
     for module, attributes in zip(student.modules(), before):
-        # a Scale counts its runs
-        changed = {k for k, v in vars(module).items() if attributes.get(k) is not v}
-        assert vars(module).keys() == attributes.keys() and changed <= {'runs'}
+        assert vars(module) == attributes
 
 
 NAME_IT = (
@@ -73,10 +71,9 @@ NAME_IT = (
     [
         (lambda model, x: x * 2, (2, 3), 'MulBackward0'),
         (lambda model, x: torch.cat([x, x]), (4, 3), 'CatBackward0'),
-        (lambda model, x: x[:1], (1, 3), 'SliceBackward0'),
         (lambda model, x: x.detach() * model.scale, (2, 3), 'MulBackward0'),
     ],
-    ids=['scaled', 'joined', 'a view', 'a weight'],
+    ids=['scaled', 'joined', 'a weight'],
 )
 def test_a_function_between_two_seams(between: Any, shape: Any, function: str) -> None:
     refused(
@@ -253,11 +250,12 @@ class FlagToy(Toy):
 class FlagHead(Scale):
     def __init__(self, factor: float, more: Callable[[Tensor], Any]) -> None:
         super().__init__(factor)
-        self.more, self.flag = more, False
+        # one that a teacher is not given
+        self.more, self.flag = more, [False]
 
     def forward(self, x: Tensor) -> Any:
         result = dict(x=super().forward(x))
-        return {**result, **self.more(x)} if self.flag else result
+        return {**result, **self.more(x)} if self.flag[0] else result
 
 
 @pytest.mark.parametrize(
@@ -279,8 +277,8 @@ def test_outputs_of_another_structure(
     with distilled(FlagToy(more), {}) as distiller:
         assert step(distiller) == dict(features=0, logits=0)
         teacher: Any = distiller.teacher
-        teacher.bbox_head.flag = True
+        teacher.bbox_head.flag[0] = True
         with pytest.raises(RuntimeError, match=re.escape(message)):
             step(distiller)
-        teacher.bbox_head.flag = False
+        teacher.bbox_head.flag[0] = False
         assert step(distiller) == dict(features=0, logits=0)

@@ -10,10 +10,10 @@ from helpers import Scale, only
 from test_flow import AdaptedToy
 from toys import OTHERS, TERMS, Gap, Toy, distilled, repeat, step
 
-from mmselfdistill.containers import leaves
 from mmselfdistill.core.distiller import Distiller
+from mmselfdistill.core.given import groups_of
 from mmselfdistill.core.parts import own_parts
-from mmselfdistill.core.recorder import groups_of, record, slice_back
+from mmselfdistill.core.recorder import record, slice_back
 from mmselfdistill.families.plan import Call
 from mmselfdistill.families.shared import seams
 
@@ -92,11 +92,15 @@ def test_a_term_that_is_off_fails_in_the_first_iteration() -> None:
 
 
 def call(path: str, depth: int, given: Any, output: Any) -> Call:
-    return Call(path, depth, (given,), {}, [], {}, output, leaves(output))
+    made = Call(path, depth, (given,), {})
+    made.begin()
+    made.end(output)
+    return made
 
 
 def test_a_slice_goes_back_through_all_that_made_it() -> None:
-    a, b, c, d, e = torch.arange(5.0)
+    # no two share memory
+    a, b, c, d, e = (torch.tensor(number) for number in range(5))
     calls = [
         call('image', 0, a, b),
         call('unused', 0, b, c),

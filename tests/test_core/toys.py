@@ -10,7 +10,8 @@ from helpers import Scale, added
 from torch import Tensor, nn
 
 from mmselfdistill.core.distiller import Distiller, build_distiller
-from mmselfdistill.core.recorder import groups_of, replay
+from mmselfdistill.core.given import groups_of
+from mmselfdistill.core.replay import replay
 from mmselfdistill.core.teacher import make_teacher
 from mmselfdistill.families.plan import Call, Plan, Seam
 

@@ -88,3 +88,13 @@ def test_a_plain_detectors_file_fits_the_model_that_holds_it(
         assert torch.equal(teacher['teacher'].state_dict()[key], before[key])
     with pytest.raises(ValueError, match=r'(?s)missing: student\..*unexpected: block'):
         load_strictly(teacher, path, '')
+
+
+def test_a_part_that_is_called_module_is_no_wrapper(tmp_path: Path) -> None:
+    def built() -> nn.Module:
+        return nn.ModuleDict(dict(module=nn.Linear(2, 2), head=nn.Linear(2, 2)))
+
+    path, teacher = written(tmp_path / 'part.pth', built().state_dict()), built()
+    assert load_strictly(teacher, path, '') == ''
+    saved = torch.load(path)['state_dict']
+    assert torch.equal(teacher.get_parameter('module.weight'), saved['module.weight'])

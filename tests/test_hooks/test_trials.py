@@ -159,6 +159,15 @@ def test_a_loss_that_goes_around_forward_ends_the_run(runs: Runs, models: Any) -
         runs.train(cfg)
 
 
+def test_a_forward_that_is_replaced_during_a_run_ends_it(runs: Runs) -> None:
+    def replace(runner: Runner) -> None:
+        runner.model.forward = type(runner.model).forward.__get__(runner.model)
+
+    message = 'the forward of RetinaNet was replaced during the run'
+    with pytest.raises(RuntimeError, match=message):
+        runs.train(runs.config('retinanet', EMA, iters=3), after=replace)
+
+
 @pytest.mark.parametrize(
     ('hook', 'warned'),
     [

@@ -1,0 +1,135 @@
+"""What the recorded calls are given: has the teacher its own version of it?"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, Iterator, Sequence
+
+from torch import Tensor, nn
+
+from mmselfdistill.containers import written
+from mmselfdistill.core.memory import address
+from mmselfdistill.core.wrapping import resolve
+from mmselfdistill.families.plan import Call, Plan
+
+CANNOT = 'self_distill: the teacher cannot repeat what this model does.\n  '
+
+
+class Known:
+    """What some calls returned, and the parts of it: slices, views, what was detached.
+
+    Args:
+        calls (Sequence[Call]): The calls.
+    """
+
+    def __init__(self, calls: Sequence[Call]) -> None:
+        values = [value for call in calls for _, value in call.returned]
+        self._ids = {id(value) for value in values}
+        tensors = [value for value in values if isinstance(value, Tensor)]
+        self._addresses = {address(tensor) for tensor in tensors} - {0}
+
+    def __contains__(self, value: object) -> bool:
+        return id(value) in self._ids or (
+            isinstance(value, Tensor) and address(value) in self._addresses
+        )
+
+
+def of_the_loss(calls: Sequence[Call]) -> list[Call]:
+    """Return calls without those by which a model only samples, or makes targets.
+
+    These run without gradient, and no call of the loss is given what they return. In a
+    pass without any gradient all calls count.
+    """
+    groups = groups_of(calls)
+    if len({group[0].trains for group in groups}) < 2:
+        return list(calls)
+    wanted: set[int] = set()
+    kept: list[list[Call]] = []
+    for group in reversed(groups):
+        returned = {id(value) for call in group for _, value in call.returned}
+        if group[0].trains or returned & wanted:
+            kept.append(group)
+            wanted.update(id(value) for _, value in group[0].given)
+    return [call for group in reversed(kept) for call in group]
+
+
+def groups_of(calls: Sequence[Call]) -> list[list[Call]]:
+    """Return each outermost call with those that were made within it."""
+    groups: list[list[Call]] = []
+    for call in calls:
+        if call.depth == 0:
+            groups.append([])
+        groups[-1].append(call)
+    return groups
+
+
+def chosen_by_teacher(
+    model: nn.Module, plan: Plan, call: Call
+) -> Iterator[tuple[str, Any]]:
+    """Yield what a call is given of which the teacher uses its own version.
+
+    That is all but what the plan keeps, and nothing of calls that it does not make.
+
+    Yields:
+        tuple[str, Any]: How it is written, and the value.
+    """
+    seam = next((s for s in plan.seams if s.path == call.path), None)
+    if call.depth > 0 or (seam is not None and not seam.repeat):
+        return
+    method = getattr(*resolve(model, call.path))
+    names = list(inspect.signature(method).parameters) or ['args']
+    for (kind, key, *rest), value in call.given:
+        argument = key
+        if kind == 0:
+            last = f'{names[-1]}[{key}]'
+            argument = names[key] if key < len(names) else last
+        if seam is None or argument not in seam.keep:
+            yield f'{argument}{written(tuple(rest))}', value
+
+
+def unknown(path: str, where: str, value: Tensor, on: str) -> str:
+    """Say that a call is given what depends on weights, and no call returned."""
+    function = type(value.grad_fn).__name__ if value.requires_grad else 'any'
+    return (
+        f'{path}: its argument {where} {tuple(value.shape)} depends on {on}, and was '
+        f'made by a function ({function}) between two recorded calls: the teacher '
+        "would be given the student's. Put that computation into a module of its own, "
+        'or into a method that is named as a seam: '
+        "seams=['path.of.the.method']"
+    )
+
+
+def check_given(
+    model: nn.Module, plan: Plan, calls: Sequence[Call], errors: Sequence[str]
+) -> None:
+    """See that what held in the first iteration holds in this one.
+
+    Args:
+        model (nn.Module): The student.
+        plan (Plan): How it is recorded.
+        calls (Sequence[Call]): Its calls in this iteration.
+        errors (Sequence[str]): What was found of them already.
+
+    Raises:
+        RuntimeError: If there is an error, or a call is given what depends on weights,
+            and no call returned.
+    """
+    found, known = list(errors), Known(calls)
+    for call in calls:
+        # to ask for the names of arguments takes longer than to see that all is well
+        for value in [v for _, v in call.given if needs_version(v) and v not in known]:
+            for where, each in chosen_by_teacher(model, plan, call):
+                if each is value:
+                    found.append(unknown(call.path, where, value, 'weights'))
+    if found:
+        raise RuntimeError(
+            CANNOT
+            + '\n  '.join(dict.fromkeys(found))
+            + '\n  It was not so in the first iteration.'
+        )
+
+
+def needs_version(value: Any) -> bool:
+    """Say whether the teacher needs its own version of a value by its gradient."""
+    # a leaf is a parameter, or an image whose gradient is asked for
+    return isinstance(value, Tensor) and value.grad_fn is not None

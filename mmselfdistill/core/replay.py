@@ -1,0 +1,179 @@
+"""Repeat the calls that a student made, with its teacher."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any, Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mmselfdistill.containers import replaced, written
+from mmselfdistill.core.attributes import put
+from mmselfdistill.core.given import CANNOT, chosen_by_teacher
+from mmselfdistill.core.kept import keeping
+from mmselfdistill.core.memory import address, same_part, share_memory
+from mmselfdistill.core.recorder import record
+from mmselfdistill.core.standins import LeakError
+from mmselfdistill.core.streams import at_precision, forked_rng, set_rng_states
+from mmselfdistill.core.wrapping import Method, resolve
+from mmselfdistill.families.plan import Call, Plan
+
+
+def replay(
+    teacher: nn.Module,
+    groups: Sequence[Sequence[Call]],
+    plan: Plan,
+    own: Mapping[int, Any],
+    views: Sequence[tuple[Tensor, Tensor]] = (),
+) -> list[Call]:
+    """Let the teacher make the student's calls.
+
+    Each outermost call is repeated in order, without gradient and from the random state
+    in which the student's began. Every value that came out of an earlier call, or is a
+    parameter or buffer of the student, is replaced by the teacher's version of it;
+    everything else is the student's own: RoIs, queries, noise, samples. The generators
+    are left as they were found.
+
+    Args:
+        teacher (nn.Module): A copy of the recorded model.
+        groups (Sequence): The calls to repeat: see :func:`slice_back`.
+        plan (Plan): Says what of them the teacher makes, and what stays the student's.
+        own (Mapping[int, Any]): The teacher's parameters and buffers, by the ``id`` of
+            the student's.
+        views (Sequence): Pairs of images, as the student and as the teacher sees them.
+            Defaults to (): both see the same.
+
+    Returns:
+        list[Call]: The teacher's version of each call: same length and order.
+
+    Raises:
+        RuntimeError: If the teacher's calls, or what they return, differ in structure
+            from the student's.
+    """
+    seams = {seam.path: seam for seam in plan.seams}
+    recorded = [seam for seam in plan.seams if seam.repeat]
+    versions = dict(own)
+    # tensors of the student and the teacher, by where the student's are in memory
+    returned: dict[int, tuple[Tensor, Tensor]] = {}
+    made: list[Call] = []
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(forked_rng())
+        theirs = stack.enter_context(record(teacher, recorded))
+        stack.enter_context(keeping(teacher, groups, seams))
+        for group in groups:
+            outer, seam = group[0], seams[group[0].path]
+            versions.update(_parts(teacher, plan, outer, versions, returned))
+            versions.update(_clean(outer, views))
+            given = [replaced(each, versions) for each in (outer.args, outer.kwargs)]
+            if not seam.repeat:
+                made.append(Call(outer.path, 0, *given))
+                continue
+            set_rng_states(outer.rng)
+            put(teacher, outer.attributes, versions)
+            owner, name = resolve(teacher, outer.path)
+            if outer.state:
+                getattr(owner, seam.state).update(replaced(outer.state, versions))
+            with at_precision(outer.precision):
+                _called(outer.path, getattr(owner, name), *given)
+            _check_same(group, theirs)
+            for call, version in zip(group, theirs):
+                versions.update(_versions(call, version))
+                returned.update(_memory(call, version))
+            made.extend(theirs)
+            theirs.clear()
+    return made
+
+
+def _called(path: str, method: Method, args: Any, kwargs: Any) -> None:
+    try:
+        method(*args, **kwargs)
+    except (LeakError, torch.cuda.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise RuntimeError(
+            f'self_distill: the teacher cannot repeat {path}, which the student has '
+            f'just called: {type(error).__name__}: {error}'
+        ) from error
+
+
+def _parts(
+    model: nn.Module,
+    plan: Plan,
+    call: Call,
+    versions: Mapping[int, Any],
+    returned: Mapping[int, tuple[Tensor, Tensor]],
+) -> Iterator[tuple[int, Tensor]]:
+    """Yield the teacher's version of parts of what calls returned: slices, views."""
+
+    def is_part(value: Any) -> bool:
+        return (
+            isinstance(value, Tensor)
+            and id(value) not in versions
+            and address(value) in returned
+        )
+
+    # to ask for the names of arguments takes longer
+    if not any(is_part(value) for _, value in call.given):
+        return
+    for where, value in chosen_by_teacher(model, plan, call):
+        if is_part(value):
+            ours, theirs = returned[address(value)]
+            part = same_part(value, ours, theirs)
+            if part is not None:
+                yield id(value), part
+            elif address(theirs) != address(ours):
+                raise RuntimeError(
+                    f'{CANNOT}{call.path}: its argument {where} is a part of what an '
+                    "earlier call returned, which the teacher's lays out in another "
+                    'way. Pass a copy that is made inside of a recorded call'
+                )
+
+
+def _memory(ours: Call, theirs: Call) -> Iterator[tuple[int, tuple[Tensor, Tensor]]]:
+    for (_, student), (_, teacher) in zip(ours.returned, theirs.returned):
+        if isinstance(student, Tensor) and address(student):
+            yield address(student), (student, teacher)
+
+
+def _clean(
+    call: Call, views: Sequence[tuple[Tensor, Tensor]]
+) -> Iterator[tuple[int, Tensor]]:
+    """Yield what the teacher sees of each image, or part of one, that a call has."""
+    for _, value in call.given if views else ():
+        for seen, clean in views:
+            if isinstance(value, Tensor) and share_memory(value, seen):
+                layout = value.size(), value.stride(), value.storage_offset()
+                yield id(value), clean.as_strided(*layout)
+
+
+def _versions(ours: Call, theirs: Call) -> Iterator[tuple[int, Any]]:
+    for (_, student), (_, teacher) in zip(ours.returned, theirs.returned):
+        yield id(student), teacher
+
+
+def _check_same(ours: Sequence[Call], theirs: Sequence[Call]) -> None:
+    wanted = [(call.path, call.depth) for call in ours]
+    found = [(call.path, call.depth) for call in theirs]
+    if wanted != found:
+        raise RuntimeError(
+            "The teacher did not repeat the student's calls: the student made "
+            f'{wanted}, the teacher {found}. A seam must not be called from another '
+            'one in some iterations only.'
+        )
+    for student, teacher in zip(ours, theirs):
+        if _structure(student) != _structure(teacher):
+            given, got = [_written(call) for call in (student, teacher)]
+            raise RuntimeError(
+                f"The teacher's {student.path} did not return what the student's did: "
+                f'the student {given}, the teacher {got}.'
+            )
+
+
+def _structure(call: Call) -> list[tuple[Any, type]]:
+    return [(path, type(value)) for path, value in call.returned]
+
+
+def _written(call: Call) -> list[str]:
+    return [f'{kind.__name__} at {written(path)}' for path, kind in _structure(call)]

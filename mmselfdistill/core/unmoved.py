@@ -1,0 +1,55 @@
+"""A teacher is after a replay what it was before."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from mmselfdistill.core.modes import is_norm
+
+
+class Unmoved:
+    """Puts back the buffers that a teacher's modules change when they are called.
+
+    Those of norms are left out: they are off.
+
+    Args:
+        teacher (nn.Module): The teacher.
+    """
+
+    def __init__(self, teacher: nn.Module) -> None:
+        modules = [module for module in teacher.modules() if not is_norm(module)]
+        self._tables = [module._buffers for module in modules]
+        # as each was, and its number of changes then
+        self._kept: dict[int, tuple[Tensor, int, Tensor]] = {}
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Let the teacher be called, and put back what that changed."""
+        before = [(table, [*table.items()]) for table in self._tables if table]
+        buffers = [b for _, items in before for _, b in items if b is not None]
+        with torch.no_grad():
+            self._kept = {id(buffer): self._copied(buffer) for buffer in buffers}
+        try:
+            yield
+        finally:
+            for table, items in before:
+                table.update(items)
+            for buffer in buffers:
+                self._put_back(buffer)
+
+    def _copied(self, buffer: Tensor) -> tuple[Tensor, int, Tensor]:
+        known = self._kept.get(id(buffer))
+        if known is not None and known[0] is buffer and known[1] == buffer._version:
+            return known
+        return buffer, buffer._version, buffer.clone()
+
+    @torch.no_grad()
+    def _put_back(self, buffer: Tensor) -> None:
+        _, version, copied = self._kept[id(buffer)]
+        if buffer._version != version:
+            buffer.copy_(copied)
+            self._kept[id(buffer)] = buffer, buffer._version, copied
