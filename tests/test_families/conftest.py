@@ -54,7 +54,11 @@ class Iteration:
     """
 
     def __init__(
-        self, model: Any, data: dict[str, Any] | None = None, labels: bool = True
+        self,
+        model: Any,
+        data: dict[str, Any] | None = None,
+        labels: bool = True,
+        confidence: float | None = None,
     ) -> None:
         self.labels = labels
         torch.manual_seed(1)
@@ -75,9 +79,8 @@ class Iteration:
                 run(model, inputs, without_labels(samples))
         distiller.labeled.plan, calls = flow.completed()
         self.plan = distiller.labeled.plan
-        sides = distiller.labeled.sides(
-            self.teacher, distiller.terms, calls, Batch(samples if labels else None)
-        )
+        batch = Batch(samples if labels else None, confidence=confidence)
+        sides = distiller.labeled.sides(self.teacher, distiller.terms, calls, batch)
         self.student_side, self.teacher_side = sides
 
     def site(self, name: str) -> Site:
