@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import torch
 from helpers import assert_bitwise, detection_batch, values_of
+from mmdet.models.data_preprocessors import TrackDataPreprocessor
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
+from mmselfdistill.core.unlabeled import check_takes_images
 from mmselfdistill.testing.unlabeled import Same, check_unlabeled
 
 ROOT = Path(__file__).parents[1]
@@ -51,6 +53,19 @@ def test_a_model_that_does_not_run_without_labels() -> None:
     message = r'^unlabeled: RetinaNet does not run on images without labels: IndexError'
     with pytest.raises(ValueError, match=message):
         check(model)
+
+
+def test_what_a_model_needs_besides_an_image_is_named() -> None:
+    model = model_of('retinanet_r18_fpn_50e_digits')
+    preprocessor = model.data_preprocessor
+    model.data_preprocessor = TrackDataPreprocessor()
+    with pytest.raises(ValueError, match=r'^unlabeled: RetinaNet .* it needs videos;'):
+        check_takes_images(model)
+    model.data_preprocessor = preprocessor
+    check_takes_images(model)
+    model.language_model = torch.nn.Identity()
+    with pytest.raises(ValueError, match='it needs a text with each image; remove'):
+        check_takes_images(model)
 
 
 def test_what_moves_the_students_own_losses_is_named() -> None:

@@ -33,10 +33,16 @@ class Batch:
             to None: the images have no labels.
         views (list): Pairs of images, as the student and as the teacher sees them.
             Defaults to none: both see the same.
+        confidence (float, optional): See :class:`Side`. Defaults to None.
     """
 
     samples: Sequence[Any] | None = None
     views: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    confidence: float | None = None
+
+    def side(self, model: nn.Module, calls: list[Call]) -> Side:
+        """Return the side of a model that made some calls."""
+        return Side(model, calls, self.samples, self.confidence)
 
     def site(self, term: Term) -> Site:
         """Return the site of a term, as it is on these images."""
@@ -146,7 +152,7 @@ class Comparison:
             batch (Batch): Of these calls.
         """
         # two: what one has read without gradient is not read again
-        alone = [Side(self.student, calls, batch.samples) for _ in range(2)]
+        alone = [batch.side(self.student, calls) for _ in range(2)]
         sides = alone
         if teacher is not None and due:
             add_hooks(teacher, self.student, self.acting)
@@ -233,8 +239,7 @@ class Comparison:
 
         made = self.reuse.replayed(teacher, paths, repeat)
         ours = [call for group in groups for call in group]
-        samples = batch.samples
-        return Side(self.student, ours, samples), Side(teacher, made, samples)
+        return batch.side(self.student, ours), batch.side(teacher, made)
 
     def _norms(
         self, pairs: dict[str, list[Pair]], values: dict[str, list[Tensor]]

@@ -231,7 +231,7 @@ class Distiller:
                 _, found = self._compare(
                     comparison,
                     lambda: unlabeled.forward(stock, inputs, samples),
-                    Batch(None, views),
+                    Batch(None, views, unlabeled.confidence),
                     terms,
                     weights,
                 )

@@ -17,7 +17,9 @@ from mmselfdistill.containers import tensors_in
 from mmselfdistill.core.comparison import Comparison
 from mmselfdistill.core.modes import keeps_statistics
 from mmselfdistill.core.streams import forked_rng
+from mmselfdistill.families import find_plan
 from mmselfdistill.families.plan import Plan
+from mmselfdistill.families.shared import needs_of
 from mmselfdistill.images import Batches
 from mmselfdistill.seeds import seed_of
 from mmselfdistill.views import View
@@ -36,9 +38,15 @@ class Unlabeled:
             its teacher.
         statistics (bool): Whether these images move the running statistics of the
             student's norms. Defaults to False.
+        confidence (float, optional): See :func:`sure_pixels`. Defaults to None: all
+            pixels count alike.
 
     Attributes:
         comparison (Comparison): Of these batches.
+
+    Raises:
+        ValueError: If the model needs more than an image, or there is a confidence, and
+            no site uses it.
     """
 
     def __init__(
@@ -49,10 +57,15 @@ class Unlabeled:
         weight: float = 1.0,
         view: View | None = None,
         statistics: bool = False,
+        confidence: float | None = None,
     ) -> None:
+        check_takes_images(student)
+        if confidence is not None:
+            _check_confidence(student, plan)
         self.weight = weight
         self.view = view
         self.statistics = statistics
+        self.confidence = confidence
         self.comparison = Comparison(student, plan)
         # the trained model, where another one holds it
         self._model: Any = student.get_submodule(plan.inner)
@@ -146,6 +159,30 @@ class Unlabeled:
             finally:
                 for module, buffers in kept:
                     module._buffers.update(buffers)
+
+
+def check_takes_images(student: nn.Module) -> None:
+    """See that a model, or the one inside that it trains, needs no more than images.
+
+    Raises:
+        ValueError: If it does.
+    """
+    inner = student.get_submodule(find_plan(student).inner)
+    needs = needs_of(student) or needs_of(inner)
+    if needs:
+        raise ValueError(
+            f'unlabeled: {type(inner).__name__} does not run on images without labels: '
+            f'it needs {needs}; remove unlabeled'
+        )
+
+
+def _check_confidence(student: nn.Module, plan: Plan) -> None:
+    if not any(site.by_confidence for site in plan.sites):
+        raise ValueError(
+            f'unlabeled.confidence: a {plan.name} ({type(student).__name__}) has no '
+            'pixels of classes, and is weighted by the confidence of its teacher '
+            'without it; remove it'
+        )
 
 
 def _copied(buffer: Tensor | None) -> Tensor | None:

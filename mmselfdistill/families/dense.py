@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Sequence
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from .instance_masks import masks_of
 from .plan import Call, Family, Plan, Reading, Rows, Side, Site, by_count
@@ -61,7 +61,9 @@ class DenseDetector(Family):
                GIoU of distances, corners and points, L1 of encoded offsets
     quality    objectness (everywhere), or centreness or IoU (where the teacher
                sees an object): binary KL
-    masks      (instances, H, W) where there is a mask head: binary KL
+    masks      (instances, H, W) where there is a mask head: binary KL. Of positives
+               (CondInst, YOLACT); without labels, and of heads that have a mask for
+               each cell, of the cells where the teacher is surest of an object
     ========== ================================================================
     """
 
@@ -100,13 +102,8 @@ class DenseDetector(Family):
             ),
             (features(model), *dense_sites(read, heads[-1]), *masks.sites()),
             skipped={**_skipped(heads[-1], returned), **unread_heads(model, known)},
-            # masks of labelled positives are made after the loss of the boxes
-            run=_boxes_alone if masks.seams else None,
+            run=masks.run,
         )
-
-
-def _boxes_alone(model: Any, inputs: Tensor, samples: Sequence[Any]) -> Any:
-    return model.bbox_head(model.extract_feat(inputs))
 
 
 def _has_classes(head: Any) -> bool:

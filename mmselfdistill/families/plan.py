@@ -92,12 +92,15 @@ class Side:
         calls (list[Call]): Its calls, in order.
         samples (Sequence, optional): The batch's annotations, as the model got them, or
             None of images without labels.
+        confidence (float, optional): Of images without labels: the probability above
+            which a pixel of the teacher's is sure. Defaults to None: all count alike.
         read (dict): What several sites read, by key: see :meth:`once`.
     """
 
     model: nn.Module
     calls: list[Call]
     samples: Sequence[Any] | None
+    confidence: float | None = None
     read: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def of(self, path: str) -> list[Call]:
@@ -118,7 +121,8 @@ class Side:
             for call in self.calls
             if call.path.startswith(start)
         ]
-        return Side(self.model.get_submodule(path), calls, self.samples)
+        inner = self.model.get_submodule(path)
+        return Side(inner, calls, self.samples, self.confidence)
 
 
 @dataclass(frozen=True)
@@ -171,6 +175,8 @@ class Site:
             Defaults to None: no term unless a user asks for one.
         unlabeled (Site, optional): What it is on images without labels. Defaults to
             None: the same.
+        by_confidence (bool): Whether it uses :attr:`Side.confidence`. Defaults to
+            False.
     """
 
     name: str
@@ -179,6 +185,7 @@ class Site:
     weigh: Callable[[Side], list[Rows]] | None = None
     default: Mapping[str, Any] | None = None
     unlabeled: Site | None = None
+    by_confidence: bool = False
 
     def on(self, labeled: bool) -> Site:
         """Return the site on images with or without labels."""

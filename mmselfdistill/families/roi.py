@@ -24,7 +24,7 @@ from .shared import (
     UNREAD,
     feature_seam,
     features,
-    labelled,
+    rows_of_pixels,
     seams,
     stages,
     unread_heads,
@@ -169,11 +169,12 @@ def _semantic(paths: list[str]) -> Site:
         return [Reading(_pixels(call), 'softmax') for call in calls]
 
     def weigh(side: Side) -> list[Rows]:
-        sizes = [reading.at(None).shape[2:] for reading in read(side)]
-        return [Rows(weight=labelled(side.samples, size, 255)) for size in sizes]
+        scores = [reading.at(None) for reading in read(side)]
+        return [rows_of_pixels(side, each, 'softmax', 255) for each in scores]
 
     default = dict(type='SoftTargetLoss', weight=0.25)
-    return Site('semantic', tuple(paths), read, weigh, default)
+    site = Site('semantic', tuple(paths), read, weigh, default)
+    return replace(site, by_confidence=True)
 
 
 def _pixels(call: Call) -> Tensor:

@@ -9,6 +9,8 @@ from typing import Any, Callable
 import torch
 from torch import Tensor, nn
 
+from mmselfdistill.containers import tensors_in
+
 from .plan import (
     Call,
     Reading,
@@ -165,13 +167,12 @@ def _masks_of_proposals(roi_head: Any) -> Site:
 
     def found(side: Side) -> list[tuple[Tensor, Tensor]]:
         boxes = side.of(_BOXES)
-        masks = [call.output.get('mask_preds') for call in side.of(_MASKS)]
-        scores = _classes(heads[-1], _scores(heads[-1], boxes[-1])) if boxes else None
-        return [
-            (each, scores[: len(each)])
-            for each in masks
-            if isinstance(each, Tensor) and scores is not None
+        # of HTC in a list
+        masks = [
+            m for c in side.of(_MASKS) for m in tensors_in(c.output.get('mask_preds'))
         ]
+        scores = _classes(heads[-1], _scores(heads[-1], boxes[-1])) if boxes else None
+        return [(each, scores[: len(each)]) for each in masks if scores is not None]
 
     def read(side: Side) -> list[Reading]:
         return [Reading(chosen(masks), 'mask') for masks, _ in found(side)]

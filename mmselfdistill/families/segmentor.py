@@ -17,6 +17,7 @@ from .shared import (
     features,
     head_seams,
     labelled,
+    rows_of_pixels,
     seams,
     stages,
 )
@@ -37,7 +38,8 @@ class Segmentor(Family):
     logits     (N, C, H, W) of each prediction that the heads train, at its own
                resolution; (N * points, C) of a head that refines the student's
                uncertain points. KL, binary where the head trains sigmoids;
-               pixels and points with the ignored label do not count
+               pixels and points with the ignored label do not count. Without
+               labels all do; a confidence weighs pixels, and no points
     ========== ================================================================
     """
 
@@ -98,7 +100,7 @@ def _logits(heads: dict[str, Any]) -> Site:
 
     def weigh(side: Side) -> list[Rows]:
         return [
-            Rows(weight=_of_pixels(heads[path], side, logits))
+            rows_of_pixels(side, logits, kinds[path], heads[path].ignore_index)
             if logits.dim() == 4
             else Rows(weight=_of_points(path, heads[path], points[path], side))
             for path, logits in found(side)
@@ -107,12 +109,7 @@ def _logits(heads: dict[str, Any]) -> Site:
     observed = [f'{path}.loss_by_feat' for path in points]
     paths = (*(f'{path}.forward' for path in heads), *observed)
     default = dict(type='SoftTargetLoss', weight=1.0)
-    return Site('logits', paths, read, weigh, default)
-
-
-def _of_pixels(head: Any, side: Side, logits: Tensor) -> Tensor | None:
-    """Return 1 where there is a label: (N, H, W)."""
-    return labelled(side.samples, logits.shape[2:], head.ignore_index)
+    return Site('logits', paths, read, weigh, default, by_confidence=True)
 
 
 def _of_points(path: str, head: Any, places: Any, side: Side) -> Tensor | None:

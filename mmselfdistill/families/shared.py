@@ -120,6 +120,56 @@ def labelled(
     return found[:, 0]
 
 
+def needs_of(model: Any) -> str:
+    """Say what a model needs besides an image, in training and inference; or ''."""
+    preprocessor = getattr(model, 'data_preprocessor', None)
+    if getattr(preprocessor, 'use_det_processor', None) is False:
+        return 'videos'
+    if hasattr(model, 'language_model'):
+        return 'a text with each image'
+    parts = [getattr(model, name, None) for name in ('roi_head', 'rpn_head')]
+    if parts[0] is not None and parts[1] is None:
+        return 'proposals that are loaded with each image'
+    return ''
+
+
+def rows_of_pixels(side: Side, logits: Tensor, kind: str, ignore: int) -> Rows:
+    """Return how much each pixel of class scores (N, C, H, W) counts.
+
+    Those with a label count. Without labels all do, or each image by the share of its
+    pixels of which the teacher is sure: see :func:`sure_pixels`.
+    """
+    size = logits.shape[2:]
+    if side.samples is not None or side.confidence is None:
+        return Rows(weight=labelled(side.samples, size, ignore))
+    share = sure_pixels(logits, kind, side.confidence)
+    weight = share[:, None, None].expand(-1, *size)
+    return Rows(weight, norm=torch.full_like(share[0], weight.numel()))
+
+
+def sure_pixels(logits: Tensor, kind: str, confidence: float) -> Tensor:
+    r"""Return the share of an image's pixels of which a teacher is sure: (N).
+
+    .. math::
+        q_n = \frac{1}{HW} \sum_i [\max_c p_{nci} > \tau]
+
+    with :math:`\tau` the confidence. It multiplies the loss of all pixels of the image
+    (DAFormer, arXiv 2111.14887, with 0.968). Of a single sigmoid, the larger
+    probability of yes and no is taken.
+
+    Args:
+        logits (Tensor): The teacher's, (N, C, H, W).
+        kind (str): 'softmax' or 'sigmoid'.
+        confidence (float): :math:`\tau`, in [0, 1].
+    """
+    logits = logits.float()
+    if kind == 'softmax':
+        largest = logits.softmax(1).amax(1)
+    else:
+        largest = (logits.abs() if logits.shape[1] == 1 else logits).amax(1).sigmoid()
+    return (largest > confidence).float().mean((1, 2))
+
+
 def decoded(model: Any, inputs: Tensor, samples: Sequence[Any]) -> Tensor:
     """Run a segmentor as inference does: its heads may have no other way."""
     logits: Tensor = model.encode_decode(inputs, [each.metainfo for each in samples])

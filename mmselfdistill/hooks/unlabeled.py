@@ -7,9 +7,12 @@ from typing import Any, Mapping
 
 from mmengine.runner import Runner
 
+from mmselfdistill.core.unlabeled import check_takes_images
 from mmselfdistill.errors import check_number, check_whole, nearest
 from mmselfdistill.images import Batches, find_images, image_pipeline
 from mmselfdistill.views import build_view
+
+from .run import bare_model
 
 # nothing that changes what an object is
 DEFAULT_VIEW = dict(brightness=0.5, contrast=0.5, color=0.5, blur=1.0, erase=0.1)
@@ -22,6 +25,7 @@ _KEYS = (
     'num_workers',
     'skip_broken',
     'statistics',
+    'confidence',
 )
 
 
@@ -51,6 +55,9 @@ def check_unlabeled(cfg: object) -> dict[str, Any] | None:
             )
     checked = dict(cfg)
     checked['weight'] = check_number('unlabeled.weight', cfg.get('weight', 1.0), 0.0)
+    if cfg.get('confidence') is not None:
+        sure = check_number('unlabeled.confidence', cfg['confidence'], 0.0, 1.0)
+        checked['confidence'] = sure
     view = cfg.get('view', DEFAULT_VIEW)
     checked['view'] = build_view(view, 'unlabeled.view', labels=False)
     return checked
@@ -69,10 +76,12 @@ def load_unlabeled(cfg: Mapping[str, Any], runner: Runner) -> dict[str, Any]:
         weight is 0 only that.
 
     Raises:
-        ValueError: If there is no image, or it cannot be loaded.
+        ValueError: If the model needs more than images, there is no image, or it cannot
+            be loaded.
     """
     if cfg['weight'] == 0:
         return dict(weight=0.0)
+    check_takes_images(bare_model(runner))
     labeled: Any = runner.train_loop.dataloader
     images = find_images(cfg['data'])
     transforms = cfg.get('pipeline')
@@ -104,6 +113,7 @@ def load_unlabeled(cfg: Mapping[str, Any], runner: Runner) -> dict[str, Any]:
         weight=cfg['weight'],
         view=view,
         statistics=cfg.get('statistics', False),
+        confidence=cfg.get('confidence'),
     )
 
 

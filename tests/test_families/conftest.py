@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from pathlib import Path
 from typing import Any, Callable
 
@@ -18,6 +19,7 @@ from mmselfdistill.core.distiller import build_distiller
 from mmselfdistill.core.flow import Flow
 from mmselfdistill.core.pairs import Pair, pair
 from mmselfdistill.core.teacher import make_teacher, still
+from mmselfdistill.core.unlabeled import without_labels
 from mmselfdistill.families.plan import Call, Site
 from mmselfdistill.testing.inputs import make_batch
 from mmselfdistill.testing.models import (
@@ -46,9 +48,19 @@ def build_digits(stem: str, **changes: Any) -> Any:
 
 
 class Iteration:
-    """A student's loss on a batch, and what a teacher of other weights makes of it."""
+    """A student's loss on a batch, and what a teacher of other weights makes of it.
 
-    def __init__(self, model: Any, data: dict[str, Any] | None = None) -> None:
+    Without labels: its predictions.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        data: dict[str, Any] | None = None,
+        labels: bool = True,
+        confidence: float | None = None,
+    ) -> None:
+        self.labels = labels
         torch.manual_seed(1)
         self.model = model
         distiller = build_distiller(model)
@@ -57,22 +69,25 @@ class Iteration:
             for parameter in self.teacher.parameters():
                 parameter.mul_(1 + 0.2 * torch.rand_like(parameter))
         self.data = data or batch_for(model)
-        samples = self.data['data_samples']
+        inputs, samples = self.data['inputs'], self.data['data_samples']
+        run = distiller.labeled.plan.run or partial(type(model).forward, mode='tensor')
         flow = Flow(model, distiller.labeled.plan)
         with flow.watched():
-            model.loss(self.data['inputs'], copy.deepcopy(samples))
+            if labels:
+                model.loss(inputs, copy.deepcopy(samples))
+            else:
+                run(model, inputs, without_labels(samples))
         distiller.labeled.plan, calls = flow.completed()
         self.plan = distiller.labeled.plan
-        sides = distiller.labeled.sides(
-            self.teacher, distiller.terms, calls, Batch(samples)
-        )
+        batch = Batch(samples if labels else None, confidence=confidence)
+        sides = distiller.labeled.sides(self.teacher, distiller.terms, calls, batch)
         self.student_side, self.teacher_side = sides
 
     def site(self, name: str) -> Site:
         """Return a site of the plan."""
         site = self.plan.site(name)
         assert site is not None
-        return site
+        return site.on(self.labels)
 
     def read(self, name: str) -> list[Pair]:
         """Return the pairs of a site."""

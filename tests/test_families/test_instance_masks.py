@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any, Callable
 
 import pytest
 import torch
-from helpers import surest
+from helpers import CELLS, surest
+from mmengine.structures import InstanceData
 
 RTMDET = 'mmdet::rtmdet/rtmdet-ins_tiny_8xb32-300e_coco.py'
 CONDINST = 'mmdet::condinst/condinst_r50_fpn_ms-poly-90k_coco_instance.py'
+HTC = 'mmdet::htc/htc-without-semantic_r50_fpn_1x_coco.py'
 YOLACT = 'mmdet::yolact/yolact_r50_1xb8-55e_coco.py'
 
 
 @pytest.fixture
 def seen(zoo: Callable[..., Any], iterate: Callable[..., Any]) -> Callable[..., Any]:
-    def see(key: str) -> Any:
-        return iterate(*zoo(key))
+    def see(key: str, labels: bool = True) -> Any:
+        return iterate(*zoo(key), labels=labels)
 
     return see
 
@@ -81,3 +84,86 @@ def test_probabilities_with_the_instances_last_become_logits(
     torch.testing.assert_close(
         pair.student.sigmoid(), torch.stack(masks), rtol=1e-4, atol=2e-6
     )
+
+
+def test_without_labels_the_teacher_chooses_whose_parameters_make_a_mask(
+    seen: Callable[..., Any],
+) -> None:
+    iteration = seen(CONDINST, labels=False)
+    teacher = iteration.teacher
+    ((_, boxes),) = iteration.of('bbox_head.forward')
+    ((_, features),) = iteration.of('extract_feat')
+    pairs = iteration.read('masks')
+    assert len(pairs) == 5
+    for level, pair in enumerate(pairs):
+        stride = teacher.bbox_head.strides[level]
+        parameters = boxes.output[3][level]
+        scores, cells = surest(boxes.output[0][level])
+        assert pair.weight.tolist() == pytest.approx(scores, rel=1e-5)
+        assert pair.kind == 'mask' and pair.norm is None
+        infos = [
+            InstanceData(
+                param_preds=torch.stack(
+                    [parameters[i, :, y, x] for i, y, x in cells if i == image]
+                ),
+                # the middle of the cell
+                points=torch.tensor(
+                    [
+                        [(x + 0.5) * stride, (y + 0.5) * stride]
+                        for i, y, x in cells
+                        if i == image
+                    ]
+                ),
+                strides=torch.tensor([float(stride) for i, *_ in cells if i == image]),
+            )
+            for image in range(2)
+        ]
+        with torch.no_grad():
+            (masks,) = teacher.mask_head(features.output, infos)
+        torch.testing.assert_close(pair.teacher, torch.cat(masks))
+        assert pair.student.requires_grad and pair.student.shape == pair.teacher.shape
+
+
+def test_without_labels_the_teacher_chooses_whose_coefficients_make_a_mask(
+    zoo: Callable[..., Any], iterate: Callable[..., Any]
+) -> None:
+    model, batch = zoo(YOLACT)
+    with torch.no_grad():
+        # so that no two anchors are sure to the last bit
+        model.bbox_head.conv_cls.weight.mul_(0.01)
+    iteration = iterate(model, batch, labels=False)
+    ((_, boxes),) = iteration.of('bbox_head.forward')
+    ((_, features),) = iteration.of('extract_feat')
+    anchors = 3
+    for level, pair in enumerate(iteration.read('masks')):
+        infos, scores = [], []
+        for logits, coefficients in zip(*(boxes.output[i][level] for i in (0, 2))):
+            height, width = logits.shape[1:]
+            found = []
+            for y, x, a in product(range(height), range(width), range(anchors)):
+                background = logits[81 * a : 81 * (a + 1), y, x].softmax(0)[-1]
+                found.append((1 - float(background), coefficients[:, y, x].chunk(3)[a]))
+            found = sorted(found, key=lambda each: -each[0])[:CELLS]
+            scores += [sure for sure, _ in found]
+            infos.append(InstanceData(coeffs=torch.stack([own for _, own in found])))
+        assert pair.weight.tolist() == pytest.approx(scores, rel=1e-5)
+        with torch.no_grad():
+            masks, _ = iteration.teacher.mask_head(features.output, infos)
+        expected = torch.cat([each.permute(2, 0, 1) for each in masks])
+        torch.testing.assert_close(pair.teacher.sigmoid(), expected)
+
+
+def test_without_labels_the_masks_of_a_cascade_come_in_a_list(
+    zoo: Callable[..., Any], iterate: Callable[..., Any]
+) -> None:
+    iteration = iterate(*zoo(HTC, max_per_img=4, num=4), labels=False)
+    (pair,) = iteration.read('masks')
+    boxes = [theirs for _, theirs in iteration.of('roi_head._bbox_forward')]
+    ((_, masks),) = iteration.of('roi_head._mask_forward')
+    (logits,) = masks.output['mask_preds']
+    probabilities = boxes[-1].output['cls_score'].softmax(1)
+    torch.testing.assert_close(pair.weight, 1 - probabilities[:, 80])
+    best = probabilities[:, :80].argmax(1)
+    assert len(pair.teacher) == len(logits) == len(best) > 0
+    for i, label in enumerate(best.tolist()):
+        assert torch.equal(pair.teacher[i], logits[i, label])

@@ -106,6 +106,41 @@ def test_ignored_pixels_do_not_count(deeplab: Any) -> None:
     assert float(before) == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize('channels', [CLASSES, 1])
+def test_without_labels_an_image_counts_by_its_sure_pixels(
+    digits: Callable[..., Any], iterate: Callable[..., Any], channels: int
+) -> None:
+    one = dict(decode_head__out_channels=1, decode_head__threshold=0.5)
+    model = digits(
+        SEGFORMER,
+        **(one if channels == 1 else {}),
+        decode_head__num_classes=max(channels, 2),
+        decode_head__loss_decode=SIGMOID if channels == 1 else SOFTMAX,
+    )
+    (plain,) = iterate(model, labels=False).read('logits')
+    assert plain.weight is None and plain.norm is None
+    logits = plain.teacher
+    probabilities = logits.softmax(1) if channels > 1 else logits.sigmoid()
+    if channels == 1:
+        probabilities = torch.cat([probabilities, 1 - probabilities], 1)
+    threshold = float(probabilities.amax(1).median())
+    (pair,) = iterate(model, labels=False, confidence=threshold).read('logits')
+    divergence = SoftTargetLoss()(pair.student, logits, kind=pair.kind)
+    expected, shares = 0.0, []
+    for image, losses in zip(probabilities, divergence):
+        sure = [max(p) > threshold for p in image.flatten(1).t().tolist()]
+        shares.append(sum(sure) / len(sure))
+        expected += shares[-1] * float(losses.detach().mean()) / len(divergence)
+    # another share of each, and less than all
+    assert 0 < min(shares) < max(shares) < 1
+    found = reduced(divergence, pair.weight, pair.norm)
+    assert float(found.detach()) == pytest.approx(expected, rel=1e-5)
+    # of images with labels, it changes nothing
+    if channels > 1:
+        (labelled_pair,) = iterate(model, confidence=threshold).read('logits')
+        assert {*labelled_pair.weight.unique().tolist()} == {0.0, 1.0}
+
+
 @pytest.mark.parametrize('size', [(5, 7), (64, 64), (1, 1), (31, 13)])
 def test_labels_are_looked_up_at_any_resolution(
     deeplab: Any, size: tuple[int, int]

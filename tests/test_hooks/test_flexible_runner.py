@@ -1,4 +1,4 @@
-"""Generations under MMEngine's FlexibleRunner, which resumes before hooks begin."""
+"""Runs under MMEngine's FlexibleRunner, which resumes before hooks begin."""
 
 from __future__ import annotations
 
@@ -6,13 +6,18 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import mmcv
+import numpy as np
 import torch
 from mmdet.testing import demo_mm_inputs
 from mmengine.config import Config
 from mmengine.runner import FlexibleRunner
 
+from mmselfdistill.hooks import EMATeacherHook
+
 ROOT = Path(__file__).parents[2]
 BASE = 0.01  # learning rate
+GENERATIONS = dict(type='mmselfdistill.GenerationHook', generations=2)
 
 
 def dataset() -> Any:
@@ -21,11 +26,12 @@ def dataset() -> Any:
     return [dict(inputs=image, data_samples=sample) for image, sample in pairs]
 
 
-def train(work_dir: Path, stop_at: int, resume: bool) -> list[float]:
-    """Train generations of 4 iterations, and return each one's learning rate."""
+def train(
+    work_dir: Path, stop_at: int, resume: bool, hook: Any = GENERATIONS
+) -> tuple[Any, list[float]]:
+    """Train 4 iterations, and return the learning rate of each."""
     cfg = Config.fromfile(ROOT / 'configs/digits/retinanet_r18_fpn_50e_digits.py')
     rates: list[float] = []
-    hook = dict(type='mmselfdistill.GenerationHook', generations=2)
     runner = FlexibleRunner(
         model=cfg.model,
         work_dir=str(work_dir),
@@ -60,7 +66,7 @@ def train(work_dir: Path, stop_at: int, resume: bool) -> list[float]:
     runner.hooks[-1].before_train_iter = before_train_iter
     with suppress(StopError):
         runner.train()
-    return rates
+    return runner, rates
 
 
 def test_resumed_generations_begin_with_the_first_learning_rate(
@@ -68,6 +74,34 @@ def test_resumed_generations_begin_with_the_first_learning_rate(
 ) -> None:
     torch.manual_seed(0)
     decay = [BASE * (1 - i / 3) for i in range(4)]
-    first = train(tmp_path, stop_at=2, resume=False)
-    rest = train(tmp_path, stop_at=8, resume=True)
+    _, first = train(tmp_path, stop_at=2, resume=False)
+    _, rest = train(tmp_path, stop_at=8, resume=True)
     torch.testing.assert_close(first + rest, decay + decay)
+
+
+def test_images_without_labels_go_on_where_the_run_was_stopped(tmp_path: Path) -> None:
+    images = tmp_path / 'images'
+    images.mkdir()
+    for i in range(5):
+        noise = np.random.RandomState(i).randint(256, size=(64, 64, 3))
+        mmcv.imwrite(noise.astype(np.uint8), str(images / f'{i}.png'))
+    pipeline = [dict(type='LoadImageFromFile'), dict(type='PackDetInputs')]
+    hook = dict(
+        type='mmselfdistill.EMATeacherHook',
+        momentum=0.5,
+        schedule='constant',
+        unlabeled=dict(data=str(images), pipeline=pipeline),
+    )
+    found = []
+    for name, stops in dict(whole=[8], parts=[2, 8]).items():
+        for i, stop in enumerate(stops):
+            torch.manual_seed(0)
+            runner, _ = train(tmp_path / name, stop, resume=i > 0, hook=hook)
+        (ours,) = (h for h in runner.hooks if isinstance(h, EMATeacherHook))
+        terms = runner.message_hub.get_scalar('train/loss_sd_logits_unlabeled')
+        assert ours.distiller.unlabeled.used == 4
+        found.append((runner.model.state_dict(), list(terms.data[0])))
+    (whole, terms), (parts, rest) = found
+    assert min(terms) > 0
+    assert rest[-2:] == terms[-2:]
+    assert [name for name in whole if not torch.equal(whole[name], parts[name])] == []

@@ -130,6 +130,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     'size': (dict(data='x', batch_size=0), 'unlabeled.batch_size: expected an integer'),
     'view': (dict(data='x', view=dict(blurr=1)), "unlabeled.view: unknown 'blurr'"),
     'flag': (dict(data='x', statistics=1), 'unlabeled.statistics: expected True or'),
+    'share': (dict(data='x', confidence=2), 'unlabeled.confidence: expected a number'),
 }
 
 
@@ -141,6 +142,40 @@ def test_wrong_settings_end_before_the_first_step(case: str, runs: Runs) -> None
         cfg = runs.config('gfl', dict(EMA, unlabeled=unlabeled), iters=1)
         runs.train(cfg, lambda runner: steps.append(runner.iter))
     assert steps == []
+
+
+def test_a_model_that_needs_more_than_images_is_refused(
+    runs: Runs, folder: str
+) -> None:
+    cfg = runs.config('faster_rcnn', dict(EMA, unlabeled=dict(data=folder)), iters=1)
+    cfg.model.type = 'FastRCNN'
+    del cfg.model.rpn_head
+    steps: list[int] = []
+    message = 'FastRCNN does not run on images without labels: it needs proposals that'
+    with pytest.raises(ValueError, match=f'^unlabeled: {message} are loaded with each'):
+        runs.train(cfg, lambda runner: steps.append(runner.iter))
+    assert steps == []
+
+
+def test_a_detector_has_no_pixels_to_be_sure_of(runs: Runs, folder: str) -> None:
+    unlabeled = dict(data=folder, confidence=0.968)
+    message = r'^unlabeled.confidence: a single-stage detector \(GFL\) has no pixels'
+    with pytest.raises(ValueError, match=message):
+        runs.train(runs.config('gfl', dict(EMA, unlabeled=unlabeled), iters=1))
+
+
+def test_images_without_a_sure_pixel_teach_no_classes(runs: Runs, folder: str) -> None:
+    found = {}
+    for confidence in (None, 0.0, 1.0):
+        unlabeled = dict(data=folder, confidence=confidence)
+        hook = dict(EMA, unlabeled=unlabeled)
+        runner = runs.train(runs.config('segformer', hook, iters=2))
+        found[confidence] = runs.state(runner.model)
+        terms = values(runner, 'loss_sd_logits_unlabeled')
+        # no probability is above 1
+        assert (max(terms) == 0) == (confidence == 1.0)
+    assert runs.differences(found[None], found[0.0]) == []
+    assert runs.differences(found[None], found[1.0]) != []
 
 
 def test_a_broken_image_ends_the_run_or_is_counted(runs: Runs, folder: str) -> None:

@@ -31,11 +31,19 @@ from rich.progress import (
 )
 
 from tools.benchmarks.ema import measure_ema
-from tools.benchmarks.iterations import KINDS, WARM_UP, Iterations, in_turns
+from tools.benchmarks.iterations import (
+    ASKED_FOR,
+    KINDS,
+    WARM_UP,
+    Iterations,
+    in_turns,
+)
 from tools.benchmarks.results import Results, short, summary, table_of_kinds
 from tools.benchmarks.scaling import measure_scaling
 from tools.benchmarks.subjects import MODELS, device_name, make_subject
 from tools.benchmarks.syncs import measure_syncs
+
+DEFAULT = [kind for kind in KINDS if kind not in ASKED_FOR]
 
 
 def measure_kinds(args: argparse.Namespace, console: Console) -> None:
@@ -113,7 +121,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         '--amp', choices=('none', 'float16', 'bfloat16'), default='none'
     )
     parser.add_argument('--rounds', type=int, default=10)
-    parser.add_argument('--kinds', nargs='+', choices=KINDS, default=list(KINDS))
+    parser.add_argument('--kinds', nargs='+', choices=KINDS, default=DEFAULT)
     parser.add_argument('--out', type=Path, default=Path('work_dirs/cost.json'))
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument(

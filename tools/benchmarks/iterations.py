@@ -18,6 +18,9 @@ from mmselfdistill.core.teacher import make_teacher, tensors_of
 from mmselfdistill.core.terms import default_terms
 from mmselfdistill.families import find_plan
 from mmselfdistill.families.plan import Call
+from mmselfdistill.hooks.unlabeled import DEFAULT_VIEW
+from mmselfdistill.testing.unlabeled import Same
+from mmselfdistill.views import build_view
 from tools.benchmarks.subjects import Subject
 
 # the first iteration of a distiller checks; on a device, the first ones choose kernels
@@ -44,8 +47,11 @@ OURS: dict[str, Settings] = dict(
     features=only('features'),
     logits=only('logits'),
     silent=lambda model: dict(loss_weight=0.0),
+    unlabeled=lambda model: {},
 )
 KINDS = ('stock', 'limit', 'naive', *OURS)
+# not of every model: some need more than an image
+ASKED_FOR = ('unlabeled',)
 MEANINGS = dict(
     stock='forward, loss, backward, step',
     limit="stock, and a copy's bare calls of what the loss uses",
@@ -54,6 +60,7 @@ MEANINGS = dict(
     features='the term features alone',
     logits='the term logits alone',
     silent='self-distillation at weight 0',
+    unlabeled='ours, and as many images without labels',
 )
 
 
@@ -77,6 +84,10 @@ class Iterations:
         settings = OURS[kind](self.subject.model)
         if settings is None:
             return None
+        if kind == 'unlabeled':
+            view = build_view(DEFAULT_VIEW, 'view', labels=False)
+            batches = Same(self.subject.raw)
+            settings = dict(unlabeled=dict(batches=batches, view=view))
         distiller = build_distiller(self.subject.model, schedule='constant', **settings)
         distiller.teacher = self.teacher
         return distiller

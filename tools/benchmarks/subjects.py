@@ -44,11 +44,13 @@ class Subject:
         model (BaseModel): On the device, in training mode.
         wrapper (OptimWrapper): The config's, with a tiny learning rate.
         batch (dict): ``inputs`` and ``data_samples``, preprocessed.
+        raw (dict): The same, as the model's preprocessor takes it.
     """
 
     model: Any
     wrapper: Any
     batch: dict[str, Any]
+    raw: dict[str, Any]
 
     def loss(self, batch: dict[str, Any]) -> Any:
         """Return the sum of the model's losses of a batch."""
@@ -98,11 +100,11 @@ def subject_of(cfg: Config, size: int, count: int, amp: str = 'none') -> Subject
         for _ in range((count + 1) // 2)  # each has two images
     ]
     raw = {key: [x for each in raws for x in each[key]][:count] for key in raws[0]}
-    batch = model.data_preprocessor(raw, True)
+    batch = model.data_preprocessor(copy.deepcopy(raw), True)
     for _ in range(3):
         calibrate(model, batch)
     model.train()
-    return Subject(model, _wrapper(model, cfg, amp), batch)
+    return Subject(model, _wrapper(model, cfg, amp), batch, raw)
 
 
 def _wrapper(model: Any, cfg: Config, amp: str) -> Any:
