@@ -56,13 +56,16 @@ class MaskClassifier(Family):
         parts = [name for name, _ in head.named_modules()]
         parts += [name for name, _ in head.named_parameters()]
         queries = [part for part in parts if part.rpartition('.')[2] in _QUERIES]
+        run = _runner(model, head)
+        # as a whole where it runs like that: SAN resizes the image before its encoder
+        whole = ['encode_decode'] if run is decoded else []
         return Plan(
             cls.name,
-            seams(feature_seam(model), *head_seams(model)),
+            seams(*whole, feature_seam(model), *head_seams(model)),
             (features(model), *_sites(f'{path}.forward')),
             shared=tuple(f'{path}.{part}' for part in queries),
             skipped={'decoder layers but the last': ON_LABELS},
-            run=_runner(model, head),
+            run=run,
         )
 
 
