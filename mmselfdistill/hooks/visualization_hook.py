@@ -86,10 +86,10 @@ class DistillVisualizationHook(Hook):
         distiller = _distiller(runner)
         if distiller is None or distiller.teacher is None or not outputs:
             return
-        one, other = outputs[0], predict(runner, distiller, data_batch)[0]
-        # what is validated may be the teacher
-        student, teacher = (other, one) if distiller.predicts else (one, other)
         try:
+            one, other = outputs[0], predict(runner, distiller, data_batch)[0]
+            # what is validated may be the teacher
+            student, teacher = (other, one) if distiller.predicts else (one, other)
             # a run that draws nothing does not import matplotlib's figures
             from mmselfdistill.visualization.samples import draw_samples
 
