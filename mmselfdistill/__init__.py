@@ -9,6 +9,17 @@ check_versions()
 allow_mmengine_checkpoints()
 name_our_configs()
 
-from .hooks import EMATeacherHook, GenerationHook, SelfDistillHook  # noqa: E402
+from .hooks import (  # noqa: E402
+    DistillVisualizationHook,
+    EMATeacherHook,
+    GenerationHook,
+    SelfDistillHook,
+)
 
-__all__ = ['EMATeacherHook', 'GenerationHook', 'SelfDistillHook', '__version__']
+__all__ = [
+    'DistillVisualizationHook',
+    'EMATeacherHook',
+    'GenerationHook',
+    'SelfDistillHook',
+    '__version__',
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import warnings
 
 from rich.console import Console
 from rich.table import Table
@@ -65,12 +66,15 @@ def main(arguments: list[str] | None = None) -> None:
     if args.command is None:
         Console().print(overview())
         return
-    try:
-        COMMANDS[args.command][0].run(args)
-    except ValueError as error:
-        if args.command == 'train':
-            raise
-        raise SystemExit(str(error)) from error
+    with warnings.catch_warnings():
+        # MMEngine imports it wherever it looks for a package
+        warnings.filterwarnings('ignore', 'pkg_resources is deprecated', UserWarning)
+        try:
+            COMMANDS[args.command][0].run(args)
+        except ValueError as error:
+            if args.command == 'train':
+                raise
+            raise SystemExit(str(error)) from error
 
 
 if __name__ == '__main__':

@@ -6,6 +6,7 @@ import functools
 import importlib.util
 import sys
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Callable, Iterator
 
@@ -16,7 +17,7 @@ from mmengine.config import Config
 from mmengine.config import utils as config_utils
 from mmengine.logging import HistoryBuffer
 from mmengine.runner.checkpoint import CheckpointLoader
-from mmengine.utils import digit_version, get_installed_path
+from mmengine.utils import digit_version
 
 
 def check_versions() -> None:
@@ -146,6 +147,7 @@ def name_our_configs() -> None:
     if importlib.util.find_spec('mmseg') is None:
         return
     try:
-        get_installed_path('mmsegmentation')
-    except Exception:
+        # MMEngine's own look-up imports pkg_resources, which warns
+        metadata.version('mmsegmentation')
+    except metadata.PackageNotFoundError:
         packages['mmseg'] = 'onedl-mmsegmentation'

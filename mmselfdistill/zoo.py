@@ -11,6 +11,7 @@ from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.utils import get_installed_path, is_installed
 
 import mmselfdistill.hooks  # also makes `mmseg::` resolve on either stack
+from mmselfdistill.hooks.base import DistillHook
 
 SCOPES = ('mmdet', 'mmseg', 'mmpretrain')
 
@@ -115,4 +116,5 @@ def pop_self_distill(cfg: Config) -> dict[str, Any] | None:
 def _is_ours(hook: Any) -> bool:
     kind = (hook or {}).get('type', '')
     name = kind if isinstance(kind, str) else kind.__name__
-    return name.rpartition('.')[2] in mmselfdistill.hooks.__all__
+    found = getattr(mmselfdistill.hooks, name.rpartition('.')[2], None)
+    return isinstance(found, type) and issubclass(found, DistillHook)

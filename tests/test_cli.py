@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import subprocess
+import sys
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from mmengine.config import Config
 
 from mmselfdistill.cli import COMMANDS, main
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_without_arguments_every_command_is_shown(
@@ -43,6 +51,43 @@ def test_what_is_wrong_is_one_message(tmp_path: Path) -> None:
         main(['control', str(config), '--cost', '1.5'])
     with pytest.raises(SystemExit, match='default_scope: expected one of'):
         main(['check', str(config)])
+
+
+def test_a_good_run_is_silent_on_stderr(tmp_path: Path) -> None:
+    log = tmp_path / 'one/1/vis_data/scalars.json'
+    log.parent.mkdir(parents=True)
+    entries = (dict(loss=1.0, epoch=1, step=1, time=1.0), dict(mIoU=30.0, step=1))
+    log.write_text('\n'.join(map(json.dumps, entries)))
+    config = str(ROOT / 'configs/digits/gfl_r18_fpn_50e_digits.py')
+    commands = [
+        ['inspect', config, '--size', '64'],
+        ['check', config],
+        ['compare', str(tmp_path / 'one'), '--picture', str(tmp_path / 'a.png')],
+    ]
+    code = f'from mmselfdistill.cli import main\nfor each in {commands}: main(each)'
+    done = subprocess.run(
+        [sys.executable, '-c', code],
+        env={**os.environ, 'PYTHONWARNINGS': '', 'OMP_NUM_THREADS': '1'},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    for shown in ('Sites:', 'distilled truly', 'Picture:'):
+        assert shown in done.stdout
+    assert done.stderr == ''
+
+
+def test_other_warnings_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(_: argparse.Namespace) -> None:
+        warnings.warn('pkg_resources is deprecated as an API. See', stacklevel=1)
+        warnings.warn('something else is deprecated', stacklevel=1)
+
+    command = SimpleNamespace(run=run, add_arguments=lambda parser: None)
+    monkeypatch.setitem(COMMANDS, 'check', (command, 'warn', ''))
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter('always')
+        main(['check'])
+    assert [str(each.message) for each in shown] == ['something else is deprecated']
 
 
 def test_controls_of_a_zoo_config_are_written_here(

@@ -83,7 +83,7 @@ def test_the_package_imports_without_the_frameworks(path: Path) -> None:
     every = {name.split('.')[0] for name in imports(path)}
     first = {name.split('.')[0] for name in imports(path, at_import=True)}
     assert not first & {*FRAMEWORKS}
-    known = part_of(path) in ('images', 'families', 'testing')
+    known = part_of(path) in ('images', 'families', 'testing', 'visualization')
     assert not every & {*FRAMEWORKS} or known
 
 

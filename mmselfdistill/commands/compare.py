@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mmselfdistill.commands.predictions import Judged, judge, read_predictions
-from mmselfdistill.commands.runs import Run
+from mmselfdistill.commands.runs import Run, class_names
 
 # the ends of the names of metrics that stand for a run
 MAIN = ('bbox_mAP', 'segm_mAP', 'mIoU', 'PQ', 'accuracy/top1')
@@ -136,7 +136,8 @@ def compare(
     if predictions and len(predictions) != len(runs):
         raise ValueError(f'--predictions: {len(predictions)} for {len(runs)} runs')
     judged = [
-        judge(read_predictions(path), annotations, min_score) for path in predictions
+        judge(read_predictions(path), annotations, min_score, class_names(folder))
+        for path, folder in zip(predictions, folders)
     ]
     tables = [table_of(runs, chosen)]
     classes = [j.classes for j in judged] or [run.classes() for run in runs]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
-from typing import Any, Mapping
+from typing import Any, Iterator, Mapping, Sequence
 
 import matplotlib
 
@@ -13,13 +14,16 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
-from mmselfdistill.commands.predictions import Calibration
+from mmselfdistill.commands.predictions import BINS, Calibration
 from mmselfdistill.commands.runs import Curve, task_loss
 
 GRID = '#d4d4d8'
-INKS = ('#c2410c', '#1d4ed8', '#15803d', '#7e22ce', '#a16207', '#0e7490', '#525252')
-MOST_CLASSES = 40
+# told apart by colour-blind readers too (Okabe and Ito), and by their markers
+INKS = ('#d55e00', '#0072b2', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#525252')
+MARKS = 'os^Dv<>'
+MOST_CLASSES = 25  # of more, the names would be too small to read
 STYLE: Any = {
     'font.size': 10,
     'axes.spines.top': False,
@@ -53,13 +57,14 @@ def draw_comparison(
     more = [bool(differences), bool(calibrations)]
     with plt.rc_context(STYLE):
         rows = 2 if any(more) else 1
-        figure, grid = plt.subplots(rows, 3, figsize=(13, 3.8 * rows), squeeze=False)
+        figure, grid = plt.subplots(rows, 3, figsize=(13, 3.9 * rows), squeeze=False)
         draw_curves(grid[0], metric, curves)
         free = list(grid[1]) if rows == 2 else []
         if differences:
-            draw_classes(free.pop(0), metric, differences)
+            draw_classes(free.pop(0), list(curves), differences)
         if calibrations:
             draw_calibration(free.pop(0), calibrations)
+            draw_counts(free.pop(0), calibrations)
         for axes in free:
             axes.set_visible(False)
         save(figure, path)
@@ -71,45 +76,108 @@ def draw_curves(row: Any, metric: str, curves: Mapping[str, Curve]) -> None:
     # of another unit than the rest: all by iteration
     units = {curve.unit for curve in curves.values()}
     unit = units.pop() if len(units) == 1 else 'iterations'
-    for (name, curve), tone in zip(curves.items(), INKS * len(curves)):
+    longest = max(curve.hours_at([curve.length])[0] for curve in curves.values())
+    minutes = longest < 1
+    for (name, curve), tone, mark in _styled(curves):
+        how: Any = dict(marker=mark, color=tone, label=name, lw=1.8, ms=4.5)
         at = np.array(sorted(curve.scores))
         scores = [curve.scores[i] for i in at]
         x = at if unit == curve.unit else [curve.iterations_at(i) for i in at]
-        left.plot(x, scores, 'o-', color=tone, label=name, lw=1.8, ms=3.5)
-        middle.plot(curve.hours_at(at), scores, 'o-', color=tone, lw=1.8, ms=3.5)
+        left.plot(x, scores, **how)
+        middle.plot(curve.hours_at(at) * (60 if minutes else 1), scores, **how)
         steps = [entry['step'] for entry in curve.train]
         losses = [task_loss(entry) for entry in curve.train]
-        right.plot(steps, losses, color=tone, lw=1.0)
-    left.set(title=f'{metric}, validation', xlabel=unit)
-    middle.set(title=f'{metric}, validation', xlabel='hours of training')
-    right.set(title='task loss, training', xlabel='iterations', yscale='log')
-    left.legend(loc='best')
+        right.plot(steps, losses, color=tone, label=name, lw=1.2)
+    time = 'minutes' if minutes else 'hours'
+    left.set(title='validation, by length', xlabel=unit)
+    middle.set(title='validation, by time', xlabel=f'{time} of training')
+    right.set(title='training', xlabel='iterations', ylabel='task loss', yscale='log')
+    for axes in (left, middle):
+        axes.set_ylabel(f'{metric}, %')
+    left.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    middle.xaxis.set_major_locator(MaxNLocator(6))
+    # 0.6, not 6 x 10^-1
+    right.yaxis.set_minor_formatter(NullFormatter())
+    right.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    right.yaxis.set_major_formatter(StrMethodFormatter('{x:g}'))
     for axes in row:
         axes.grid(color=GRID, lw=0.6)
+        axes.legend(loc='best')
 
 
-def draw_classes(axes: Axes, metric: str, differences: Mapping[str, float]) -> None:
-    """Draw the difference of each class, those most changed where there are many."""
+def draw_classes(
+    axes: Axes, names: Sequence[str], differences: Mapping[str, float]
+) -> None:
+    """Draw the difference of each class, those most changed where there are many.
+
+    A bar has the colour of the run that is better.
+
+    Args:
+        axes (Axes): To draw on.
+        names (Sequence[str]): Of the runs; the first two are compared.
+        differences (Mapping[str, float]): Of each class, the second less the first.
+    """
+    first, second = names[:2]
     largest = sorted(differences, key=lambda name: -abs(differences[name]))
-    names = sorted(largest[:MOST_CLASSES], key=lambda name: differences[name])
-    values = [differences[name] for name in names]
-    tones = [INKS[0] if value < 0 else INKS[2] for value in values]
-    axes.barh(range(len(names)), values, color=tones)
-    axes.set_yticks(range(len(names)), names, fontsize=min(9, 200 / len(names)))
+    shown = sorted(largest[:MOST_CLASSES], key=lambda name: differences[name])
+    values = [differences[name] for name in shown]
+    tones = [INKS[0] if value < 0 else INKS[1] for value in values]
+    bars = axes.barh(range(len(shown)), values, color=tones)
+    size = min(9, 200 / len(shown))
+    axes.set_yticks(range(len(shown)), shown, fontsize=size)
+    axes.bar_label(bars, fmt='%+.1f', fontsize=size, padding=2)
+    axes.margins(x=0.15)
     axes.axvline(0, color='#71717a', lw=0.8)
-    axes.set(title='by class, second run less the first')
+    rest = len(differences) - len(shown)
+    more = f', {len(shown)} most changed' if rest else ''
+    axes.set(title=f'by class{more}', ylabel='class')
+    axes.set_xlabel(f'{second} − {first}, percentage points')
 
 
 def draw_calibration(axes: Axes, calibrations: Mapping[str, Calibration]) -> None:
     """Draw precision against confidence."""
-    axes.plot([0, 1], [0, 1], ':', color='#71717a', lw=1.2)
-    for (name, each), tone in zip(calibrations.items(), INKS * len(calibrations)):
-        label = f'{name} (error {100 * each.error:.1f} %)'
-        axes.plot(each.confidence, each.precision, 'o-', color=tone, label=label, ms=4)
-    axes.set(title='calibration', xlabel='confidence', ylabel='precision')
-    axes.set(xlim=(0, 1), ylim=(0, 1))
+    axes.plot([0, 100], [0, 100], ':', color='#71717a', lw=1.2)
+    for (name, each), tone, mark in _styled(calibrations):
+        label = f'{name}, error {100 * each.error:.1f} %'
+        x, y = 100 * each.confidence, 100 * each.precision
+        axes.plot(x, y, marker=mark, color=tone, label=label, ms=4.5, clip_on=False)
+    axes.set(title='calibration', xlabel='confidence, %', ylabel='precision, %')
+    axes.set(xlim=(0, 100), ylim=(0, 100))
+    for x, y, side, text in (
+        (2, 98, 'top', 'too unsure'),
+        (98, 2, 'bottom', 'too sure'),
+    ):
+        where = 'left' if x < 50 else 'right'
+        axes.text(x, y, text, ha=where, va=side, color='#52525b', style='italic')
     axes.grid(color=GRID, lw=0.6)
-    axes.legend(loc='best')
+    # below the note; of many runs it lies over their curves
+    how: Any = dict(frameon=True, facecolor='white', edgecolor='none', framealpha=0.8)
+    axes.legend(loc='upper left', bbox_to_anchor=(0.0, 0.93), **how)
+
+
+def draw_counts(axes: Axes, calibrations: Mapping[str, Calibration]) -> None:
+    """Draw how many predictions are in each bin of confidence."""
+    width = 100 / BINS / (len(calibrations) + 0.5)
+    for place, ((name, each), tone, _) in enumerate(_styled(calibrations)):
+        bins = np.minimum((BINS * each.confidence).astype(int), BINS - 1)
+        offset = (place - (len(calibrations) - 1) / 2) * width
+        centres = 100 * (bins + 0.5) / BINS + offset
+        label = f'{name}, {each.count.sum():,.0f} in all'
+        axes.bar(centres, each.count, width, color=tone, label=label)
+    axes.set(title='predictions in each bin', xlabel='confidence, %', xlim=(0, 100))
+    axes.set(ylabel='predictions', yscale='log')
+    axes.set_xticks(np.linspace(0, 100, BINS + 1))
+    axes.grid(color=GRID, lw=0.6, axis='y')
+    axes.set_axisbelow(True)
+    # room for the legend above the highest bar
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high * (high / low) ** (0.12 * len(calibrations) + 0.05))
+    axes.legend(loc='upper left')
+
+
+def _styled(named: Mapping[str, Any]) -> Iterator[tuple[tuple[str, Any], str, str]]:
+    """Yield each item with the colour and the marker of its run."""
+    yield from zip(named.items(), itertools.cycle(INKS), itertools.cycle(MARKS))
 
 
 def save(figure: Figure, path: Path) -> Path:

@@ -11,7 +11,9 @@ import torch
 from mmengine.fileio import load
 
 from mmselfdistill.commands.quiet import quietly
+from mmselfdistill.visualization.differences import class_probabilities
 
+BINS = 10  # of the confidence
 IGNORED = 255  # MMSegmentation's label of pixels that do not count
 
 
@@ -104,7 +106,8 @@ def judge(
     samples: Sequence[dict[str, Any]],
     annotations: Path | None,
     min_score: float,
-    bins: int = 10,
+    names: Sequence[str] = (),
+    bins: int = BINS,
 ) -> Judged:
     """Judge the predictions of a detector or a segmentor.
 
@@ -112,6 +115,8 @@ def judge(
         samples (Sequence[dict]): The predictions, an image each.
         annotations (Path, optional): COCO's, of the images that a detector saw.
         min_score (float): Boxes below it are left out of the calibration.
+        names (Sequence[str]): Of a segmentor's classes; the annotations name those of
+            boxes. Defaults to (): their numbers.
         bins (int): Of the confidence. Defaults to 10.
 
     Raises:
@@ -119,7 +124,7 @@ def judge(
             maps without truth or scores.
     """
     if 'pred_instances' not in samples[0]:
-        return _judge_pixels(samples, bins)
+        return _judge_pixels(samples, names, bins)
     if annotations is None:
         raise ValueError(
             '--annotations: boxes need the COCO annotations of their images'
@@ -195,7 +200,9 @@ def _boxes_of(
     return found
 
 
-def _judge_pixels(samples: Sequence[dict[str, Any]], bins: int) -> Judged:
+def _judge_pixels(
+    samples: Sequence[dict[str, Any]], names: Sequence[str], bins: int
+) -> Judged:
     missing = {'gt_sem_seg', 'seg_logits'} - samples[0].keys()
     if missing:
         raise ValueError(
@@ -205,22 +212,22 @@ def _judge_pixels(samples: Sequence[dict[str, Any]], bins: int) -> Judged:
     counts = Bins(bins)
     overlaps = None
     for sample in samples:
-        logits = torch.as_tensor(sample['seg_logits']['data']).float()
+        chances = class_probabilities(torch.as_tensor(sample['seg_logits']['data']))
         truth = torch.as_tensor(sample['gt_sem_seg']['data'])[0].long()
-        if len(logits) == 1:
-            # one channel is the foreground of two classes
-            logits = torch.cat([torch.zeros_like(logits), logits])
-        sure, label = logits.softmax(0).max(0)
+        # not the likeliest, where a foreground has a threshold of its own
+        label = torch.as_tensor(sample['pred_sem_seg']['data'])[0].long()
+        sure = chances.gather(0, label[None])[0]
         kept = truth != IGNORED
         sure, label, truth = sure[kept], label[kept], truth[kept]
         counts.add(sure.numpy(), (label == truth).numpy())
-        size = len(logits)
+        size = len(chances)
         pairs = torch.bincount(truth * size + label, minlength=size * size)
         overlaps = pairs if overlaps is None else overlaps + pairs
     assert overlaps is not None
     table = overlaps.view(size, size).double()
     union = table.sum(0) + table.sum(1) - table.diag()
     ious = (100 * table.diag() / union).tolist()
-    names = [f'class {i}' for i in range(size)]
+    if len(names) != size:
+        names = [f'class {i}' for i in range(size)]
     classes = {name: iou for name, iou in zip(names, ious) if iou == iou}
     return Judged(classes, counts.calibration())

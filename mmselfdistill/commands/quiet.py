@@ -13,7 +13,7 @@ from mmengine.logging import MMLogger
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
     """Keep what models print, log and warn of while they are built off the screen."""
-    MMLogger.get_instance('mmselfdistill', log_level='ERROR')
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter('ignore')
+        MMLogger.get_instance('mmselfdistill', log_level='ERROR')
         yield

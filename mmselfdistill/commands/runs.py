@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from mmengine.config import Config
+from mmengine.registry import DATASETS
 
 
 def percent(metric: str, value: float) -> float:
@@ -144,6 +146,22 @@ class Run:
             for key, value in last.items()
             if key.startswith(begin) and key.endswith(end)
         }
+
+
+def class_names(folder: Path) -> list[str]:
+    """Return the classes that a run was validated on, in order; [] if unknown.
+
+    MMEngine writes a run's config next to its log. There they are those that the config
+    gives its data set, or the data set's own.
+    """
+    paths = sorted(folder.glob('*/vis_data/config.py'))
+    cfg = Config.fromfile(paths[-1]) if paths else Config()
+    dataset = (cfg.get('val_dataloader') or {}).get('dataset') or {}
+    meta = dataset.get('metainfo') or {}
+    if 'classes' not in meta and 'type' in dataset:
+        kind = DATASETS.get(f'{cfg.get("default_scope")}.{dataset["type"]}')
+        meta = getattr(kind, 'METAINFO', {})
+    return list(meta.get('classes') or [])
 
 
 def _entries(path: Path) -> list[dict[str, Any]]:

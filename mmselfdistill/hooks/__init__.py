@@ -3,5 +3,11 @@
 from .ema_teacher_hook import EMATeacherHook
 from .generation_hook import GenerationHook
 from .self_distill_hook import SelfDistillHook
+from .visualization_hook import DistillVisualizationHook
 
-__all__ = ['EMATeacherHook', 'GenerationHook', 'SelfDistillHook']
+__all__ = [
+    'DistillVisualizationHook',
+    'EMATeacherHook',
+    'GenerationHook',
+    'SelfDistillHook',
+]

@@ -83,6 +83,23 @@ def validate(runner: Runner) -> dict[str, Any]:
     return metrics
 
 
+@torch.no_grad()
+def predict(runner: Runner, distiller: Any, batch: Any) -> Any:
+    """Return what is predicted of a batch by the one that is not validated.
+
+    That is the teacher, or the student where the teacher is validated. No random stream
+    is moved, and each module keeps its mode.
+    """
+    evaluated = Evaluated(distiller.teacher)
+    distiller.predicts = not distiller.predicts
+    try:
+        with forked_rng(), autocast(enabled=runner.val_loop.fp16):
+            return runner.model.val_step(batch)
+    finally:
+        distiller.predicts = not distiller.predicts
+        evaluated.end()
+
+
 def of_teacher(metrics: dict[str, Any]) -> dict[str, Any]:
     """Return metrics under the names of the teacher's."""
     return {f'{PREFIX}{key}': value for key, value in metrics.items()}

@@ -8,13 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_hex
 
 from mmselfdistill.commands.compare import compare
-from mmselfdistill.commands.predictions import judge, read_predictions
-from mmselfdistill.commands.runs import Run
+from mmselfdistill.commands.pictures import (
+    INKS,
+    draw_calibration,
+    draw_classes,
+    draw_comparison,
+    draw_counts,
+)
+from mmselfdistill.commands.predictions import Calibration, judge, read_predictions
+from mmselfdistill.commands.runs import Curve, Run, class_names
 
 MAP = 'coco/bbox_mAP'
 
@@ -165,6 +174,90 @@ def test_calibration_of_pixels() -> None:
     del sample['gt_sem_seg']
     with pytest.raises(ValueError, match='no gt_sem_seg in it; save them by'):
         judge([sample], None, 0.3)
+
+
+def test_calibration_of_a_foreground_with_its_own_threshold() -> None:
+    # MMSegmentation saves sigmoids of a single channel, here with a threshold of 0.3
+    chance = torch.tensor([[0.95, 0.45, 0.25, 0.05]])
+    sample = dict(
+        pred_sem_seg=dict(data=(chance > 0.3).long()[None]),
+        gt_sem_seg=dict(data=torch.tensor([[[1, 0, 0, 1]]])),
+        seg_logits=dict(data=chance[None]),
+    )
+    judged = judge([sample], None, 0.3, names=('ground', 'road'))
+    each = judged.calibration
+    # of what was predicted: 0.45 (wrong), 0.75 (right), 0.95 twice (right, wrong)
+    assert each.confidence == pytest.approx([0.45, 0.75, 0.95])
+    assert each.precision.tolist() == [0, 1, 0.5]
+    assert each.error == pytest.approx((0.45 + 0.25 + 2 * 0.45) / 4)
+    assert judged.classes == pytest.approx({'ground': 100 / 3, 'road': 100 / 3})
+
+
+def test_calibration_is_that_of_a_loop_over_pixels() -> None:
+    rng = np.random.RandomState(0)
+    logits = 3 * rng.randn(4, 20, 25)
+    truth = rng.randint(0, 4, (20, 25))
+    truth[:2] = 255
+    chances = np.exp(logits) / np.exp(logits).sum(0)
+    sample = dict(
+        pred_sem_seg=dict(data=torch.tensor(logits.argmax(0)[None])),
+        gt_sem_seg=dict(data=torch.tensor(truth[None])),
+        seg_logits=dict(data=torch.tensor(logits)),
+    )
+    bins: dict[int, list[tuple[float, bool]]] = {}
+    for y, x in np.ndindex(18, 25):
+        pixel = chances[:, y + 2, x]
+        right = bool(pixel.argmax() == truth[y + 2, x])
+        bins.setdefault(int(10 * pixel.max()), []).append((pixel.max(), right))
+    judged = judge([sample], None, 0.3).calibration
+    rows = [np.array(bins[key], float) for key in sorted(bins)]
+    assert judged.count.tolist() == [len(row) for row in rows]
+    assert judged.confidence == pytest.approx([row[:, 0].mean() for row in rows])
+    assert judged.precision == pytest.approx([row[:, 1].mean() for row in rows])
+    gaps = [abs(row[:, 0].sum() - row[:, 1].sum()) for row in rows]
+    assert judged.error == pytest.approx(sum(gaps) / 450)
+
+
+def test_classes_of_a_run_are_those_of_its_config(tmp_path: Path) -> None:
+    assert class_names(tmp_path) == []
+    path = tmp_path / '1/vis_data/config.py'
+    path.parent.mkdir(parents=True)
+    dataset = "type='PascalVOCDataset'"
+    text = "default_scope = 'mmseg'\nval_dataloader = dict(dataset=dict({}))\n"
+    path.write_text(text.format(dataset))
+    assert class_names(tmp_path)[:3] == ['background', 'aeroplane', 'bicycle']
+    path.write_text(text.format(f"{dataset}, metainfo=dict(classes=('a', 'b'))"))
+    assert class_names(tmp_path) == ['a', 'b']
+
+
+def test_the_picture_has_a_panel_for_all_that_is_known(tmp_path: Path) -> None:
+    scores, steps = {1: 10.0, 2: 20.0}, [dict(step=10.0, at=1.0, time=1.0, loss=1.0)]
+    curve = Curve('epochs', 2, steps, scores)
+    calibration = Calibration(*np.array([[0.35, 1.0], [0.2, 0.9], [40, 5]]))
+    drawn = {}
+    figure = plt.figure()
+    for name, draw, given in (
+        ('classes', draw_classes, (['p', 'q'], dict(a=2.0, b=-1.5))),
+        ('counts', draw_counts, (dict(p=calibration, q=calibration),)),
+        ('calibration', draw_calibration, (dict(p=calibration),)),
+    ):
+        drawn[name] = figure.add_subplot()
+        draw(drawn[name], *given)
+    bars = drawn['classes'].patches
+    assert [(bar.get_width(), to_hex(bar.get_facecolor())) for bar in bars] == [
+        (-1.5, INKS[0]),
+        (2.0, INKS[1]),
+    ]
+    assert drawn['classes'].get_xlabel() == 'q − p, percentage points'
+    # next to each other, in the bins of 30 to 40 and of 90 to 100 %
+    bars = drawn['counts'].patches
+    assert [bar.get_height() for bar in bars] == [40, 5, 40, 5]
+    centres = [bar.get_x() + bar.get_width() / 2 for bar in bars]
+    assert centres == pytest.approx([33, 93, 37, 97])
+    line = drawn['calibration'].lines[1]
+    assert line.get_xydata().tolist() == [[35, 20], [100, 90]]
+    draw_comparison(tmp_path / 'a.png', 'mIoU', dict(p=curve), {}, {})
+    assert cv2.imread(str(tmp_path / 'a.png')).shape == (429, 1430, 3)
 
 
 def test_predictions_of_each_run(tmp_path: Path) -> None:

@@ -1,0 +1,113 @@
+"""Pictures of student and teacher next to each other, while a run is validated."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Sequence
+
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+
+from mmselfdistill.core.distiller import Distiller
+from mmselfdistill.errors import check_number, check_whole
+
+from .base import DistillHook
+from .settings import check_arguments
+from .validation import predict
+
+
+@HOOKS.register_module()
+class DistillVisualizationHook(Hook):
+    r"""Shows the predictions of student and teacher, and where they differ.
+
+    It goes next to a hook of self-distillation. At each validation it sends pictures to
+    the ``visualizer`` of the run, so to each of its ``vis_backends``: files,
+    TensorBoard, Weights & Biases. A picture is named ``student_teacher_`` and the
+    file's name; its step is the iteration. Training is not changed. What the panel of
+    differences shows depends on the model:
+
+    - detectors: the boxes of one of them alone, and pairs of two classes; boxes with an
+      IoU of at least 0.5 are pairs. Of masks, the pixels of one of them alone;
+    - segmentors: :math:`1 - \sum_c \min(p_c, q_c)` of the class probabilities at each
+      pixel, or where labels differ, if there are no probabilities;
+    - classifiers: the scores of the likeliest classes.
+
+    Nothing is drawn before the first teacher, nor for other models: a warning says so.
+
+    Args:
+        draw (bool): Whether to draw. Defaults to True.
+        interval (int): One picture in each ``interval`` batches of a validation, from
+            the first on: its first image. These are the same images at each validation
+            if its loader does not shuffle. Defaults to 50.
+        score_thr (float): Boxes below it are left out. Defaults to 0.3.
+        backend_args (dict, optional): Of the file backend that images are read by.
+            Defaults to None.
+        **unknown: Nothing; taken to name what was meant in the message.
+
+    Raises:
+        ValueError: If a value is wrong.
+    """
+
+    def __init__(
+        self,
+        draw: bool = True,
+        interval: int = 50,
+        score_thr: float = 0.3,
+        backend_args: dict[str, Any] | None = None,
+        **unknown: Any,
+    ) -> None:
+        check_arguments(type(self), type(self), unknown)
+        self.draw = draw
+        self.interval = check_whole('interval', interval, 1)
+        self.score_thr = check_number('score_thr', score_thr, 0.0, 1.0)
+        self.backend_args = backend_args
+        self._warned = False
+
+    def before_train(self, runner: Runner) -> None:
+        """Say so if there is nothing to draw."""
+        self._warned = False
+        if self.draw and _distiller(runner) is None:
+            self._warn(runner, 'the run has no hook of self-distillation')
+
+    def after_val_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: Any = None,
+        outputs: Sequence[Any] | None = None,
+    ) -> None:
+        """Draw the first image of the batch, if it is due."""
+        due = self.draw and not self._warned and batch_idx % self.interval == 0
+        # other processes wait at the end of the validation
+        if not due or not is_main_process():
+            return
+        distiller = _distiller(runner)
+        if distiller is None or distiller.teacher is None or not outputs:
+            return
+        try:
+            one, other = outputs[0], predict(runner, distiller, data_batch)[0]
+            # what is validated may be the teacher
+            student, teacher = (other, one) if distiller.predicts else (one, other)
+            # a run that draws nothing does not import matplotlib's figures
+            from mmselfdistill.visualization.samples import draw_samples
+
+            meta = getattr(runner.val_dataloader.dataset, 'metainfo', None) or {}
+            picture = draw_samples(
+                student, teacher, meta, self.score_thr, self.backend_args
+            )
+        except Exception as error:  # a picture is not worth a run
+            self._warn(runner, f'{type(error).__name__}: {error}')
+            return
+        name = f'student_teacher_{Path(student.img_path).stem}'
+        runner.visualizer.add_image(name, picture, step=runner.iter)
+
+    def _warn(self, runner: Runner, why: str) -> None:
+        runner.logger.warning(f'DistillVisualizationHook: nothing is drawn: {why}.')
+        self._warned = True
+
+
+def _distiller(runner: Runner) -> Distiller | None:
+    hooks = [hook for hook in runner.hooks if isinstance(hook, DistillHook)]
+    return hooks[0].distiller if hooks else None

@@ -1,0 +1,1 @@
+"""Two predictions of one image in one picture: what differs, and how it is drawn."""
