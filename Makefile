@@ -39,7 +39,7 @@ install:
 
 demo: install
 	@# the frameworks warn of the pkg_resources that they import, in every process
-	PYTHONWARNINGS=ignore $(python) tools/demo.py --task '$(TASK)'
+	PYTHONWARNINGS=ignore $(python) -m tools.demo --task '$(TASK)'
 
 lint: install
 	$(python) -m ruff check .
