@@ -4,26 +4,23 @@ Both arms have the same total length, data, seed and settings: two generations o
 self-distillation, and one plain run with its learning-rate schedule stretched to
 that length. The table and the pictures say what was measured, gain or not.
 
-    python tools/demo.py --task det
+    python -m tools.demo --task det
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
 
-from demo_arms import Arm, run_arms, with_data  # type: ignore[import-not-found]
-from mmengine.config import Config
 from rich.console import Console
 from rich.table import Table
 
 from mmselfdistill.commands.runs import Curve
-
-TOOLS = Path(__file__).resolve().parent
-sys.path.insert(0, str(TOOLS / 'dataset_converters'))
+from mmselfdistill.zoo import read_config
+from tools.dataset_converters.digits import write_digits
+from tools.demo_arms import Arm, run_arms, with_data
 
 
 class Task(NamedTuple):
@@ -52,27 +49,17 @@ TASKS = {
 SCENES = dict(train=240, val=400, size=64, seed=0)
 
 
-def write_data(root: Path) -> None:
-    """Draw the digits set unless it is there."""
-    from digits import write_digits  # type: ignore[import-not-found]
-
-    drawn = write_digits(root, **SCENES)
-    state = 'written to' if drawn else 'already in'
-    print(f'Digits: {SCENES["train"]} training scenes {state} {root}', flush=True)
-
-
 def make_arms(task: Task, args: argparse.Namespace) -> list[Arm]:
     """Return both arms, the self-distilled one first."""
-    folder = args.work_dir / args.task
-    configs = TOOLS.parent / 'configs' / 'digits'
     arms = []
     for title, name in (
         ('two generations', task.generations),
         ('plain', task.plain),
     ):
-        plain = Config.fromfile(configs / f'{name}.py')
-        cfg = with_data(plain, args.data, args.seed)
-        arms.append(Arm(title, cfg, folder / title.replace(' ', '_'), task.metric))
+        cfg = read_config(f'mmselfdistill::digits/{name}', None)
+        with_data(cfg, args.data, args.seed)
+        folder = args.work_dir / args.task / title.replace(' ', '_')
+        arms.append(Arm(title, cfg, folder, task.metric))
     return arms
 
 
@@ -124,14 +111,12 @@ def main() -> None:
     parser.add_argument('--seed', type=int, default=0)
     args = parser.parse_args()
     started, task, console = time.time(), TASKS[args.task], Console()
-    write_data(args.data)
+    write_digits(args.data, **SCENES)
     arms = make_arms(task, args)
-    titles = ' and '.join(f'{arm.title} ({arm.length})' for arm in arms)
-    print(f'Side by side: {titles}', flush=True)
     run_arms(arms)
     curves = [arm.curve() for arm in arms]
 
-    from demo_pictures import draw_all  # type: ignore[import-not-found]
+    from tools.demo_pictures import draw_all
 
     pictures = draw_all(args.work_dir / args.task, arms, curves, task.name)
     show_table(console, task, curves)

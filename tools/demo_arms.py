@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import json
-import logging
-import multiprocessing
 import os
 import shutil
+import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
 from mmengine.config import Config
-from mmengine.hooks import Hook
-from mmengine.runner import Runner
+from rich.progress import Progress
 
 import mmselfdistill
 from mmselfdistill.commands.runs import Curve, Run, percent
 
-DONE = 'done.json'
+DONE = 'done.txt'
 FINGERPRINT = 'fingerprint.txt'
 LOG = 'output.log'
 
@@ -38,26 +32,31 @@ class Arm:
     metric: str
 
     @property
-    def by_epoch(self) -> bool:
-        """Whether the run is measured in epochs."""
-        return 'max_epochs' in self.cfg.train_cfg
-
-    @property
-    def unit(self) -> str:
-        """What the run is measured in, in words."""
-        return 'epochs' if self.by_epoch else 'iterations'
-
-    @property
-    def length(self) -> str:
-        """Total length in words."""
+    def length(self) -> int:
+        """Total length in epochs or iterations."""
         hook = self.cfg.default_hooks.get('self_distill', {})
-        times = hook.get('generations', 1)
-        own = self.cfg.train_cfg['max_epochs' if self.by_epoch else 'max_iters']
-        return f'{times} x {own} {self.unit}' if times > 1 else f'{own} {self.unit}'
+        train = self.cfg.train_cfg
+        own = train['max_epochs' if 'max_epochs' in train else 'max_iters']
+        return int(own * hook.get('generations', 1))
+
+    @property
+    def done(self) -> bool:
+        """Whether the run has ended."""
+        return (self.folder / DONE).is_file()
 
     def curve(self) -> Curve:
         """Read what the run has logged."""
         return Run.read(self.folder).curve(self.metric)
+
+    def position(self) -> tuple[int, str]:
+        """Return where the run is, and its last score in words."""
+        try:
+            run = Run.read(self.folder)
+        except ValueError:  # nothing is logged yet
+            return 0, ''
+        last = run.metrics[max(run.metrics)] if run.metrics else {}
+        score = percent(self.metric, last.get(self.metric, 0.0))
+        return int(run.train[-1]['at']), f'{score:.1f}' if last else ''
 
     def fingerprint(self) -> str:
         """Return a hash of all that the result depends on."""
@@ -65,42 +64,27 @@ class Arm:
         text = self.cfg.pretty_text + data.read_text() + mmselfdistill.__version__
         return hashlib.sha256(text.encode()).hexdigest()
 
+    def prepare(self) -> None:
+        """Empty the folder, unless the same run was begun in it."""
+        fingerprint, wanted = self.folder / FINGERPRINT, self.fingerprint()
+        if not fingerprint.is_file() or fingerprint.read_text() != wanted:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder.mkdir(parents=True)
+            self.cfg.dump(self.folder / 'config.py')
+            fingerprint.write_text(wanted)
 
-class Progress(Hook):
-    """Prints every ten seconds where a run is and how long the rest takes."""
-
-    priority = 'LOWEST'
-
-    def __init__(self, arm: Arm) -> None:
-        self.title = arm.title
-        self.metric = arm.metric
-        self.out = sys.stdout
-        self.score = ''
-        self.shown = 0.0
-
-    def before_train(self, runner: Runner) -> None:
-        """Remember where this process began: a resumed run begins later."""
-        self.began, self.first = time.time(), runner.iter
-
-    def after_train_iter(self, runner: Runner, *_: Any, **__: Any) -> None:
-        """Print a line when it is time for one."""
-        done, total = runner.iter + 1, runner.max_iters
-        if time.time() - self.shown < 10 and done < total:
-            return
-        self.shown = time.time()
-        left = (self.shown - self.began) / (done - self.first) * (total - done)
-        text = (
-            f'  {self.title}: iteration {done} of {total}{self.score}, '
-            f'{left // 60:.0f}:{left % 60:02.0f} left'
-        )
-        print(text, file=self.out, flush=True)
-
-    def after_val_epoch(self, runner: Runner, metrics: Any = None) -> None:
-        """Keep the score for the next line."""
-        score = (metrics or {}).get(self.metric)
-        if score is not None:
-            name = self.metric.rpartition('/')[2].replace('bbox_mAP', 'AP')
-            self.score = f', {name} {percent(self.metric, score):.1f}'
+    def start(self, threads: int) -> subprocess.Popen[bytes]:
+        """Train, or go on where the run was interrupted, in a process of its own."""
+        train = [sys.executable, '-m', 'mmselfdistill.cli', 'train']
+        options = ['--work-dir', str(self.folder), '--resume']
+        environment = dict(os.environ, OMP_NUM_THREADS=str(threads))
+        with (self.folder / LOG).open('ab') as log:
+            return subprocess.Popen(
+                [*train, str(self.folder / 'config.py'), *options],
+                env=environment,
+                stdout=log,
+                stderr=log,
+            )
 
 
 def with_data(cfg: Config, data: Path, seed: int) -> Config:
@@ -119,50 +103,33 @@ def run_arms(arms: list[Arm]) -> None:
     """Train all arms side by side, on as many cores each: their times compare.
 
     Arms that were interrupted go on, finished ones are left alone.
+
+    Raises:
+        SystemExit: If a run fails.
     """
-    spawn = multiprocessing.get_context('spawn')
+    for arm in arms:
+        arm.prepare()
     threads = max(1, (os.cpu_count() or 1) // len(arms))
-    processes = {
-        arm.title: spawn.Process(target=run_arm, args=(arm, threads)) for arm in arms
-    }
-    for process in processes.values():
-        process.start()
-    for process in processes.values():
-        process.join()
-    failed = [arm for arm in arms if processes[arm.title].exitcode != 0]
+    processes = {arm.title: arm.start(threads) for arm in arms if not arm.done}
+    try:
+        with Progress() as progress:
+            tasks = {a.title: progress.add_task(a.title, total=a.length) for a in arms}
+            while True:
+                running = any(p.poll() is None for p in processes.values())
+                for arm in arms:
+                    at, score = arm.position()
+                    text = f'{arm.title} {score}'
+                    progress.update(tasks[arm.title], completed=at, description=text)
+                if not running:
+                    break
+                time.sleep(2)
+    finally:
+        for process in processes.values():
+            process.terminate()
+    failed = [arm for arm in arms if arm.title in processes]
+    failed = [arm for arm in failed if processes[arm.title].returncode != 0]
     if failed:
         logs = ', '.join(str(arm.folder / LOG) for arm in failed)
         raise SystemExit(f'A run has failed; see {logs}')
-
-
-def run_arm(arm: Arm, threads: int) -> None:
-    """Train an arm, go on with it, or leave it alone if it is finished."""
-    fingerprint = arm.folder / FINGERPRINT
-    wanted = arm.fingerprint()
-    if not fingerprint.is_file() or fingerprint.read_text() != wanted:
-        shutil.rmtree(arm.folder, ignore_errors=True)
-        arm.folder.mkdir(parents=True)
-        fingerprint.write_text(wanted)
-    if (arm.folder / DONE).is_file():
-        print(f'  {arm.title}: finished before, nothing has changed', flush=True)
-        return
-    torch.set_num_threads(threads)
-    # MMEngine's own choice for the loaders; this process was spawned, and it would warn
-    multiprocessing.set_start_method('fork', force=True)
-    cfg = Config(arm.cfg.to_dict())
-    cfg.work_dir, cfg.resume = str(arm.folder), True
-    progress = Progress(arm)
-    # the frameworks' own words go to a file, ours to the screen
-    with (arm.folder / LOG).open('a') as log, contextlib.redirect_stdout(log):
-        runner = Runner.from_cfg(cfg)
-        quiet(runner.logger)
-        runner.register_hook(progress)
-        runner.train()
-    (arm.folder / DONE).write_text(json.dumps(dict(iterations=runner.iter)))
-
-
-def quiet(logger: logging.Logger) -> None:
-    """Keep a logger's file, and silence what it prints."""
-    for handler in logger.handlers:
-        if not isinstance(handler, logging.FileHandler):
-            handler.setLevel(logging.ERROR)
+    for arm in arms:
+        (arm.folder / DONE).touch()

@@ -6,78 +6,48 @@ import contextlib
 import io
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from demo_arms import Arm  # type: ignore[import-not-found]
-from mmcv.ops import nms
-from mmengine.dataset import pseudo_collate
-from mmengine.registry import DATASETS, MODELS, init_default_scope
-from mmengine.runner import find_latest_checkpoint
+from mmengine.registry import MODELS, init_default_scope
+from mmengine.runner import Runner, find_latest_checkpoint
 from torch import Tensor
 
 from mmselfdistill.compat import load_checkpoint
+from tools.demo_arms import Arm
 
-BATCH = 32
 # of detections that are shown and compared
 MIN_SCORE = 0.4
-MAX_OVERLAP = 0.5  # a digit is shown once, under its likeliest class
 
 
 class Scene(NamedTuple):
-    """One validation scene: rows of boxes, or label maps, of all three."""
+    """One validation scene, and what both models say of it."""
 
-    image: Any  # (H, W, 3), RGB
-    truth: Any
-    teacher: Any
+    image: Tensor  # (3, H, W), BGR
+    teacher: Any  # data samples: their truths are the same
     student: Any
-
-    @property
-    def height(self) -> int:
-        """Height in pixels."""
-        return int(self.image.shape[0])
-
-    @property
-    def width(self) -> int:
-        """Width in pixels."""
-        return int(self.image.shape[1])
 
 
 def load_both(arm: Arm) -> tuple[Any, Any, Any]:
-    """Return the last student, its teacher, and the validation set."""
+    """Return the last student, its teacher, and the loader of the validation set."""
     cfg = arm.cfg
     init_default_scope(cfg.default_scope)
     path = find_latest_checkpoint(str(arm.folder))
     assert path is not None
     checkpoint = load_checkpoint(path)
     states = checkpoint['state_dict'], checkpoint['mmselfdistill']['teacher']
-    models = [MODELS.build(cfg.model) for _ in states]
+    models = [MODELS.build(cfg.model).eval() for _ in states]
     for model, state in zip(models, states):
         model.load_state_dict(state, strict=True)
-        model.eval()
     with contextlib.redirect_stdout(io.StringIO()):  # COCO's reader talks
-        dataset = DATASETS.build(cfg.val_dataloader.dataset)
-    return models[0], models[1], dataset
+        loader = Runner.build_dataloader(cfg.val_dataloader)
+    return models[0], models[1], loader
 
 
-def batches(dataset: Any) -> Any:
-    """Yield the data set in batches, in order."""
-    for begin in range(0, len(dataset), BATCH):
-        end = min(begin + BATCH, len(dataset))
-        yield pseudo_collate([dataset[i] for i in range(begin, end)])
-
-
-def predict(student: Any, teacher: Any, dataset: Any) -> list[Scene]:
+def predict(student: Any, teacher: Any, loader: Any) -> list[Scene]:
     """Return all scenes with what both models say of them."""
     scenes = []
-    for batch in batches(dataset):
-        pixels = batch['inputs']
-        truths = [readable(sample, truth=True) for sample in batch['data_samples']]
-        said = [
-            [readable(sample) for sample in model.test_step(copy_of(batch))]
-            for model in (teacher, student)
-        ]
-        for image, *rest in zip(pixels, truths, *said):
-            scenes.append(Scene(rgb(image), *rest))
+    for batch in loader:
+        both = [model.test_step(copy_of(batch)) for model in (teacher, student)]
+        scenes += [Scene(*each) for each in zip(batch['inputs'], *both)]
     return scenes
 
 
@@ -92,52 +62,32 @@ def rgb(image: Tensor) -> Any:
     return image.permute(1, 2, 0).numpy()[..., ::-1]
 
 
-def readable(sample: Any, truth: bool = False) -> Any:
-    """Return rows (x1, y1, x2, y2, label, score), or a label map (H, W)."""
-    if 'gt_sem_seg' in sample:
-        return (sample.gt_sem_seg if truth else sample.pred_sem_seg).data[0].numpy()
-    found = sample.gt_instances if truth else sample.pred_instances
-    boxes = getattr(found.bboxes, 'tensor', found.bboxes)
-    scores = torch.ones(len(boxes)) if truth else found.scores
-    rows = torch.cat([boxes, found.labels[:, None], scores[:, None]], 1)
-    if truth:
-        return rows.numpy()
-    _, best = nms(boxes, scores, MAX_OVERLAP, score_threshold=MIN_SCORE)
-    return rows[best].numpy()
-
-
 def most_different(scenes: list[Scene], count: int) -> list[Scene]:
     """Return the scenes on which teacher and student agree least."""
-    order = sorted(scenes, key=lambda s: disagreement(s.teacher, s.student))
-    return order[: -count - 1 : -1]
+    return sorted(scenes, key=lambda s: -disagreement(s.teacher, s.student))[:count]
 
 
 def disagreement(one: Any, other: Any) -> float:
     """Return the share of differing pixels, or the scores of unmatched boxes."""
-    if one.shape == other.shape and one.shape[-1] != 6:
-        return float((one != other).mean())
-    return sum(unmatched(a, b) for a, b in ((one, other), (other, one)))
+    if 'pred_sem_seg' in one:
+        differ = one.pred_sem_seg.data != other.pred_sem_seg.data
+        return float(differ.float().mean())
+    found = [each.pred_instances for each in (one, other)]
+    first, second = (each[each.scores > MIN_SCORE] for each in found)
+    return unmatched(first, second) + unmatched(second, first)
 
 
 def unmatched(boxes: Any, others: Any) -> float:
     """Return the sum of scores of boxes without a like one among others."""
-    total = 0.0
-    for box in boxes:
-        same = [o for o in others if o[4] == box[4] and overlap(box, o) > 0.5]
-        total += 0.0 if same else float(box[5])
-    return total
+    from mmdet.structures.bbox import bbox_overlaps
 
-
-def overlap(a: Any, b: Any) -> float:
-    """Return the intersection over union of two boxes."""
-    corner = np.maximum(a[:2], b[:2]), np.minimum(a[2:4], b[2:4])
-    shared = np.prod(np.clip(corner[1] - corner[0], 0, None))
-    areas = [np.prod(box[2:4] - box[:2]) for box in (a, b)]
-    return float(shared / (areas[0] + areas[1] - shared))
+    near = bbox_overlaps(boxes.bboxes, others.bboxes) > 0.5
+    same = boxes.labels[:, None] == others.labels
+    return float(boxes.scores[~(near & same).any(1)].sum())
 
 
 def feature_maps(
-    student: Any, teacher: Any, dataset: Any, count: int
+    student: Any, teacher: Any, loader: Any, count: int
 ) -> tuple[str, list[Any]]:
     """Return the level on which features differ most, and the scenes there.
 
@@ -145,7 +95,7 @@ def feature_maps(
     of a position's vector, and two levels differ by one minus the correlation of
     their values. Each scene comes as (image, teacher, student, difference).
     """
-    batch = next(iter(batches(dataset)))
+    batch = next(iter(loader))
     inputs = student.data_preprocessor(copy_of(batch), False)['inputs']
     both = [model.extract_feat(inputs) for model in (teacher, student)]
     levels = [[standardised(x) for x in pair] for pair in zip(*both)]
@@ -155,8 +105,10 @@ def feature_maps(
     theirs, ours = levels[level]
     order = distance(theirs, ours).argsort(descending=True)[:count].tolist()
     maps = [
-        (rgb(batch['inputs'][i]), *(length(x[i]) for x in (theirs, ours)))
-        + (length(ours[i] - theirs[i]),)
+        (
+            rgb(batch['inputs'][i]),
+            *map(length, (theirs[i], ours[i], ours[i] - theirs[i])),
+        )
         for i in order
     ]
     shape = 'x'.join(map(str, theirs.shape[1:]))

@@ -8,23 +8,11 @@ from typing import Any
 from mmengine.config import Config, DictAction
 from mmengine.registry import HOOKS
 
+from mmselfdistill.commands.inspect import no_step
 from mmselfdistill.commands.quiet import quietly
 from mmselfdistill.testing import Report, check_identity
-from mmselfdistill.testing.inputs import make_batch
-from mmselfdistill.testing.models import (
-    build,
-    calibrate,
-    enter,
-    prepared,
-    sizes_of,
-    wants_masks,
-)
-from mmselfdistill.zoo import (
-    check_scope,
-    pop_self_distill,
-    read_config,
-    zoo_folder,
-)
+from mmselfdistill.testing.builder import Builder
+from mmselfdistill.zoo import pop_self_distill, read_config
 
 
 def check(cfg: Config) -> Report:
@@ -35,29 +23,17 @@ def check(cfg: Config) -> Report:
             model makes no training step here.
         RuntimeError: If the teacher cannot repeat what the model does.
     """
-    zoo = check_scope(cfg)
+    builder = Builder(cfg)
     hook_cfg = pop_self_distill(cfg)
     settings: dict[str, Any] = {}
     if hook_cfg:
         hook = HOOKS.build(hook_cfg)
         settings = dict(terms=hook.terms, seams=hook.seams)
-    model_cfg = prepared(cfg.model, zoo_folder(zoo))
-    enter(zoo, model_cfg)
-    reason: Exception | None = None
-    # small images first; some models take none
-    for size in sizes_of(model_cfg):
-        model = build(zoo, model_cfg, size)
-        try:
-            batch = make_batch(zoo, model, model_cfg, size, wants_masks(cfg))
-            calibrate(model, batch)
-        except Exception as error:
-            reason = error
-        else:
-            return check_identity(model, batch, **settings)
-    raise ValueError(
-        f'{type(model).__name__} computes no loss on this machine, without '
-        f'self-distillation: {type(reason).__name__}: {reason}'
-    ) from reason
+    try:
+        size = builder.first_size()
+    except Exception as error:
+        raise no_step(builder.cfg['type'], error) from error
+    return check_identity(*builder.calibrated(size), **settings)
 
 
 def written(report: Report) -> str:

@@ -11,11 +11,12 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from rich.progress import track
 
-from mmselfdistill.commands.inspect import first_step, step, subject_of
+from mmselfdistill.commands.inspect import first_step, subject_of
 from mmselfdistill.commands.quiet import quietly
 from mmselfdistill.hooks import GenerationHook
 from mmselfdistill.hooks.base import DistillHook
 from mmselfdistill.schedules import build_schedule
+from mmselfdistill.testing.builder import step
 
 POINTS = 1000
 

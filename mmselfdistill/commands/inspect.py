@@ -21,21 +21,10 @@ from mmselfdistill.core.teacher import make_teacher
 from mmselfdistill.core.unlabeled import without_labels
 from mmselfdistill.hooks import EMATeacherHook
 from mmselfdistill.hooks.base import DistillHook
-from mmselfdistill.testing.inputs import make_batch, raw_batch
-from mmselfdistill.testing.models import (
-    build,
-    enter,
-    prepared,
-    size_of,
-    wants_masks,
-)
+from mmselfdistill.testing.builder import Builder, step
+from mmselfdistill.testing.models import size_of
 from mmselfdistill.testing.unlabeled import Same
-from mmselfdistill.zoo import (
-    check_scope,
-    pop_self_distill,
-    read_config,
-    zoo_folder,
-)
+from mmselfdistill.zoo import pop_self_distill, read_config
 
 
 def hook_of(cfg: Config) -> DistillHook:
@@ -64,18 +53,14 @@ def subject_of(cfg: Config, size: int | None) -> Subject:
     Raises:
         ValueError: If the config is of no zoo, or its hook's settings are wrong.
     """
-    zoo = check_scope(cfg)
-    model_cfg = prepared(cfg.model, zoo_folder(zoo), few={})
-    enter(zoo, model_cfg)
-    size = size or size_of(model_cfg)
-    model = build(zoo, model_cfg, size)
-    hook, masks = hook_of(cfg), wants_masks(cfg)
-    raw = raw_batch(zoo, model, model_cfg, size, masks)
+    builder = Builder(cfg, few={})
+    size = size or size_of(builder.cfg)
+    model, hook = builder.model(size), hook_of(cfg)
+    raw = builder.raw_batch(model, size)
     labeled = (cfg.get('train_dataloader') or {}).get('batch_size')
     distiller = distiller_of(hook, model, unlabeled_batch(hook, raw, labeled))
     model.train()
-    batch = make_batch(zoo, model, model_cfg, size, masks)
-    return Subject(model, distiller, hook, batch, size)
+    return Subject(model, distiller, hook, builder.batch(model, size), size)
 
 
 def unlabeled_batch(
@@ -131,12 +116,6 @@ def operations(run: Callable[[], Any]) -> int:
     return int(counter.get_total_flops())
 
 
-def step(model: Any, batch: dict[str, Any]) -> None:
-    """Make the forward and backward passes of an iteration."""
-    losses = model(**batch, mode='loss')
-    model.parse_losses(losses)[0].backward()
-
-
 def first_step(subject: Subject) -> None:
     """Make a training step without self-distillation.
 
@@ -146,11 +125,16 @@ def first_step(subject: Subject) -> None:
     try:
         step(subject.model, subject.batch)
     except Exception as error:
-        first = str(error).strip().partition('\n')[0]
-        raise ValueError(
-            f'{type(subject.model).__name__} makes no training step on this machine, '
-            f'without self-distillation: {type(error).__name__}: {first}'
-        ) from error
+        raise no_step(type(subject.model).__name__, error) from error
+
+
+def no_step(model: str, error: Exception) -> ValueError:
+    """Return what is said of a model that makes no training step here."""
+    first = str(error).strip().partition('\n')[0]
+    return ValueError(
+        f'{model} makes no training step on this machine, without self-distillation: '
+        f'{type(error).__name__}: {first}'
+    )
 
 
 def inspect(cfg: Config, size: int | None) -> str:

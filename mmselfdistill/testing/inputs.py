@@ -11,30 +11,10 @@ from mmengine.structures import InstanceData, LabelData, PixelData
 from torch import Tensor
 
 
-def make_batch(
-    zoo: str, model: Any, cfg: Any, size: int, masks: bool
-) -> dict[str, Any]:
-    """Return two images with labels, as they leave the model's preprocessor.
-
-    The preprocessor is what says which kind of data a model trains on.
-
-    Args:
-        zoo (str): 'mmdet', 'mmseg' or 'mmpretrain'.
-        model (BaseModel): The model.
-        cfg (dict): Its config.
-        size (int): Side of the images in pixels.
-        masks (bool): Whether the objects of a detector have masks.
-
-    Returns:
-        dict: ``inputs`` and ``data_samples``, to call the model with.
-    """
-    data = raw_batch(zoo, model, cfg, size, masks)
-    batch: dict[str, Any] = model.data_preprocessor(data, True)
-    return batch
-
-
 def raw_batch(zoo: str, model: Any, cfg: Any, size: int, masks: bool) -> dict[str, Any]:
     """Return two images with labels, as the model's preprocessor takes them.
+
+    The preprocessor is what says which kind of data a model trains on.
 
     Args:
         zoo (str): 'mmdet', 'mmseg' or 'mmpretrain'.

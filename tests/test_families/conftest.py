@@ -21,16 +21,9 @@ from mmselfdistill.core.pairs import Pair, pair
 from mmselfdistill.core.teacher import make_teacher, still
 from mmselfdistill.core.unlabeled import without_labels
 from mmselfdistill.families.plan import Call, Site
-from mmselfdistill.testing.inputs import make_batch
-from mmselfdistill.testing.models import (
-    FEW,
-    build,
-    calibrate,
-    enter,
-    prepared,
-    wants_masks,
-)
-from mmselfdistill.zoo import zoo_folder
+from mmselfdistill.testing.builder import Builder
+from mmselfdistill.testing.models import FEW
+from mmselfdistill.zoo import read_config
 
 CONFIGS = Path(__file__).parents[2] / 'configs' / 'digits'
 
@@ -100,14 +93,7 @@ class Iteration:
 
 def build_zoo(key: str, **few: int) -> tuple[Any, dict[str, Any]]:
     """Build a zoo's model with random weights, stilled, and a batch of noise."""
-    zoo, name = key.split('::')
-    root = zoo_folder(zoo)
-    whole = Config.fromfile(root / name)
-    cfg = prepared(whole.model, root, {**FEW, **few})
-    enter(zoo, cfg)
-    model = build(zoo, cfg, 64)
-    batch = make_batch(zoo, model, cfg, 64, wants_masks(whole))
-    calibrate(model, batch)
+    model, batch = Builder(read_config(key, None), {**FEW, **few}).calibrated(64)
     still(model)
     return model, batch
 

@@ -106,9 +106,9 @@ def test_trains_from_the_shipped_config(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
     tools = ROOT / 'tools'
-    write = tools / 'dataset_converters' / 'digits_imagenet.py'
+    write = 'tools.dataset_converters.digits_imagenet'
     data = tmp_path / 'data' / 'digits_imagenet'
-    python(environment, tmp_path, write, data, '--train', 96, '--val', 16)
+    python(environment, ROOT, '-m', write, data, '--train', 96, '--val', 16)
     assert len([*data.glob('train/*/*.png')]) == 96
     assert len([*data.glob('val/*/*.png')]) == 16
     options = ['train_cfg.max_epochs=1', 'train_cfg.val_interval=1']

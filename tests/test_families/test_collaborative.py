@@ -8,7 +8,6 @@ import pytest
 import torch
 from helpers import added
 from mmdet.models.dense_heads import DINOHead
-from mmengine.config import Config
 from torch import Tensor, nn
 
 from mmselfdistill.core.comparison import Batch
@@ -16,12 +15,11 @@ from mmselfdistill.core.distiller import Distiller, build_distiller
 from mmselfdistill.core.recorder import record
 from mmselfdistill.core.teacher import make_teacher, still
 from mmselfdistill.testing import check_identity
+from mmselfdistill.testing.builder import Builder
 from mmselfdistill.testing.identity import disturb, loss_of
-from mmselfdistill.testing.inputs import make_batch
-from mmselfdistill.testing.models import build, enter, prepared
-from mmselfdistill.zoo import zoo_folder
+from mmselfdistill.zoo import read_config
 
-CONFIG = 'dino/dino-4scale_r50_8xb2-12e_coco.py'
+CONFIG = 'mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py'
 DECODER = 'query_head.transformer.decoder.forward'
 
 
@@ -100,12 +98,11 @@ class Collaborative(nn.Module):
 
 @pytest.fixture(scope='module')
 def trained() -> tuple[Distiller, dict[str, Any]]:
-    root = zoo_folder('mmdet')
-    cfg = prepared(Config.fromfile(root / CONFIG).model, root)
-    cfg.encoder.num_layers = cfg.decoder.num_layers = 2
-    enter('mmdet', cfg)
-    dino = build('mmdet', cfg, 64)
-    batch = make_batch('mmdet', dino, cfg, 64, False)
+    whole = read_config(CONFIG, None)
+    whole.model.encoder.num_layers = whole.model.decoder.num_layers = 2
+    builder = Builder(whole)
+    cfg, dino = builder.cfg, builder.model(64)
+    batch = builder.batch(dino, 64)
     head = {k: v for k, v in cfg.bbox_head.items() if k != 'type'}
     shared = dict(share_pred_layer=False, num_pred_layer=3, as_two_stage=True)
     model = Collaborative(dict(**head, **shared, train_cfg=cfg.train_cfg), dino)

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from mmdet.structures import DetDataSample
 from mmengine.config import Config
-
-sys.path.append(str(Path(__file__).parents[2] / 'tools'))
-
-from demo import TASKS, verdict
-from demo_arms import Arm
+from mmengine.structures import InstanceData
 
 from mmselfdistill.commands.runs import Curve
+from tools.demo import TASKS, verdict
+from tools.demo_arms import Arm
+from tools.demo_models import disagreement
+from tools.demo_pictures import ENLARGED, draw_sample, make_visualizer
 
 EPOCHS = 4
 STEPS = 2  # in an epoch
@@ -44,6 +46,37 @@ def test_the_verdict_is_computed_from_both_curves(tmp_path: Path) -> None:
     assert 'twice the length gains +2.0 box AP' in text
     # medians of the second half: 2 and 1.5
     assert 'took 1.33 times' in text
+
+
+def boxes(*rows: tuple[float, ...]) -> Any:
+    """Return the prediction of boxes (x1, y1, x2, y2, label, score)."""
+    table = torch.tensor(rows)
+    found = InstanceData(
+        bboxes=table[:, :4], labels=table[:, 4].long(), scores=table[:, 5]
+    )
+    return DetDataSample(pred_instances=found)
+
+
+def test_boxes_without_a_like_one_are_what_two_models_disagree_on() -> None:
+    one = boxes((0, 0, 8, 8, 1, 0.9), (20, 20, 30, 30, 2, 0.5), (0, 0, 8, 8, 3, 0.3))
+    # moved by a cell, and of another class; what is unsure does not count
+    other = boxes((1, 0, 9, 8, 1, 0.8), (20, 20, 30, 30, 4, 0.75))
+    assert disagreement(one, other) == pytest.approx(0.5 + 0.75)
+    assert disagreement(one, one) == 0
+
+
+def test_a_drawing_leaves_the_sample_and_the_image_alone() -> None:
+    sample = boxes((2, 2, 12, 12, 1, 0.9))
+    sample.gt_instances = sample.pred_instances.clone()
+    image = np.zeros((64, 64, 3), np.uint8)
+    meta = dict(classes=('zero', 'one'), palette=[(255, 0, 0), (0, 255, 0)])
+    drawn = draw_sample(make_visualizer('mmdet', meta), image, sample)
+    assert drawn.shape == (64, 64, 3) and drawn.any()
+    # the left edge of the enlarged box, in the colour of its class
+    red, green, blue = drawn[24, 2 * ENLARGED].tolist()
+    assert (red, blue) == (0, 0) and green >= 200
+    assert sample.pred_instances.bboxes.tolist() == [[2, 2, 12, 12]]
+    assert not image.any()
 
 
 def test_a_resumed_run_replaces_what_it_repeats(tmp_path: Path) -> None:

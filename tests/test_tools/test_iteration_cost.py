@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,8 @@ import pytest
 from torch import Tensor
 
 from mmselfdistill.containers import leaves
-
-ROOT = Path(__file__).parents[2]
-sys.path.append(str(ROOT))
-
-from tools.benchmarks.cost import main  # noqa: E402
-from tools.benchmarks.iterations import (  # noqa: E402
+from tools.benchmarks.cost import main
+from tools.benchmarks.iterations import (
     ASKED_FOR,
     KINDS,
     WARM_UP,
@@ -24,8 +19,10 @@ from tools.benchmarks.iterations import (  # noqa: E402
     in_turns,
     only,
 )
-from tools.benchmarks.results import in_words, ratio, short  # noqa: E402
-from tools.benchmarks.subjects import make_subject  # noqa: E402
+from tools.benchmarks.results import in_words, ratio, short
+from tools.benchmarks.subjects import make_subject
+
+ROOT = Path(__file__).parents[2]
 
 DIGITS = ROOT / 'configs' / 'digits'
 RETINANET = str(DIGITS / 'retinanet_r18_fpn_50e_digits.py')

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from helpers import disturb
 
-ROOT = Path(__file__).parents[2]
-sys.path.append(str(ROOT))
-
-from tools.benchmarks.memory import peak_bytes  # noqa: E402
-from tools.benchmarks.scaling import (  # noqa: E402
+from tools.benchmarks.memory import peak_bytes
+from tools.benchmarks.scaling import (
     AXES,
     DETECTOR,
     MORE,
@@ -21,7 +17,9 @@ from tools.benchmarks.scaling import (  # noqa: E402
     growth,
     points,
 )
-from tools.benchmarks.subjects import make_subject  # noqa: E402
+from tools.benchmarks.subjects import make_subject
+
+ROOT = Path(__file__).parents[2]
 
 RETINANET = str(ROOT / 'configs/digits/retinanet_r18_fpn_50e_digits.py')
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -10,17 +9,16 @@ from typing import Any
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[2]
-sys.path.append(str(ROOT))
-
-from tools.benchmarks.iterations import Iterations  # noqa: E402
-from tools.benchmarks.subjects import make_subject  # noqa: E402
-from tools.benchmarks.syncs import (  # noqa: E402
+from tools.benchmarks.iterations import Iterations
+from tools.benchmarks.subjects import make_subject
+from tools.benchmarks.syncs import (
     ITERATIONS,
     PACKAGE,
     WouldWait,
     compared,
 )
+
+ROOT = Path(__file__).parents[2]
 
 ROI_EXTRACTOR = 'single_level_roi_extractor.py'
 

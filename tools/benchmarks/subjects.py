@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import io
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,15 +10,10 @@ import torch
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 
-from mmselfdistill.testing.inputs import raw_batch
-from mmselfdistill.testing.models import (
-    build,
-    calibrate,
-    enter,
-    prepared,
-    wants_masks,
-)
-from mmselfdistill.zoo import check_scope, read_config, zoo_folder
+from mmselfdistill.commands.quiet import quietly
+from mmselfdistill.testing.builder import Builder
+from mmselfdistill.testing.models import calibrate
+from mmselfdistill.zoo import read_config
 
 MODELS = (
     'mmdet::retinanet/retinanet_r50_fpn_1x_coco',
@@ -89,16 +82,11 @@ def make_subject(name: str, size: int, count: int, amp: str = 'none') -> Subject
 
 def subject_of(cfg: Config, size: int, count: int, amp: str = 'none') -> Subject:
     """Build the model of a config that was read: see :func:`make_subject`."""
-    zoo = check_scope(cfg)
-    model_cfg = prepared(cfg.model, zoo_folder(zoo), few={})
-    # models talk while they are built
-    with contextlib.redirect_stdout(io.StringIO()):
-        enter(zoo, model_cfg)
-        model = build(zoo, model_cfg, size).to(device())
-    raws = [
-        raw_batch(zoo, model, model_cfg, size, wants_masks(cfg))
-        for _ in range((count + 1) // 2)  # each has two images
-    ]
+    with quietly():
+        builder = Builder(cfg, few={})
+        model = builder.model(size).to(device())
+    # each has two images
+    raws = [builder.raw_batch(model, size) for _ in range((count + 1) // 2)]
     raw = {key: [x for each in raws for x in each[key]][:count] for key in raws[0]}
     batch = model.data_preprocessor(copy.deepcopy(raw), True)
     for _ in range(3):

@@ -5,7 +5,7 @@ validation images draw on disjoint digits. Under the given folder:
 
     {train,val}/{0,...,9}/*.png
 
-    python tools/dataset_converters/digits_imagenet.py data/digits_imagenet
+    python -m tools.dataset_converters.digits_imagenet data/digits_imagenet
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import numpy.typing as npt
-from digits import (  # type: ignore[import-not-found]
+
+from tools.dataset_converters.digits import (
     INK,
     Floats,
     Image,

@@ -3,39 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, Callable
 
 import torch
-from mmengine.config import Config
-from torch import Tensor
 
 from mmselfdistill.core.distiller import Distiller, build_distiller
 from mmselfdistill.core.teacher import average_into, make_teacher
 from mmselfdistill.families import find_plan
 from mmselfdistill.testing import check_identity
+from mmselfdistill.testing.builder import Builder
 from mmselfdistill.testing.identity import loss_of, terms_of
-from mmselfdistill.testing.inputs import make_batch, raw_batch
-from mmselfdistill.testing.models import (
-    build,
-    calibrate,
-    enter,
-    prepared,
-    sizes_of,
-    wants_masks,
-)
+from mmselfdistill.testing.inputs import raw_batch
 from mmselfdistill.testing.unlabeled import check_unlabeled
+from mmselfdistill.zoo import read_config
 
 STEPS = 3
 
 
-def check_config(zoo: str, root: Path, name: str, save: Callable[[Any], None]) -> None:
+def check_config(key: str, save: Callable[[dict[str, Any]], None]) -> None:
     """Try one config, and save what is known after each part.
 
     Args:
-        zoo (str): 'mmdet' or 'mmseg'.
-        root (Path): The folder of the zoo's configs.
-        name (str): The config, relative to it.
+        key (str): The config's name in its zoo: `mmdet::fcos/fcos_...`.
         save (Callable): Called with the record whenever it grows.
 
     Raises:
@@ -43,15 +32,12 @@ def check_config(zoo: str, root: Path, name: str, save: Callable[[Any], None]) -
     """
     record: dict[str, Any] = dict(part='stock')
     save(record)
-    whole = Config.fromfile(root / name)
-    cfg, masks = prepared(whole.model, root), wants_masks(whole)
-    enter(zoo, cfg)
-    size, keys = stock_step(zoo, cfg, masks)
-    model = build(zoo, cfg, size)
+    builder = Builder(read_config(key, None))
+    size = builder.first_size()
+    model, batch = builder.calibrated(size)
+    keys = list(model.state_dict())
     record.update(part='plugin', model=type(model).__name__)
     save(record)
-    batch = make_batch(zoo, model, cfg, size, masks)
-    calibrate(model, batch)
     report = check_identity(model, batch)
     record.update(family=report.family, skipped=report.skipped, silent=report.silent)
     record.update(found=report.found)
@@ -59,7 +45,7 @@ def check_config(zoo: str, root: Path, name: str, save: Callable[[Any], None]) -
     save(record)
     if report.problems:
         raise RuntimeError('; '.join(report.problems))
-    record['unlabeled'] = on_unlabeled(zoo, model, cfg, size, batch)
+    record['unlabeled'] = on_unlabeled(builder, model, batch, size)
     save(record)
     distiller = build_distiller(model, schedule='constant')
     distiller.teacher = make_teacher(model)
@@ -71,7 +57,7 @@ def check_config(zoo: str, root: Path, name: str, save: Callable[[Any], None]) -
 
 
 def on_unlabeled(
-    zoo: str, model: Any, cfg: Any, size: int, batch: dict[str, Any]
+    builder: Builder, model: Any, batch: dict[str, Any], size: int
 ) -> dict[str, Any]:
     """Try images without labels, with no setting of the model's own.
 
@@ -81,39 +67,10 @@ def on_unlabeled(
     # of a model that holds the one that it trains, that one takes images
     inner: Any = model.get_submodule(find_plan(model).inner)
     try:
-        raw = raw_batch(zoo, inner, cfg, size, masks=False)
+        raw = raw_batch(builder.zoo, inner, builder.cfg, size, masks=False)
         return dict(terms=[*check_unlabeled(model, raw, batch)])
     except Exception as error:
         return dict(error=f'{type(error).__name__}: {error}'[:300])
-
-
-def stock_step(zoo: str, cfg: Any, masks: bool) -> tuple[int, list[str]]:
-    """Make a step without the plugin.
-
-    Returns:
-        tuple: The size of images that the model takes, and the keys of its
-        state_dict after the step.
-    """
-    error: Exception | None = None
-    for size in sizes_of(cfg):
-        model = build(zoo, cfg, size)
-        model.train()
-        try:
-            batch = make_batch(zoo, model, cfg, size, masks)
-            loss: Any = total(model, loss_of(model, batch))
-            loss.backward()
-        except Exception as this:
-            error = this
-        else:
-            return size, list(model.state_dict())
-    assert error is not None
-    raise error
-
-
-def total(model: Any, losses: dict[str, Any]) -> Tensor:
-    """Return the sum of the losses."""
-    value: Tensor = model.parse_losses(losses)[0]
-    return value
 
 
 def check_steps(
@@ -124,7 +81,8 @@ def check_steps(
     Raises:
         RuntimeError: If a term is not finite, or none is ever positive.
     """
-    student, teacher = distiller.student, distiller.teacher
+    student: Any = distiller.student
+    teacher = distiller.teacher
     assert teacher is not None
     student.train()
     optimizer = torch.optim.AdamW(
@@ -139,8 +97,7 @@ def check_steps(
         if not all(abs(value) < float('inf') for value in values.values()):
             raise RuntimeError(f'not finite in step {step}: {values}')
         optimizer.zero_grad()
-        loss: Any = total(student, losses)
-        loss.backward()
+        student.parse_losses(losses)[0].backward()
         optimizer.step()
         average_into(teacher, student, (1 + step) / (10 + step))
     distiller.detach()

@@ -1,13 +1,23 @@
-"""The table of the sweep: docs/zoo.md."""
+"""Write docs/zoo.md from the records of the configs that were tried.
+
+    PYTHONPATH=tests python -m zoo.report work_dirs/zoo/results.jsonl docs/zoo.md
+
+Those of this version of the package are written or, if there are none, those of the
+version that was tried last.
+"""
 
 from __future__ import annotations
 
+import argparse
+import re
 from collections import Counter
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any, Sequence
 
 from mmselfdistill.testing.identity import TOLERANCE
+from zoo.records import Records
 
 NEEDED = ('torch', 'mmengine', 'mmcv', 'mmdet', 'mmsegmentation')
 # some models are made with
@@ -15,7 +25,7 @@ OPTIONAL = ('mmpretrain', 'timm', 'transformers', 'torchvision')
 
 HEAD = """# What trains with the plugin
 
-Written by `tools/zoo_sweep.py`; do not edit. Of each folder of configs of both zoos,
+Written by `make zoo`; do not edit. Of each folder of configs of both zoos,
 the one with the shortest name and one of another kind were tried on this machine's
 CPU, each in a process of its own, with random weights, on images of noise, and with no
 setting for the model. A row that trains with the plugin has passed all of this:
@@ -49,7 +59,7 @@ def write_report(
 
     Args:
         path (Path): The file.
-        records (Sequence[dict]): What `zoo_check.py` found, in the zoo's order.
+        records (Sequence[dict]): What was found, in the zoo's order.
         pattern (str): The regular expression by which configs were chosen. Defaults
             to '': all were tried.
     """
@@ -176,8 +186,28 @@ def _versions() -> list[str]:
             f'onedl-{name.replace("det", "detection")}',
         ):
             try:
-                found.append(f'{package} {version(package)}')
+                found.append(f'{package} {version_of(package)}')
                 break
             except PackageNotFoundError:
                 continue
     return found
+
+
+def main() -> None:
+    """Write the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('results', type=Path, help='results.jsonl')
+    parser.add_argument('out', type=Path, help='the page to write')
+    parser.add_argument('--filter', default='', help='regular expression on names')
+    args = parser.parse_args()
+    records = Records(args.results).latest()
+    if not records:
+        raise SystemExit(f'{args.results}: no config was tried')
+    chosen = [records[key] for key in sorted(records) if re.search(args.filter, key)]
+    write_report(args.out, chosen, args.filter)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,31 +1,38 @@
-"""What the sweep of the zoos tries, remembers and writes."""
+"""Which configs `make zoo` tries, what it remembers of them, and what it writes."""
 
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from mmengine.config import Config
-from torch import nn
+from zoo.configs import Entry, chosen, discover, kind_of, next_of_kind
+from zoo.process import tried
+from zoo.records import Records
+from zoo.report import write_report
 
-sys.path.append(str(Path(__file__).parents[2] / 'tools'))
-from zoo_configs import Entry, discover, kind_of, next_of_kind
-from zoo_report import write_report
-from zoo_sweep import Sweep
-
-from mmselfdistill.testing.inputs import make_batch
-from mmselfdistill.testing.models import build, calibrate, enter, prepared
-from mmselfdistill.zoo import zoo_folder
-
-ROOT = zoo_folder('mmseg')
+TESTS = Path(__file__).parent
 CONFIG = """
 model = dict(type='{model}', bbox_head=dict(type='{head}'))
 train_dataloader = dict()
 test_evaluator = dict(type='CocoMetric')
+"""
+SECOND = '17halftrain_test-mot17halfval'
+LATE = """
+import sys
+from pathlib import Path
+import pytest
+sys.path.insert(0, {tests!r})
+from zoo.process import register, tried
+register('mmdet')
+
+@pytest.mark.timeout(2)
+def test_late(tmp_path):
+    record = tried({key!r}, tmp_path / 'record.json', 2)
+    assert record == dict(part='stock', error='took more than 2 s')
 """
 
 
@@ -75,71 +82,49 @@ def test_the_next_of_a_kind_is_of_that_kind(zoo: Path) -> None:
     assert next_of_kind(Entry('mmdet', 'fcos/fcos.py'), zoo) is None
 
 
-def test_weights_are_left_out_and_counts_made_small() -> None:
-    model = dict(
-        backbone=dict(init_cfg=dict(type='Pretrained', checkpoint='x'), depth=50),
-        timm=dict(pretrained=True),
-        clip=dict(templates='vild'),
-        head=dict(init_cfg=dict(type='Normal'), sampler=dict(num=512), order=('a',)),
-        teacher_config='configs/gfl/gfl.py',
-    )
-    assert prepared(model, Path('/zoo')) == dict(
-        backbone=dict(init_cfg=None, depth=50),
-        timm=dict(pretrained=False),
-        clip=dict(templates=['a photo of a {}.']),
-        head=dict(init_cfg=dict(type='Normal'), sampler=dict(num=32), order=('a',)),
-        teacher_config='/zoo/gfl/gfl.py',
-    )
-
-
-def test_a_transformer_bound_to_a_size_is_built_for_small_images() -> None:
-    enter('mmseg', {})
-    cfg = Config.fromfile(
-        ROOT / 'beit' / 'beit-base_upernet_8xb2-160k_ade20k-640x640.py'
-    )
-    cfg.model.backbone.update(num_layers=1, out_indices=(0,) * 4)
-    model = build('mmseg', prepared(cfg.model, ROOT), 64)
-    # 4x4 patches: 7x7 distances, and three of the class token
-    table = model.backbone.layers[0].attn.relative_position_bias_table
-    assert table.shape == (7 * 7 + 3, 12)
-    assert model.data_preprocessor.size == (64, 64)
-
-
-def test_noise_has_the_channels_that_are_normalised() -> None:
-    enter('mmseg', {})
-    name = 'swin-tiny-patch4-window7_upernet_1xb8-20k_levir-256x256.py'
-    cfg = Config.fromfile(ROOT / 'swin' / name)
-    try:
-        model = build('mmseg', prepared(cfg.model, ROOT), 64)
-    except AssertionError as error:
-        # OneDL's: the config does not build there
-        assert str(error).startswith('`mean` should have 1 or 3 values')
-        pytest.skip('no preprocessor of this MMEngine takes pairs of images')
-    batch = make_batch('mmseg', model, cfg.model, 64, False)
-    assert batch['inputs'].shape == (2, 6, 64, 64)
-
-
-def test_norms_go_half_way_to_the_statistics_of_the_batch() -> None:
-    class Model(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.norm = nn.BatchNorm1d(3, momentum=0.1)
-
-        def forward(self, inputs: torch.Tensor, mode: str) -> torch.Tensor:
-            return self.norm(inputs)
-
-    model, x = Model(), 5 + 2 * torch.randn(16, 3)
-    calibrate(model, dict(inputs=x))
-    torch.testing.assert_close(model.norm.running_mean, x.mean(0) / 2)
-    torch.testing.assert_close(model.norm.running_var, (1 + x.var(0)) / 2)
-    assert model.norm.momentum == 0.1
+def test_a_second_choice_is_of_what_does_not_train_in_stock() -> None:
+    first = 'mmdet::deepsort/deepsort_faster-rcnn_r50_fpn_8xb2-4e_mot17train_test-'
+    pattern = '::deepsort|::ssd'
+    keys = [entry.key for entry in chosen(pattern, 1, {})]
+    assert keys == [f'{first}mot17test.py', 'mmdet::ssd/ssd300_coco.py']
+    known = {keys[0]: dict(part='stock'), keys[1]: dict(part='done')}
+    second = [entry.key for entry in chosen(pattern, 2, known)]
+    assert second == [keys[0].replace('17train_test-mot17test', SECOND)]
+    assert [*chosen(pattern, 2, {})] == []
+    # the third choice waits for the second
+    assert [*chosen(pattern, 3, known)] == []
 
 
 def test_results_of_another_version_do_not_count(tmp_path: Path) -> None:
-    sweep = Sweep(tmp_path, jobs=1, timeout=1)
-    lines = [dict(key='a', version=sweep.version), dict(key='b', version='older')]
-    sweep.results.write_text('\n'.join(json.dumps(line) for line in lines))
-    assert list(sweep.records()) == ['a']
+    records = Records(tmp_path / 'results.jsonl')
+    older = [dict(key=key, version='older', part='plugin') for key in 'ab']
+    records.path.write_text(''.join(json.dumps(line) + '\n' for line in older))
+    assert records.read() == {}
+    # a page can be written of them all the same
+    assert [*records.latest()] == ['a', 'b']
+    records.add('a', dict(part='done'), 1.23)
+    found = dict(part='done', key='a', version=records.version, seconds=1.2)
+    assert records.read() == records.latest() == dict(a=found)
+
+
+def test_a_process_that_dies_is_known_by_its_code(tmp_path: Path) -> None:
+    config = tmp_path / 'dies.py'
+    config.write_text("__import__('os').kill(__import__('os').getpid(), 9)")
+    record = tried(f'mmdet::{config}', tmp_path / 'record.json', 60)
+    assert record == dict(part='stock', error='the process ended with code -9')
+
+
+def test_a_config_that_takes_too_long_is_ended(tmp_path: Path) -> None:
+    config = tmp_path / 'waits.py'
+    config.write_text("__import__('time').sleep(60)")
+    (tmp_path / 'test_late.py').write_text(
+        LATE.format(tests=str(TESTS), key=f'mmdet::{config}')
+    )
+    pytest_ = [sys.executable, '-W', 'ignore', '-m', 'pytest', '-p', 'no:cacheprovider']
+    done = subprocess.run(
+        [*pytest_, 'test_late.py'], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert '1 passed' in done.stdout, done.stdout
 
 
 def test_the_report_counts_its_rows(tmp_path: Path) -> None:

@@ -1,16 +1,20 @@
-"""Which configs of a zoo stand for its families."""
+"""Which configs of the zoos stand for their families."""
 
 from __future__ import annotations
 
 import re
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Iterator, NamedTuple
+from typing import Any, Iterator, Mapping, NamedTuple
 
 from mmengine.config import Config
+
+from mmselfdistill.zoo import zoo_folder
 
 # folders of fragments and of data sets
 NOT_FAMILIES = ('_base_', 'common', 'dsdl')
 PER_FOLDER = 2
+ZOOS = ('mmdet', 'mmseg')
 
 
 class Entry(NamedTuple):
@@ -23,6 +27,29 @@ class Entry(NamedTuple):
     def key(self) -> str:
         """Return the name that the frameworks know it by."""
         return f'{self.zoo}::{self.name}'
+
+
+def chosen(
+    pattern: str, choice: int, known: Mapping[str, dict[str, Any]]
+) -> Iterator[Entry]:
+    """Yield the configs of the installed zoos that are tried.
+
+    Args:
+        pattern (str): A regular expression that a key must match.
+        choice (int): 1 for the configs that stand for a folder, 2 for the next of its
+            kind where such a config does not train in stock, and so on.
+        known (Mapping): The records of the configs that were tried, by their keys.
+    """
+    for zoo in filter(find_spec, ZOOS):
+        root = zoo_folder(zoo)
+        for first in discover(zoo, root, pattern):
+            entry: Entry | None = first
+            for _ in range(choice - 1):
+                record = known.get(entry.key, {}) if entry else {}
+                stock = record.get('part') == 'stock'
+                entry = next_of_kind(entry, root) if entry and stock else None
+            if entry and re.search(pattern, entry.key):
+                yield entry
 
 
 def discover(zoo: str, root: Path, pattern: str = '') -> Iterator[Entry]:

@@ -1,0 +1,1 @@
+"""Every family of configs of both zoos, tried with the plugin: `make zoo`."""
