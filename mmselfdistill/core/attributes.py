@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import copy
 import random
-from typing import Any, List, Mapping, Tuple
+from typing import Any, Dict, List, Mapping, Tuple
 
 import numpy as np
 import torch
+from mmengine.config import ConfigDict
 from torch import Tensor, nn
 
 from mmselfdistill.containers import flat, replaced
@@ -19,8 +20,10 @@ from mmselfdistill.core.modes import is_dropout, is_rate
 
 # the path of a module, the name of an attribute, and its value
 Values = List[Tuple[str, str, Any]]
+Held = Dict[str, Dict[str, Any]]
 
 _PLAIN = (bool, int, float, str, type(None))
+_PLAIN_TYPES = frozenset(_PLAIN)
 _GENERATORS = (
     *(torch.Generator, random.Random),
     *(np.random.Generator, np.random.RandomState),
@@ -59,43 +62,53 @@ class Attributes:
                 and not (is_rate(name) and isinstance(value, float))
                 and _is_kept(value)
             ]
-        return [
-            (path, name, _as_now(held[name]))
-            for path, held, name in self._names
-            if name in held
-        ]
+        found: Values = []
+        for path, held, name in self._names:
+            value = held.get(name, held)
+            # most are: no call of a function for each
+            if type(value) in _PLAIN_TYPES:
+                found.append((path, name, value))
+            elif isinstance(value, _GENERATORS):
+                found.append((path, name, copy.deepcopy(value)))
+            elif value is not held and not _is_inert(value):
+                found.append((path, name, value))
+        return found
 
 
 def _is_kept(value: Any) -> bool:
-    return isinstance(value, (*_PLAIN, *_GENERATORS, Tensor, list, tuple, dict))
+    kinds = (*_PLAIN, *_GENERATORS, Tensor, list, tuple, dict)
+    return isinstance(value, kinds) and not isinstance(value, ConfigDict)
 
 
-def _as_now(value: Any) -> Any:
-    return copy.deepcopy(value) if isinstance(value, _GENERATORS) else value
+def _is_inert(value: Any) -> bool:
+    if isinstance(value, dict):
+        return len(value) > _MOST or _PLAIN_TYPES.issuperset(map(type, value.values()))
+    if isinstance(value, (list, tuple)):
+        return len(value) > _MOST or _PLAIN_TYPES.issuperset(map(type, value))
+    return False
 
 
-def put(teacher: nn.Module, values: Values, versions: Mapping[int, Any]) -> None:
+def held_by(teacher: nn.Module) -> Held:
+    """Return the attributes of each module, by its path."""
+    return {path: vars(module) for path, module in teacher.named_modules()}
+
+
+def put(teacher: Held, values: Values, versions: Mapping[int, Any]) -> None:
     """Give a teacher's modules what the student's held when a call began.
 
     Args:
-        teacher (nn.Module): A copy of the student.
+        teacher (dict): What :func:`held_by` returned.
         values (list): What :meth:`Attributes.now` returned.
         versions (Mapping[int, Any]): What becomes another value, by its ``id``. Of
             tensors and containers, only what holds such values is given.
     """
-    modules = dict(teacher.named_modules())
     for path, name, value in values:
-        if path not in modules:
+        held = teacher.get(path)
+        if held is None or held.get(name, held) is value:
             continue
-        held: Any = vars(modules[path])
         if isinstance(value, _PLAIN):
-            if held.get(name, value) is not value or name not in held:
-                held[name] = value
+            held[name] = value
         elif isinstance(value, _GENERATORS):
             held[name] = copy.deepcopy(value)
-        elif _is_short(value) and any(id(each) in versions for each in flat(value)):
+        elif any(id(each) in versions for each in flat(value)):
             held[name] = replaced(value, versions)
-
-
-def _is_short(value: Any) -> bool:
-    return isinstance(value, Tensor) or len(value) <= _MOST
