@@ -74,23 +74,25 @@ def _as_now(value: Any) -> Any:
     return copy.deepcopy(value) if isinstance(value, _GENERATORS) else value
 
 
-def put(teacher: nn.Module, values: Values, versions: Mapping[int, Any]) -> None:
+def put(
+    modules: Mapping[str, nn.Module], values: Values, versions: Mapping[int, Any]
+) -> None:
     """Give a teacher's modules what the student's held when a call began.
 
     Args:
-        teacher (nn.Module): A copy of the student.
+        modules (Mapping[str, nn.Module]): The teacher's, by path.
         values (list): What :meth:`Attributes.now` returned.
         versions (Mapping[int, Any]): What becomes another value, by its ``id``. Of
             tensors and containers, only what holds such values is given.
     """
-    modules = dict(teacher.named_modules())
     for path, name, value in values:
         if path not in modules:
             continue
         held: Any = vars(modules[path])
+        if held.get(name, held) is value:
+            continue
         if isinstance(value, _PLAIN):
-            if held.get(name, value) is not value or name not in held:
-                held[name] = value
+            held[name] = value
         elif isinstance(value, _GENERATORS):
             held[name] = copy.deepcopy(value)
         elif _is_short(value) and any(id(each) in versions for each in flat(value)):

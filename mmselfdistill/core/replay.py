@@ -57,6 +57,7 @@ def replay(
     # tensors of the student and the teacher, by where the student's are in memory
     returned: dict[int, tuple[Tensor, Tensor]] = {}
     made: list[Call] = []
+    modules = dict(teacher.named_modules())
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         stack.enter_context(forked_rng())
@@ -71,7 +72,7 @@ def replay(
                 made.append(Call(outer.path, 0, *given))
                 continue
             set_rng_states(outer.rng)
-            put(teacher, outer.attributes, versions)
+            put(modules, outer.attributes, versions)
             owner, name = resolve(teacher, outer.path)
             if outer.state:
                 getattr(owner, seam.state).update(replaced(outer.state, versions))
