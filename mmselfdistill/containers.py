@@ -161,9 +161,10 @@ def _rebuilt(data: Any, change: Callable[[Any], Any]) -> Any:
 
 
 def _rebuilt_tuple(data: Any, values: list[Any]) -> Any:
-    if hasattr(data, 'n_fields'):  # what torch.max returns has a way of its own
+    try:
+        new: Any = tuple.__new__(type(data), values)
+    except TypeError:  # a class of PyTorch: a size, or what torch.max returns
         return type(data)(values)
-    new: Any = tuple.__new__(type(data), values)
     if hasattr(new, '__dict__'):
         vars(new).update(vars(data))
     return new

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import copy
+from collections import deque
 from dataclasses import dataclass, field
 from types import MappingProxyType, SimpleNamespace
 from typing import Any, Callable, NamedTuple
@@ -271,3 +272,38 @@ def test_what_is_unchanged_is_the_very_same() -> None:
     twin: Tensor = tensor.clone()
     assert replaced([twin], {id(tensor): new})[0] is twin
     assert copy.copy(whole).feature is whole.feature
+
+
+class Sized(list):  # type: ignore[type-arg]
+    def __init__(self, items: Any, sizes: Any) -> None:
+        super().__init__(items)
+        self.sizes = sizes
+
+
+class Two(tuple):  # type: ignore[type-arg]
+    def __new__(cls, one: Any, other: Any) -> Any:
+        return tuple.__new__(cls, (one, other))
+
+
+@pytest.mark.parametrize(
+    'hold',
+    [
+        lambda x: Sized([x], [3]),
+        lambda x: Two(x, None),
+        lambda x: deque([x]),
+        lambda x: {x},
+        lambda x: frozenset([x]),
+        lambda x: torch.max(x[None], 0),
+        lambda x: (x, torch.Size([2, 3])),
+    ],
+)
+def test_items_of_every_class_are_replaced(hold: Any) -> None:
+    data = hold(torch.zeros(2))
+    tensor, new = tensors_in(data)[0], torch.ones(2)
+    for copied in (snapshot(data), replaced(data, {})):
+        assert type(copied) is type(data) and copied is not data
+        assert tensors_in(copied)[0] is tensor
+        assert getattr(copied, 'sizes', [3]) == [3]
+    changed = replaced(data, {id(tensor): new})
+    assert type(changed) is type(data)
+    assert tensors_in(changed)[0] is new
