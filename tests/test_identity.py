@@ -15,7 +15,7 @@ from mmengine.structures import PixelData
 from mmengine.utils import get_installed_path
 from torch import nn
 
-from mmselfdistill.core.distiller import build_distiller
+from mmselfdistill.core.build import build_distiller
 from mmselfdistill.core.teacher import make_teacher, still
 from mmselfdistill.core.wrapping import resolve
 from mmselfdistill.testing import check_identity

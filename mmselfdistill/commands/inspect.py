@@ -15,7 +15,8 @@ from mmengine.registry import HOOKS
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmselfdistill.commands.quiet import quietly
-from mmselfdistill.core.distiller import Distiller, build_distiller
+from mmselfdistill.core.build import build_distiller
+from mmselfdistill.core.distiller import Distiller
 from mmselfdistill.core.report import describe
 from mmselfdistill.core.teacher import make_teacher
 from mmselfdistill.core.unlabeled import without_labels

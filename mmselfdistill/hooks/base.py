@@ -8,7 +8,8 @@ from mmengine.hooks import Hook
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 from torch import nn
 
-from mmselfdistill.core.distiller import Distiller, build_distiller
+from mmselfdistill.core.build import build_distiller
+from mmselfdistill.core.distiller import Distiller
 from mmselfdistill.core.teacher import make_teacher
 from mmselfdistill.core.terms import ScheduleConfig, TermConfigs
 from mmselfdistill.errors import check_choice, check_number, check_whole

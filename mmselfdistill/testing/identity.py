@@ -10,7 +10,8 @@ from typing import Any, Iterator
 import torch
 from torch import Tensor, nn
 
-from mmselfdistill.core.distiller import Distiller, build_distiller
+from mmselfdistill.core.build import build_distiller
+from mmselfdistill.core.distiller import Distiller
 from mmselfdistill.core.teacher import copy_into, make_teacher, still
 
 # of a term at equal weights, to its value at others. PyTorch multiplies matrices in

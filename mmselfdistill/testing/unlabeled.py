@@ -8,7 +8,7 @@ from typing import Any, Iterator
 import torch
 from torch import Tensor, nn
 
-from mmselfdistill.core.distiller import build_distiller
+from mmselfdistill.core.build import build_distiller
 from mmselfdistill.core.teacher import make_teacher, still
 from mmselfdistill.core.unlabeled import without_labels
 from mmselfdistill.testing.identity import (

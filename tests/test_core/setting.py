@@ -7,7 +7,7 @@ from typing import Any, Dict, Tuple
 
 from helpers import disturb
 
-from mmselfdistill.core.distiller import build_distiller
+from mmselfdistill.core.build import build_distiller
 from mmselfdistill.core.teacher import make_teacher
 
 Small = Tuple[Any, Dict[str, Any]]

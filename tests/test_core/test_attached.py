@@ -13,7 +13,7 @@ from test_flow import AdaptedToy
 from torch import Tensor, nn
 from toys import OTHERS, TERMS, Toy, distilled, set_factors, signs, step
 
-from mmselfdistill.core.distiller import build_distiller
+from mmselfdistill.core.build import build_distiller
 from mmselfdistill.core.teacher import make_teacher
 
 GAPS = dict(features=3, logits=29)

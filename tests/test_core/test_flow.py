@@ -13,7 +13,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 from toys import OTHERS, TERMS, Toy, distilled, signs, step
 
-from mmselfdistill.core.distiller import build_distiller
+from mmselfdistill.core.build import build_distiller
 from mmselfdistill.core.report import describe
 from mmselfdistill.core.teacher import make_teacher
 

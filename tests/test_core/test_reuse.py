@@ -14,7 +14,8 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
 from mmselfdistill.core import reuse
-from mmselfdistill.core.distiller import Distiller, build_distiller
+from mmselfdistill.core.build import build_distiller
+from mmselfdistill.core.distiller import Distiller
 from mmselfdistill.core.report import describe
 from mmselfdistill.core.teacher import Average, copy_into, make_teacher
 from mmselfdistill.views import View

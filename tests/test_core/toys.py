@@ -9,7 +9,8 @@ import torch
 from helpers import Scale, added
 from torch import Tensor, nn
 
-from mmselfdistill.core.distiller import Distiller, build_distiller
+from mmselfdistill.core.build import build_distiller
+from mmselfdistill.core.distiller import Distiller
 from mmselfdistill.core.given import groups_of
 from mmselfdistill.core.replay import replay
 from mmselfdistill.core.teacher import make_teacher

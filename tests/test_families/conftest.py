@@ -14,8 +14,8 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import PixelData
 
+from mmselfdistill.core.build import build_distiller
 from mmselfdistill.core.comparison import Batch
-from mmselfdistill.core.distiller import build_distiller
 from mmselfdistill.core.flow import Flow
 from mmselfdistill.core.pairs import Pair, pair
 from mmselfdistill.core.teacher import make_teacher, still

@@ -27,7 +27,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 import mmpretrain.models
 from mmpretrain.structures import DataSample
-from mmselfdistill.core.distiller import build_distiller
+from mmselfdistill.core.build import build_distiller
 from mmselfdistill.core.teacher import make_teacher, still
 from mmselfdistill.families.plan import Call, Side
 init_default_scope('mmpretrain')

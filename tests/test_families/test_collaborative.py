@@ -10,8 +10,9 @@ from helpers import added
 from mmdet.models.dense_heads import DINOHead
 from torch import Tensor, nn
 
+from mmselfdistill.core.build import build_distiller
 from mmselfdistill.core.comparison import Batch
-from mmselfdistill.core.distiller import Distiller, build_distiller
+from mmselfdistill.core.distiller import Distiller
 from mmselfdistill.core.recorder import record
 from mmselfdistill.core.teacher import make_teacher, still
 from mmselfdistill.testing import check_identity

@@ -11,7 +11,8 @@ from mmdet.structures.mask import BitmapMasks
 from mmengine.logging import MMLogger
 from mmengine.structures import InstanceData
 
-from mmselfdistill.core.distiller import Distiller, build_distiller
+from mmselfdistill.core.build import build_distiller
+from mmselfdistill.core.distiller import Distiller
 from mmselfdistill.core.teacher import make_teacher
 from mmselfdistill.testing.identity import is_ours, leaves_of, loss_of, terms_of
 

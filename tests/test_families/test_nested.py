@@ -8,7 +8,7 @@ from typing import Any, Callable
 import pytest
 import torch
 
-from mmselfdistill.core.distiller import build_distiller
+from mmselfdistill.core.build import build_distiller
 from mmselfdistill.core.teacher import make_teacher
 from mmselfdistill.core.terms import default_terms
 from mmselfdistill.families import find_plan

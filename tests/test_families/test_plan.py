@@ -10,7 +10,8 @@ from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from mmselfdistill.core.distiller import Distiller, build_distiller
+from mmselfdistill.core.build import build_distiller
+from mmselfdistill.core.distiller import Distiller
 from mmselfdistill.core.pairs import pair
 from mmselfdistill.core.teacher import make_teacher, still
 from mmselfdistill.core.terms import default_terms

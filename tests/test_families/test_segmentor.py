@@ -11,7 +11,7 @@ from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
-from mmselfdistill.core.distiller import build_distiller
+from mmselfdistill.core.build import build_distiller
 from mmselfdistill.core.teacher import make_teacher, still
 from mmselfdistill.core.terms import default_terms
 from mmselfdistill.families import Side, find_plan

@@ -14,7 +14,7 @@ from mmengine.logging import MMLogger
 from torch import nn
 from zoo.check import check_config
 
-from mmselfdistill.core.distiller import build_distiller
+from mmselfdistill.core.build import build_distiller
 from mmselfdistill.core.teacher import make_teacher
 from mmselfdistill.families import find_plan
 from mmselfdistill.testing import check_identity

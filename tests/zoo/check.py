@@ -7,7 +7,8 @@ from typing import Any, Callable
 
 import torch
 
-from mmselfdistill.core.distiller import Distiller, build_distiller
+from mmselfdistill.core.build import build_distiller
+from mmselfdistill.core.distiller import Distiller
 from mmselfdistill.core.teacher import average_into, make_teacher
 from mmselfdistill.families import find_plan
 from mmselfdistill.testing import check_identity

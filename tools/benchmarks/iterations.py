@@ -12,7 +12,8 @@ from typing import Any, Callable, Dict, Iterator, Optional, Sequence
 import torch
 from torch import nn
 
-from mmselfdistill.core.distiller import Distiller, build_distiller
+from mmselfdistill.core.build import build_distiller
+from mmselfdistill.core.distiller import Distiller
 from mmselfdistill.core.recorder import record, slice_back
 from mmselfdistill.core.teacher import make_teacher, tensors_of
 from mmselfdistill.core.terms import default_terms

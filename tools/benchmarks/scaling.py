@@ -21,8 +21,8 @@ from rich.table import Table
 from torch import Tensor
 
 from mmselfdistill.containers import replaced
+from mmselfdistill.core.build import build_distiller
 from mmselfdistill.core.comparison import Batch
-from mmselfdistill.core.distiller import build_distiller
 from mmselfdistill.core.pairs import pair
 from mmselfdistill.core.recorder import record
 from mmselfdistill.core.teacher import make_teacher
