@@ -37,7 +37,9 @@ class Unmoved:
             yield
         finally:
             for table, items in before:
-                table.update(items)
+                table.update(
+                    (key, b) for key, b in items if _is_like(b, table.get(key))
+                )
             for buffer in buffers:
                 self._put_back(buffer)
 
@@ -50,6 +52,11 @@ class Unmoved:
     @torch.no_grad()
     def _put_back(self, buffer: Tensor) -> None:
         _, version, copied = self._kept[id(buffer)]
-        if buffer._version != version:
+        if buffer._version != version and _is_like(buffer, copied):
             buffer.copy_(copied)
             self._kept[id(buffer)] = buffer, buffer._version, copied
+
+
+def _is_like(buffer: Tensor | None, other: Tensor | None) -> bool:
+    # one that a call gave its size is made by then
+    return buffer is not None and other is not None and buffer.shape == other.shape
