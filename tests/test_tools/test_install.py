@@ -134,3 +134,11 @@ def test_the_next_waits_for_what_a_killed_one_has_begun(tmp_path: Path) -> None:
     # the lock was held until the first had ended
     assert marks.read_text().startswith('begun ended begun')
     assert len(list(tmp_path.glob('mmselfdistill/wheels/*/tinyops*.whl'))) == 1
+
+
+@pytest.mark.parametrize('stack', install.STACKS)
+def test_every_stack_pins_its_frameworks(stack: str) -> None:
+    lines = (ROOT / 'requirements' / f'{stack}.txt').read_text().split()
+    pinned = [line.partition('==')[0] for line in lines if '==' in line]
+    assert len(pinned) == 4
+    assert sum(name.endswith('mmcv') for name in pinned) == 1
