@@ -7,6 +7,7 @@ import io
 from typing import Any, NamedTuple
 
 import torch
+from mmcv.ops import nms
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner, find_latest_checkpoint
 from torch import Tensor
@@ -16,6 +17,7 @@ from tools.demo_arms import Arm
 
 # of detections that are shown and compared
 MIN_SCORE = 0.4
+MAX_OVERLAP = 0.5  # a digit is shown once, under its likeliest class
 
 
 class Scene(NamedTuple):
@@ -47,8 +49,18 @@ def predict(student: Any, teacher: Any, loader: Any) -> list[Scene]:
     scenes = []
     for batch in loader:
         both = [model.test_step(copy_of(batch)) for model in (teacher, student)]
-        scenes += [Scene(*each) for each in zip(batch['inputs'], *both)]
+        shown = [map(likeliest, samples) for samples in both]
+        scenes += [Scene(*each) for each in zip(batch['inputs'], *shown)]
     return scenes
+
+
+def likeliest(sample: Any) -> Any:
+    """Keep one box of those that overlap, whatever their classes."""
+    if 'pred_instances' in sample:
+        found = sample.pred_instances
+        _, kept = nms(found.bboxes, found.scores, MAX_OVERLAP)
+        sample.pred_instances = found[kept]
+    return sample
 
 
 def copy_of(batch: dict[str, Any]) -> dict[str, Any]:
