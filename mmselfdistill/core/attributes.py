@@ -6,7 +6,6 @@ at another: the teacher's modules are given it before each call.
 
 from __future__ import annotations
 
-import copy
 import random
 from typing import Any, Dict, List, Mapping, Tuple
 
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from mmselfdistill.containers import flat, replaced
 from mmselfdistill.core.modes import is_dropout, is_rate
+from mmselfdistill.core.streams import copied
 
 # the path of a module, the name of an attribute, and its value
 Values = List[Tuple[str, str, Any]]
@@ -69,7 +69,7 @@ class Attributes:
             if type(value) in _PLAIN_TYPES:
                 found.append((path, name, value))
             elif isinstance(value, _GENERATORS):
-                found.append((path, name, copy.deepcopy(value)))
+                found.append((path, name, copied(value)))
             elif value is not held and not _is_inert(value):
                 found.append((path, name, value))
         return found
@@ -109,6 +109,6 @@ def put(teacher: Held, values: Values, versions: Mapping[int, Any]) -> None:
         if isinstance(value, _PLAIN):
             held[name] = value
         elif isinstance(value, _GENERATORS):
-            held[name] = copy.deepcopy(value)
+            held[name] = copied(value)
         elif any(id(each) in versions for each in flat(value)):
             held[name] = replaced(value, versions)

@@ -10,6 +10,7 @@ import weakref
 from collections import OrderedDict
 from typing import Any, Callable, Collection, Dict
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.prune import BasePruningMethod
@@ -18,6 +19,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from .apart import HOOKS, SHARED, contents, parts, prove_apart, walk
 from .modes import still
+from .streams import copied
 
 Hook = Callable[..., Any]
 
@@ -205,6 +207,8 @@ class _Copies(Dict[int, Any]):
     def _maker(self, value: Any) -> Callable[[Any], Any] | None:
         if isinstance(value, SHARED):
             return lambda shared: shared
+        if isinstance(value, torch.Generator):
+            return copied
         if type(value) in _LOCKS:
             return lambda lock: _LOCKS[type(lock)]()
         if isinstance(value, Tensor):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from contextlib import ExitStack, contextmanager
 from typing import Any, Iterator, List, Sequence, Tuple
@@ -23,6 +24,16 @@ def rng_states() -> list[Any]:
     if torch.cuda.is_available():
         states.append(torch.cuda.get_rng_state())
     return states
+
+
+def copied(generator: Any) -> Any:
+    """Return a copy of a generator of any kind, which draws the same from here on."""
+    if not isinstance(generator, torch.Generator):
+        return copy.deepcopy(generator)
+    # PyTorch 2.1 cannot copy its own
+    new = torch.Generator(generator.device)
+    new.set_state(generator.get_state())
+    return new
 
 
 def set_rng_states(states: Sequence[Any]) -> None:
