@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import List, Sequence
 
 ROOT = Path(__file__).resolve().parent.parent
-# the folder and the PyTorch of each stack
+# the folder and the PyTorch of each stack, and the oldest Python 3 that it has
 STACKS = {
-    'openmmlab': ('.venv', '2.13.0'),
-    'onedl': ('.venv-onedl', '2.13.0'),
-    'oldest': ('.venv-oldest', '2.1.0'),
+    'openmmlab': ('.venv', '2.13.0', '10'),
+    'onedl': ('.venv-onedl', '2.13.0', '10'),
+    'oldest': ('.venv-oldest', '2.1.0', '8'),
 }
 BUILD_TOOLS = ['setuptools<81', 'wheel', 'ninja', 'psutil']
 ALONE = ['--no-deps', '--no-build-isolation']
@@ -32,10 +32,10 @@ PYTHONS = [sys.executable, 'python3.11', 'python3.10', 'python3.12']
 SUITS = """
 import ensurepip, os, sys, sysconfig, venv
 headers = os.path.exists(os.path.join(sysconfig.get_path('include'), 'Python.h'))
-sys.exit(not (headers and (3, 8) <= sys.version_info < (3, 13)))
+sys.exit(not (headers and (3, int(sys.argv[1])) <= sys.version_info < (3, 13)))
 """
 NO_PYTHON = (
-    'Python 3.8 to 3.12 with venv and the header Python.h is needed: please '
+    'Python 3.{} to 3.12 with venv and the header Python.h is needed: please '
     'install python3.11, python3.11-venv and python3.11-dev, for example.'
 )
 NO_COMPILER = 'A C++ compiler is needed: please install g++, for example, or set CXX.'
@@ -121,11 +121,12 @@ def mmcv_wheel(python: str, mmcv: str) -> Path:
     return next(wheels.glob('*.whl'))
 
 
-def install(listed: Path, torch: str, venv: Path) -> None:
+def install(stack: str, torch: str, venv: Path) -> None:
     """Run the steps; each is quick when an earlier run has done it."""
     python = str(venv / 'bin' / 'python')
     if not runs(python, '-m', 'pip', '--version'):
-        base = first(PYTHONS, ['-c', SUITS], NO_PYTHON)
+        least = STACKS[stack][2]
+        base = first(PYTHONS, ['-c', SUITS, least], NO_PYTHON.format(least))
         subprocess.check_call([base, '-m', 'venv', '--clear', str(venv)])
     for info in venv.glob('lib/python*/site-packages/*.dist-info'):
         # pip, interrupted, takes one for installed that lacks its last file
@@ -139,6 +140,7 @@ def install(listed: Path, torch: str, venv: Path) -> None:
         subprocess.check_call(command, cwd=str(ROOT))
 
     print(f'[1/3] {torch}, libraries, and what builds mmcv', flush=True)
+    listed = ROOT / 'requirements' / f'{stack}.txt'
     lists = ['-r', 'requirements/libraries.txt', '-r', 'requirements/dev.txt']
     lists += ['-r', 'requirements/docs.txt', '-c', str(listed)]
     pip(torch, *BUILD_TOOLS, *lists)
@@ -159,7 +161,7 @@ def main() -> None:
     parser.add_argument('--stack', choices=sorted(STACKS), default='openmmlab')
     parser.add_argument('--torch', default='', help='version or requirement')
     args = parser.parse_args()
-    folder, torch = STACKS[args.stack]
+    folder, torch, _ = STACKS[args.stack]
     venv, torch = ROOT / folder, args.torch or torch
     torch = f'torch=={torch}' if torch[:1].isdigit() else torch
     files = [ROOT / 'setup.py', Path(__file__), *(ROOT / 'requirements').glob('*.txt')]
@@ -178,7 +180,7 @@ def main() -> None:
     if 'CXX' not in os.environ:
         os.environ['CXX'] = first(['c++', 'g++', 'clang++'], ['--version'], NO_COMPILER)
     try:
-        install(ROOT / 'requirements' / f'{args.stack}.txt', torch, venv)
+        install(args.stack, torch, venv)
     except (subprocess.CalledProcessError, KeyboardInterrupt):
         sys.exit('The step above did not end; the same command goes on from there.')
     stamp.write_text(key)
