@@ -7,7 +7,7 @@ at another: the teacher's modules are given it before each call.
 from __future__ import annotations
 
 import random
-from typing import Any, Dict, List, Mapping, Tuple
+from typing import Any, List, Mapping, Tuple
 
 import numpy as np
 import torch
@@ -18,9 +18,8 @@ from mmselfdistill.containers import flat, replaced
 from mmselfdistill.core.modes import is_dropout, is_rate
 from mmselfdistill.core.streams import copied
 
-# the path of a module, the name of an attribute, and its value
-Values = List[Tuple[str, str, Any]]
-Held = Dict[str, Dict[str, Any]]
+# the id of a module, the name of an attribute, and its value
+Values = List[Tuple[int, str, Any]]
 
 _PLAIN = (bool, int, float, str, type(None))
 _PLAIN_TYPES = frozenset(_PLAIN)
@@ -42,11 +41,11 @@ class Attributes:
 
     def __init__(self, student: nn.Module) -> None:
         self._modules = [
-            (path, vars(module))
-            for path, module in student.named_modules()
+            (id(module), vars(module))
+            for module in student.modules()
             if not (type(module).__module__.startswith('torch.') or is_dropout(module))
         ]
-        self._names: list[tuple[str, dict[str, Any], str]] = []
+        self._names: list[tuple[int, dict[str, Any], str]] = []
         self._sizes: list[int] = []
 
     def now(self) -> Values:
@@ -55,23 +54,23 @@ class Attributes:
         if sizes != self._sizes:
             self._sizes = sizes
             self._names = [
-                (path, held, name)
-                for path, held in self._modules
+                (key, held, name)
+                for key, held in self._modules
                 for name, value in held.items()
                 if name not in _BASE
                 and not (is_rate(name) and isinstance(value, float))
                 and _is_kept(value)
             ]
         found: Values = []
-        for path, held, name in self._names:
+        for key, held, name in self._names:
             value = held.get(name, held)
             # most are: no call of a function for each
             if type(value) in _PLAIN_TYPES:
-                found.append((path, name, value))
+                found.append((key, name, value))
             elif isinstance(value, _GENERATORS):
-                found.append((path, name, copied(value)))
+                found.append((key, name, copied(value)))
             elif value is not held and not _is_inert(value):
-                found.append((path, name, value))
+                found.append((key, name, value))
         return found
 
 
@@ -88,23 +87,20 @@ def _is_inert(value: Any) -> bool:
     return False
 
 
-def held_by(teacher: nn.Module) -> Held:
-    """Return the attributes of each module, by its path."""
-    return {path: vars(module) for path, module in teacher.named_modules()}
-
-
-def put(teacher: Held, values: Values, versions: Mapping[int, Any]) -> None:
+def put(values: Values, versions: Mapping[int, Any]) -> None:
     """Give a teacher's modules what the student's held when a call began.
 
     Args:
-        teacher (dict): What :func:`held_by` returned.
         values (list): What :meth:`Attributes.now` returned.
-        versions (Mapping[int, Any]): What becomes another value, by its ``id``. Of
-            tensors and containers, only what holds such values is given.
+        versions (Mapping[int, Any]): The teacher's version of the student's modules
+            and tensors, by their ``id``. Of tensors and containers, only what holds
+            such values is given.
     """
-    for path, name, value in values:
-        held = teacher.get(path)
-        if held is None or held.get(name, held) is value:
+    for key, name, value in values:
+        if key not in versions:
+            continue
+        held: Any = vars(versions[key])
+        if held.get(name, held) is value:
             continue
         if isinstance(value, _PLAIN):
             held[name] = value

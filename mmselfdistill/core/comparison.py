@@ -76,7 +76,7 @@ class Comparison:
         self.found: list[str] = []
         self.mutating: set[str] = set()
         self.reuse = Reuse(student)
-        self._attributes = Attributes(student)
+        self._attributes: Attributes | None = None
         # of which teacher; the student's tensors, held so that no other gets their id
         self._own_of: nn.Module | None = None
         self._own: list[tuple[Tensor, Tensor]] = []

@@ -86,11 +86,13 @@ class Flow:
         """
         calls, found = of_the_loss(self.recording.calls), []
         self._check_images(calls)
+        parts = {id(each) for each in self.model.modules()}
+        parts |= {id(each) for each in self.model.parameters()}
         pending = list(calls)
         while pending:
-            call = pending.pop()
-            self._check_functions(call, Known(calls))
-            for where, orphan in self._orphans(call, calls):
+            call, known = pending.pop(), Known(calls)
+            self._check_functions(call, known, parts)
+            for where, orphan in self._orphans(call, known):
                 made = self._made_by(orphan)
                 if made is None:
                     message = unknown(call.path, where, orphan, self._on())
@@ -109,17 +111,14 @@ class Flow:
         seams = [Seam(each.call.path) for each in found]
         return self.plan.with_seams(*seams), of_the_loss(merged)
 
-    def _orphans(self, call: Call, calls: list[Call]) -> Iterator[tuple[str, Tensor]]:
+    def _orphans(self, call: Call, known: Known) -> Iterator[tuple[str, Tensor]]:
         """Yield arguments of a call that depend on weights and come from no call."""
-        known = Known(calls)
         for where, each in chosen_by_teacher(self.model, self.plan, call):
             if self._depends(each) and each not in known:
                 yield where, each
 
-    def _check_functions(self, call: Call, known: Known) -> None:
+    def _check_functions(self, call: Call, known: Known, parts: set[int]) -> None:
         """Refuse functions that hold a part of the student, or what a call returned."""
-        parts = {id(each) for each in self.model.modules()}
-        parts |= {id(each) for each in self.model.parameters()}
         for where, value in chosen_by_teacher(self.model, self.plan, call):
             method = method_in(value)
             if isinstance(value, (Tensor, nn.Module)) or value in known:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mmselfdistill.containers import replaced, written
-from mmselfdistill.core.attributes import held_by, put
+from mmselfdistill.core.attributes import put
 from mmselfdistill.core.given import CANNOT, chosen_by_teacher
 from mmselfdistill.core.kept import keeping
 from mmselfdistill.core.memory import address, same_part, share_memory
@@ -39,8 +39,8 @@ def replay(
         teacher (nn.Module): A copy of the recorded model.
         groups (Sequence): The calls to repeat: see :func:`slice_back`.
         plan (Plan): Says what of them the teacher makes, and what stays the student's.
-        own (Mapping[int, Any]): The teacher's parameters and buffers, by the ``id`` of
-            the student's.
+        own (Mapping[int, Any]): The teacher's parameters, buffers and modules, by the
+            ``id`` of the student's.
         views (Sequence): Pairs of images, as the student and as the teacher sees them.
             Defaults to (): both see the same.
 
@@ -57,7 +57,6 @@ def replay(
     # tensors of the student and the teacher, by where the student's are in memory
     returned: dict[int, tuple[Tensor, Tensor]] = {}
     made: list[Call] = []
-    held = held_by(teacher)
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         stack.enter_context(forked_rng())
@@ -72,7 +71,7 @@ def replay(
                 made.append(Call(outer.path, 0, *given))
                 continue
             set_rng_states(outer.rng)
-            put(held, outer.attributes, versions)
+            put(outer.attributes, versions)
             owner, name = resolve(teacher, outer.path)
             if outer.state:
                 getattr(owner, seam.state).update(replaced(outer.state, versions))
