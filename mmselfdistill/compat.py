@@ -46,7 +46,7 @@ def allow_mmengine_checkpoints() -> None:
     ``HistoryBuffer``: see :func:`mmengine_checkpoints`, in which MMEngine's own
     loaders run from now on.
     """
-    if digit_version(torch.__version__) < digit_version('2.6'):
+    if not _is_strict():
         return
     # numpy 2 renamed the module; the old name may be gone
     core = np._core if hasattr(np, '_core') else np.core
@@ -70,6 +70,11 @@ def allow_mmengine_checkpoints() -> None:
             CheckpointLoader.register_scheme(prefix, _guarded(load), force=True)
 
 
+def _is_strict() -> bool:
+    """Whether this PyTorch takes a list of the types that a file may hold."""
+    return digit_version(torch.__version__) >= digit_version('2.6')
+
+
 @contextmanager
 def mmengine_checkpoints() -> Iterator[None]:
     """Let ``torch.load`` look up the statistics of MMEngine's ``HistoryBuffer``.
@@ -78,9 +83,8 @@ def mmengine_checkpoints() -> Iterator[None]:
     a function that looks up nothing else, and only while a checkpoint is loaded.
     """
     guard: Any = (_statistic_of_history_buffer, 'builtins.getattr')
-    strict = digit_version(torch.__version__) >= digit_version('2.6')
     # at its end a block inside another would take away what that one allows
-    if not strict or guard in torch.serialization.get_safe_globals():
+    if not _is_strict() or guard in torch.serialization.get_safe_globals():
         yield
         return
     with torch.serialization.safe_globals([guard]):
@@ -96,9 +100,8 @@ def load_checkpoint(path: Path | str) -> Any:
     Args:
         path (Path | str): A local file.
     """
-    strict = digit_version(torch.__version__) >= digit_version('2.6')
     with mmengine_checkpoints():
-        return torch.load(path, map_location='cpu', weights_only=strict)
+        return torch.load(path, map_location='cpu', weights_only=_is_strict())
 
 
 def _guarded(load: Callable[..., Any]) -> Callable[..., Any]:
