@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -21,19 +22,19 @@ class Scale(nn.Module):
     def __init__(self, factor: float) -> None:
         super().__init__()
         self.factor = nn.Parameter(torch.tensor(factor))
-        # a teacher is given plain numbers of its student's
-        self._runs = [0]
+        # a teacher is given plain numbers and lists of its student's
+        self._runs = SimpleNamespace(count=0)
 
     @property
     def runs(self) -> int:
-        return self._runs[0]
+        return int(self._runs.count)
 
     @runs.setter
     def runs(self, count: int) -> None:
-        self._runs[0] = count
+        self._runs.count = count
 
     def forward(self, x: Tensor) -> Tensor:
-        self._runs[0] += 1
+        self._runs.count += 1
         return x * self.factor
 
 

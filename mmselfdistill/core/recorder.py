@@ -15,10 +15,7 @@ from mmselfdistill.core.attributes import Attributes
 from mmselfdistill.core.changes import Changes
 from mmselfdistill.core.given import groups_of, of_the_loss
 from mmselfdistill.core.memory import address
-from mmselfdistill.core.streams import (
-    precision,
-    rng_states,
-)
+from mmselfdistill.core.streams import precision, rng_states
 from mmselfdistill.core.wrapping import Method, resolve, wrapped
 from mmselfdistill.families.plan import Call, Seam
 
@@ -33,12 +30,15 @@ class Recording:
         changes (Changes): What was changed in place.
         attributes (Attributes, optional): Reads what the modules hold besides weights.
             Defaults to None: nothing is read.
+        to_repeat (bool): Whether a teacher is to repeat the calls: what they depend on
+            is noted, and what is changed in place. Defaults to True.
     """
 
     calls: list[Call] = field(default_factory=list)
     depth: int = 0
     changes: Changes = field(default_factory=Changes)
     attributes: Attributes | None = None
+    to_repeat: bool = True
 
     def begin(self, call: Call) -> None:
         """Note what an outermost call depends on."""
@@ -86,7 +86,7 @@ def _recording(
 ) -> Method:
     @wraps(method)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        outermost = recording.depth == 0
+        outermost = recording.to_repeat and recording.depth == 0
         # a module in the state is the model's own: the teacher has another
         held = {k: v for k, v in state.items() if not isinstance(v, nn.Module)}
         given = (snapshot(args), snapshot(kwargs))

@@ -13,7 +13,7 @@ from mmselfdistill.core.attributes import put
 from mmselfdistill.core.given import CANNOT, chosen_by_teacher
 from mmselfdistill.core.kept import keeping
 from mmselfdistill.core.memory import address, same_part, share_memory
-from mmselfdistill.core.recorder import record
+from mmselfdistill.core.recorder import Recording, record
 from mmselfdistill.core.standins import LeakError
 from mmselfdistill.core.streams import at_precision, forked_rng, set_rng_states
 from mmselfdistill.core.wrapping import Method, resolve
@@ -60,7 +60,8 @@ def replay(
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         stack.enter_context(forked_rng())
-        theirs = stack.enter_context(record(teacher, recorded))
+        recording = Recording(to_repeat=False)
+        theirs = stack.enter_context(record(teacher, recorded, recording))
         stack.enter_context(keeping(teacher, groups, seams))
         for group in groups:
             outer, seam = group[0], seams[group[0].path]
@@ -71,7 +72,8 @@ def replay(
                 made.append(Call(outer.path, 0, *given))
                 continue
             set_rng_states(outer.rng)
-            put(outer.attributes, versions)
+            for held in outer.attributes:
+                put(held, versions)
             owner, name = resolve(teacher, outer.path)
             if outer.state:
                 getattr(owner, seam.state).update(replaced(outer.state, versions))

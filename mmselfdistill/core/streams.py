@@ -10,6 +10,8 @@ from typing import Any, Iterator, List, Sequence, Tuple
 import numpy as np
 import torch
 
+from mmselfdistill.containers import flat
+
 # kinds of devices, whether autocast is on there, and its dtype
 Precision = List[Tuple[str, bool, torch.dtype]]
 
@@ -20,7 +22,8 @@ def rng_states() -> list[Any]:
     These are those of the CPU and of the current device.
     """
     # all are kept on the host: reading them does not wait for the device
-    states = [random.getstate(), np.random.get_state(), torch.get_rng_state()]
+    numpy = np.random.get_state(legacy=False)
+    states = [random.getstate(), numpy, torch.get_rng_state()]
     if torch.cuda.is_available():
         states.append(torch.cuda.get_rng_state())
     return states
@@ -50,8 +53,7 @@ def drawn_since(states: Sequence[Any]) -> bool:
     (python, numpy, *torchs), (own, ours, *others) = states, rng_states()
     return (
         python != own
-        or numpy[2:] != ours[2:]
-        or not np.array_equal(numpy[1], ours[1])
+        or not all(map(np.array_equal, flat(numpy), flat(ours)))
         or not all(map(torch.equal, torchs, others))
     )
 

@@ -26,6 +26,7 @@ class Head(Scale):
         super().__init__(3.0)
         self.more, self.temperature, self.calls = factor, 1.0, 0
         self.generator = torch.Generator().manual_seed(0)
+        self.scales: Any = [dict(low=1.0)]
         self.left: Any = None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -41,6 +42,7 @@ def counted(head: Any) -> int:
     ('factor', 'expected'),
     [
         (lambda head: head.temperature, [1.0, 2.0, 3.0]),
+        (lambda head: head.scales[0]['low'], [1.0, 2.0, 3.0]),
         (counted, [1, 2, 3]),
         (lambda head: random.random(), random.Random(0)),
         (lambda head: np.random.rand(), np.random.RandomState(0)),
@@ -49,7 +51,14 @@ def counted(head: Any) -> int:
             torch.rand(3, generator=torch.Generator().manual_seed(0)).tolist(),
         ),
     ],
-    ids=['set by a hook', 'a count', 'Python', 'NumPy', 'a generator of its own'],
+    ids=[
+        'set by a hook',
+        'set within a list',
+        'a count',
+        'Python',
+        'NumPy',
+        'a generator of its own',
+    ],
 )
 def test_numbers_are_the_students(factor: Any, expected: Any) -> None:
     if isinstance(expected, random.Random):
@@ -63,6 +72,7 @@ def test_numbers_are_the_students(factor: Any, expected: Any) -> None:
     with distilled(student, OTHERS) as distiller:
         for number, wanted in enumerate(expected):
             student.bbox_head.temperature = number + 1.0
+            student.bbox_head.scales[0]['low'] = number + 1.0
             assert step(distiller)['logits'] == pytest.approx(LOGITS * wanted)
     # no stream is moved by the teacher
     assert random.random() != expected[0]

@@ -251,11 +251,11 @@ class FlagHead(Scale):
     def __init__(self, factor: float, more: Callable[[Tensor], Any]) -> None:
         super().__init__(factor)
         # one that a teacher is not given
-        self.more, self.flag = more, [False]
+        self.more, self.flag = more, SimpleNamespace(on=False)
 
     def forward(self, x: Tensor) -> Any:
         result = dict(x=super().forward(x))
-        return {**result, **self.more(x)} if self.flag[0] else result
+        return {**result, **self.more(x)} if self.flag.on else result
 
 
 @pytest.mark.parametrize(
@@ -277,8 +277,8 @@ def test_outputs_of_another_structure(
     with distilled(FlagToy(more), {}) as distiller:
         assert step(distiller) == dict(features=0, logits=0)
         teacher: Any = distiller.teacher
-        teacher.bbox_head.flag[0] = True
+        teacher.bbox_head.flag.on = True
         with pytest.raises(RuntimeError, match=re.escape(message)):
             step(distiller)
-        teacher.bbox_head.flag[0] = False
+        teacher.bbox_head.flag.on = False
         assert step(distiller) == dict(features=0, logits=0)
