@@ -8,16 +8,13 @@ from __future__ import annotations
 import inspect
 import math
 from dataclasses import dataclass
-from typing import Any, Iterator, Mapping, Sequence, Tuple
+from typing import Any, Mapping, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
-from mmengine.dist import get_rank
 from torch import Tensor
 
-from mmselfdistill.containers import tensors_in
 from mmselfdistill.errors import check_number, check_whole, nearest
-from mmselfdistill.seeds import generator_of
 
 Size = Tuple[int, int]
 
@@ -241,71 +238,6 @@ def build_view(cfg: object, where: str, labels: bool) -> View | None:
     return view if any(values.values()) else None
 
 
-def views_of(
-    view: View | None, inputs: Any, samples: Any, seed: Sequence[int]
-) -> tuple[dict[int, Tensor], list[tuple[Tensor, Tensor]]]:
-    """Return the views of all images that a model is given.
-
-    Args:
-        view (View | None): None for no view.
-        inputs (Any): The images, (N, C, H, W) or (N, frames, C, H, W), in any
-            containers.
-        samples (Sequence): The batch's data samples: padding is not perturbed.
-        seed (Sequence[int]): What the draws depend on, besides the rank.
-
-    Returns:
-        tuple: What the student sees, by the ``id`` of the image; and pairs of what the
-        student and what the teacher sees.
-
-    Raises:
-        ValueError: If there is a view, and no image.
-    """
-    shown: dict[int, Tensor] = {}
-    pairs: list[tuple[Tensor, Tensor]] = []
-    if view is None:
-        return shown, pairs
-    for number, (each, own) in enumerate(_images(inputs, samples)):
-        flat = each.flatten(0, -4)
-        draw = generator_of(each.device, *seed, get_rank(), number)
-        sizes = _sizes(own, len(flat))
-        seen, clean = view(flat, draw, sizes)
-        # a mixture ends where the image does
-        clean = clean if clean is flat else _padded(clean, flat, sizes)
-        seen = _padded(seen, clean, sizes).view_as(each).contiguous()
-        shown[id(each)] = seen
-        pairs.append((seen, clean.view_as(each).contiguous()))
-    if not pairs:
-        raise ValueError(
-            'view: the model is given no image of floating point, (N, C, H, W), in its '
-            'argument inputs'
-        )
-    return shown, pairs
-
-
-def _images(inputs: Any, samples: Any) -> Iterator[tuple[Tensor, Any]]:
-    """Yield each tensor of images, with its data samples."""
-    if isinstance(inputs, Mapping):
-        for key, value in inputs.items():
-            # semi-supervised detectors of MMDetection perturb these by themselves
-            if not str(key).startswith('unsup'):
-                own = samples.get(key) if isinstance(samples, Mapping) else samples
-                yield from _images(value, own)
-        return
-    for each in tensors_in(inputs):
-        if each.dim() > 3 and each.is_floating_point():
-            yield each, samples
-
-
-def _sizes(samples: Any, count: int) -> list[Size] | None:
-    """Return height and width of each image or frame, if it is known."""
-    # a mapping is of several tensors, a tensor of labels alone
-    listed = samples if isinstance(samples, (list, tuple)) else ()
-    frames = [f for each in listed for f in getattr(each, 'video_data_samples', [each])]
-    shapes = [getattr(frame, 'img_shape', None) for frame in frames]
-    found = [(int(shape[0]), int(shape[1])) for shape in shapes if shape is not None]
-    return found if len(found) == count else None
-
-
 def _spread(images: Tensor, sizes: Sequence[Size] | None) -> tuple[Tensor, Tensor]:
     """Return standard deviation and mean of each channel, (N, C, 1, 1)."""
     if sizes is None or all(size == images.shape[2:] for size in sizes):
@@ -314,14 +246,3 @@ def _spread(images: Tensor, sizes: Sequence[Size] | None) -> tuple[Tensor, Tenso
     found = [torch.std_mean(x, (1, 2), unbiased=False, keepdim=True) for x in whole]
     stds, means = zip(*found)
     return torch.stack(stds), torch.stack(means)
-
-
-def _padded(seen: Tensor, clean: Tensor, sizes: Sequence[Size] | None) -> Tensor:
-    """Return what is seen, with the padding of what is clean."""
-    if sizes is None:
-        return seen
-    seen = seen.clone()
-    for i, (height, width) in enumerate(sizes):
-        seen[i, :, height:] = clean[i, :, height:]
-        seen[i, :, :, width:] = clean[i, :, :, width:]
-    return seen

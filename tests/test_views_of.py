@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmselfdistill import views
+from mmselfdistill import views_of as module
 from mmselfdistill.seeds import generator_of, seed_of
-from mmselfdistill.views import View, build_view, views_of
+from mmselfdistill.views import View, build_view
+from mmselfdistill.views_of import views_of
 
 CPU = torch.device('cpu')
 ALL: dict[str, Any] = dict(brightness=0.5, contrast=0.5, color=0.5, blur=1.0)
@@ -131,7 +132,7 @@ def test_draws_depend_on_seed_iteration_and_rank(
     first, again = (show(x, None, 3, 10)[0][id(x)] for _ in range(2))
     assert torch.equal(first, again)
     others = [show(x, None, *seed)[0][id(x)] for seed in [(4, 10), (3, 11), (3, 10, 1)]]
-    monkeypatch.setattr(views, 'get_rank', lambda: 1)
+    monkeypatch.setattr(module, 'get_rank', lambda: 1)
     others.append(show(x, None, 3, 10)[0][id(x)])
     for i, other in enumerate(others):
         assert not any(torch.equal(other, each) for each in [first, *others[:i]])

@@ -36,7 +36,7 @@ def build_distiller(
             left out; with a weight of 0 it needs no others. Defaults to None: no images
             without labels.
         **settings: Of :class:`Distiller`: ``task_weight``, ``view``, ``teacher_norm``,
-            ``every``.
+            ``every``, ``teacher_dtype``.
 
     Returns:
         Distiller: Without a teacher yet.

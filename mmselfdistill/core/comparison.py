@@ -65,6 +65,8 @@ class Comparison:
         found (list[str]): Seams that the first iteration found.
         mutating (set[str]): Seams that change what an earlier one returned.
         reuse (Reuse): What the teacher need not run.
+        dtype (torch.dtype | None): To which the teacher's calls are autocast; None: as
+            the student's are.
     """
 
     def __init__(self, student: nn.Module, plan: Plan) -> None:
@@ -76,6 +78,7 @@ class Comparison:
         self.found: list[str] = []
         self.mutating: set[str] = set()
         self.reuse = Reuse(student)
+        self.dtype: torch.dtype | None = None
         self._attributes: Attributes | None = None
         # of which teacher; the student's tensors, held so that no other gets their id
         self._own_of: nn.Module | None = None
@@ -235,7 +238,8 @@ class Comparison:
 
         def repeat() -> list[Call]:
             with lend(self.student, teacher, self.plan.shared), unmoved.held():
-                return replay(teacher, groups, self.plan, self._own_ids, batch.views)
+                own, views = self._own_ids, batch.views
+                return replay(teacher, groups, self.plan, own, views, self.dtype)
 
         made = self.reuse.replayed(teacher, paths, repeat)
         ours = [call for group in groups for call in group]

@@ -20,7 +20,8 @@ from mmselfdistill.core.trial import try_terms
 from mmselfdistill.core.unlabeled import Unlabeled
 from mmselfdistill.families.plan import Plan
 from mmselfdistill.schedules import Schedule
-from mmselfdistill.views import View, views_of
+from mmselfdistill.views import View
+from mmselfdistill.views_of import views_of
 
 # their views are other draws than those of images with labels
 _UNLABELED = 1
@@ -53,6 +54,8 @@ class Distiller:
             Defaults to 'running'.
         every (int): The teacher is run in each iteration whose number this divides, and
             the weights are multiplied by it. Defaults to 1.
+        teacher_dtype (torch.dtype, optional): To which the teacher's calls are
+            autocast. Defaults to None: as the student's are.
 
     Attributes:
         labeled (Comparison): Of batches with labels.
@@ -79,6 +82,7 @@ class Distiller:
         unlabeled: Unlabeled | None = None,
         teacher_norm: str = 'running',
         every: int = 1,
+        teacher_dtype: torch.dtype | None = None,
     ) -> None:
         self.student = student
         self.terms = terms
@@ -89,6 +93,8 @@ class Distiller:
         self.teacher_norm = teacher_norm
         self.every = every
         self.labeled = Comparison(student, plan)
+        for each in self.comparisons():
+            each.dtype = teacher_dtype
         self.teacher: nn.Module | None = None
         self.trial: nn.Module | None = None
         self.progress = self.run_progress = 0.0

@@ -15,7 +15,12 @@ from mmselfdistill.core.kept import keeping
 from mmselfdistill.core.memory import address, same_part, share_memory
 from mmselfdistill.core.recorder import Recording, record
 from mmselfdistill.core.standins import LeakError
-from mmselfdistill.core.streams import at_precision, forked_rng, set_rng_states
+from mmselfdistill.core.streams import (
+    at_precision,
+    autocast_to,
+    forked_rng,
+    set_rng_states,
+)
 from mmselfdistill.core.wrapping import Method, resolve
 from mmselfdistill.families.plan import Call, Plan
 
@@ -26,6 +31,7 @@ def replay(
     plan: Plan,
     own: Mapping[int, Any],
     views: Sequence[tuple[Tensor, Tensor]] = (),
+    dtype: torch.dtype | None = None,
 ) -> list[Call]:
     """Let the teacher make the student's calls.
 
@@ -43,6 +49,8 @@ def replay(
             ``id`` of the student's.
         views (Sequence): Pairs of images, as the student and as the teacher sees them.
             Defaults to (): both see the same.
+        dtype (torch.dtype, optional): To which the calls are autocast. Defaults to
+            None: as the student's were.
 
     Returns:
         list[Call]: The teacher's version of each call: same length and order.
@@ -77,7 +85,7 @@ def replay(
             owner, name = resolve(teacher, outer.path)
             if outer.state:
                 getattr(owner, seam.state).update(replaced(outer.state, versions))
-            with at_precision(outer.precision):
+            with at_precision(autocast_to(dtype) if dtype else outer.precision):
                 _called(outer.path, getattr(owner, name), *given)
             _check_same(group, theirs)
             for call, version in zip(group, theirs):

@@ -81,6 +81,11 @@ def precision() -> Precision:
     ]
 
 
+def autocast_to(dtype: torch.dtype) -> Precision:
+    """Return autocast to a dtype, as :func:`precision` does."""
+    return [(kind, True, dtype) for kind, _, _ in precision()]
+
+
 @contextmanager
 def at_precision(wanted: Precision) -> Iterator[None]:
     """Set autocast as :func:`precision` returned it."""

@@ -18,7 +18,7 @@ from mmselfdistill.views import build_view
 
 from .learned import train_losses
 from .run import bare_model, epochs_done, seed_of_all_ranks
-from .settings import build_task_weight, check_arguments, check_paths
+from .settings import build_dtype, build_task_weight, check_arguments, check_paths
 from .state import STATE_KEY, STATE_VERSION, read_state, restore, state_of
 from .unlabeled import check_unlabeled, load_unlabeled
 from .validation import VALIDATE, Evaluated, check_save_best, of_teacher, validate
@@ -55,6 +55,8 @@ class DistillHook(Hook):
             are called ``teacher/...``, or 'both'. Defaults to 'student'.
         every (int): The teacher is run in each ``every``-th iteration, and the weights
             are multiplied by it. Defaults to 1.
+        teacher_dtype (str, optional): 'float16' or 'bfloat16': the teacher's calls are
+            autocast to it. Defaults to None: as the student's are.
         **unknown: Nothing; taken to name what was meant in the message.
 
     Raises:
@@ -79,6 +81,7 @@ class DistillHook(Hook):
         teacher_norm: str = 'running',
         validate: str = 'student',
         every: int = 1,
+        teacher_dtype: str | None = None,
         **unknown: Any,
     ) -> None:
         check_arguments(type(self), DistillHook, unknown)
@@ -93,6 +96,7 @@ class DistillHook(Hook):
         self.teacher_norm = check_choice('teacher_norm', teacher_norm, _NORMS)
         self.validate = check_choice('validate', validate, VALIDATE)
         self.every = check_whole('every', every, 1)
+        self.teacher_dtype = build_dtype(teacher_dtype)
         self.generation = 0
         self.updates = 0
         self.distiller: Distiller | None = None
@@ -125,6 +129,7 @@ class DistillHook(Hook):
             task_weight=self.task_weight,
             teacher_norm=self.teacher_norm,
             every=self.every,
+            teacher_dtype=self.teacher_dtype,
         )
         train_losses(runner, self.distiller)
 

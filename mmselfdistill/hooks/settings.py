@@ -5,8 +5,10 @@ from __future__ import annotations
 import inspect
 from typing import Any, Mapping, Sequence
 
+import torch
+
 from mmselfdistill.core.terms import ScheduleConfig
-from mmselfdistill.errors import check_number, nearest
+from mmselfdistill.errors import check_choice, check_number, nearest
 from mmselfdistill.schedules import Schedule, build_schedule
 
 
@@ -53,3 +55,15 @@ def build_task_weight(given: float | ScheduleConfig) -> Schedule | None:
     if isinstance(given, Mapping) and 'over' in given:
         raise ValueError('task_weight.over: it is over the run always; remove it')
     return None if given is None else build_schedule(given, 'task_weight')
+
+
+def build_dtype(name: str | None) -> torch.dtype | None:
+    """Return the dtype to which the teacher's calls are autocast.
+
+    Raises:
+        ValueError: If there is no autocast to it.
+    """
+    if name is None:
+        return None
+    dtypes = dict(float16=torch.float16, bfloat16=torch.bfloat16)
+    return dtypes[check_choice('teacher_dtype', name, dtypes)]

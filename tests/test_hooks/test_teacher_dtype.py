@@ -1,0 +1,54 @@
+"""A teacher that runs under autocast while its student does not."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+import mmselfdistill
+
+if TYPE_CHECKING:
+    from mmengine.runner import Runner
+
+    from tests.test_hooks.conftest import Runs
+
+EMA = dict(type='mmselfdistill.EMATeacherHook', schedule='constant')
+
+
+@pytest.mark.parametrize('name', ['float16', 'bfloat16'])
+def test_its_calls_are_in_half_precision_and_its_weights_are_not(
+    name: str, runs: Runs
+) -> None:
+    cfg = runs.config('retinanet', dict(EMA, teacher_dtype=name), iters=1)
+    dtypes: list[Any] = []
+
+    def before(runner: Runner) -> None:
+        for model in (runner.model, runs.hook(runner).distiller.teacher):
+            conv = model.bbox_head.retina_cls
+            conv.register_forward_hook(lambda *_: dtypes.append(_[-1].dtype))
+
+    runner = runs.train(cfg, before=before)
+    levels, half = 3, getattr(torch, name)
+    assert dtypes[:levels] == [torch.float32] * levels
+    assert set(dtypes[levels:]) == {half}
+    distiller = runs.hook(runner).distiller
+    kinds = {each.dtype for each in distiller.teacher.parameters()}
+    assert kinds == {torch.float32}
+
+
+def test_terms_differ_by_rounding_alone(runs: Runs) -> None:
+    found = []
+    for more in ({}, dict(teacher_dtype='bfloat16')):
+        runner = runs.train(runs.config('retinanet', {**EMA, **more}, iters=1))
+        scalar = runner.message_hub.get_scalar('train/loss_sd_features')
+        found.append(float(scalar.data[0][0]))
+    # bfloat16 keeps 8 bits
+    assert 0 < abs(found[1] / found[0] - 1) < 2.0**-6
+
+
+@pytest.mark.parametrize('wrong', ['float32', 16, torch.float16])
+def test_other_dtypes_are_refused(wrong: Any) -> None:
+    with pytest.raises(ValueError, match=r'^teacher_dtype: .*float16'):
+        mmselfdistill.EMATeacherHook(teacher_dtype=wrong)
