@@ -13,6 +13,7 @@ from mmengine.runner import Runner, find_latest_checkpoint
 from torch import Tensor
 
 from mmselfdistill.compat import load_checkpoint
+from mmselfdistill.visualization.differences import Boxes, match
 from tools.demo_arms import Arm
 
 # of detections that are shown and compared
@@ -80,22 +81,14 @@ def most_different(scenes: list[Scene], count: int) -> list[Scene]:
 
 
 def disagreement(one: Any, other: Any) -> float:
-    """Return the share of differing pixels, or the scores of unmatched boxes."""
+    """Return the share of differing pixels, or the scores of boxes without a like."""
     if 'pred_sem_seg' in one:
         differ = one.pred_sem_seg.data != other.pred_sem_seg.data
         return float(differ.float().mean())
-    found = [each.pred_instances for each in (one, other)]
-    first, second = (each[each.scores > MIN_SCORE] for each in found)
-    return unmatched(first, second) + unmatched(second, first)
-
-
-def unmatched(boxes: Any, others: Any) -> float:
-    """Return the sum of scores of boxes without a like one among others."""
-    from mmdet.structures.bbox import bbox_overlaps
-
-    near = bbox_overlaps(boxes.bboxes, others.bboxes) > 0.5
-    same = boxes.labels[:, None] == others.labels
-    return float(boxes.scores[~(near & same).any(1)].sum())
+    both = [Boxes.of(each.pred_instances, MIN_SCORE) for each in (one, other)]
+    same = match(*both).same
+    liked = [[pair[side] for pair in same] for side in (0, 1)]
+    return float(sum(b.scores.sum() - b.scores[i].sum() for b, i in zip(both, liked)))
 
 
 def feature_maps(
