@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import nn
@@ -73,7 +74,12 @@ class EMATeacherHook(DistillHook):
         self._average: Average | None = None
 
     def before_train(self, runner: Runner) -> None:
-        """Make the teacher, and pair its tensors with the student's."""
+        """Make the teacher, and pair its tensors with the student's.
+
+        Raises:
+            ValueError: If a parameter that trains is kept in half precision.
+        """
+        _check_precise(bare_model(runner))
         super().before_train(runner)
         assert self.distiller is not None and self.distiller.teacher is not None
         self._average = Average(self.distiller.teacher, bare_model(runner))
@@ -102,3 +108,13 @@ class EMATeacherHook(DistillHook):
             with self.distiller.averaging():
                 self._average.update(min(self.momentum, young))
             self.updates += 1
+
+
+def _check_precise(student: nn.Module) -> None:
+    for name, each in student.named_parameters():
+        if each.requires_grad and each.dtype in (torch.float16, torch.bfloat16):
+            raise ValueError(
+                f'EMATeacherHook: {name} trains in {each.dtype}: a step of its average '
+                'is smaller than that can hold, so the teacher would stand still. Keep '
+                'the weights in float32, and train with AmpOptimWrapper'
+            )

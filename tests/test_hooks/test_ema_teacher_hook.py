@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Iterator
 
 import pytest
 import torch
+from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper
-from mmengine.registry import OPTIM_WRAPPERS
+from mmengine.registry import HOOKS, OPTIM_WRAPPERS
 from torch import nn
 
 if TYPE_CHECKING:
@@ -199,3 +200,20 @@ def test_mixed_precision(name: str, runs: Runs) -> None:
         results.append(taught[0])
     # of equal weights: the student's batch norm is what they measure
     torch.testing.assert_close(results[1], results[0], rtol=0.25, atol=1e-12)
+
+
+@HOOKS.register_module()
+class HalfHook(Hook):  # type: ignore[misc]
+    """Keeps some weights in half precision."""
+
+    def before_run(self, runner: Runner) -> None:
+        runner.model.bbox_head.bfloat16()
+        runner.model.backbone.half().requires_grad_(requires_grad=False)
+
+
+def test_weights_that_train_in_half_precision_are_refused(runs: Runs) -> None:
+    cfg = runs.config('retinanet', EMA, iters=1)
+    cfg.custom_hooks = [dict(type='HalfHook')]
+    message = r'^EMATeacherHook: bbox_head\.\S+ trains in torch\.bfloat16'
+    with pytest.raises(ValueError, match=message):
+        runs.train(cfg)
