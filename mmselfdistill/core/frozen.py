@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mmselfdistill.containers import PLAIN
 
-from .modes import draws, moves
+from .modes import draws, is_dropout, moves
 
 # what every module has
 _BASE = frozenset(vars(nn.Module()))
@@ -78,7 +78,12 @@ class Marks:
         ]
         self._tensors = [tensor for each in self._modules for tensor in _own(each)]
         self._versions: list[int] = []
-        self._others = [m for m in self._modules if not _is_of_pytorch(m)]
+        # a hook may raise the rate of a dropout
+        self._others = [
+            module
+            for module in self._modules
+            if is_dropout(module) or not _is_of_pytorch(module)
+        ]
         self._held = self._held_now()
         self.renew()
 

@@ -252,6 +252,18 @@ def test_dropout_in_training_is_frozen_only_without_a_rate(rate: float) -> None:
         assert said(distiller) == f'{ONCE}{expected}.'
 
 
+def test_a_rate_that_is_raised_is_noticed() -> None:
+    stem = nn.Sequential(Stem(), nn.Dropout(0.0))
+    with distilled(toy(stem, lambda body, x: body.stem(x)), OTHERS) as distiller:
+        step(distiller)
+        assert said(distiller) == f'{ONCE}backbone.stem.'
+        stem[1].p = 1.0
+        for _ in range(2):
+            # the student's stem is 0 by now, its teacher's is not
+            assert step(distiller)['features'] == 3.0 * 5
+        assert said(distiller) == f'{ONCE}backbone.stem.0.'
+
+
 @pytest.mark.parametrize('quietly', [True, False])
 def test_another_use_in_a_later_iteration_is_noticed(quietly: bool) -> None:
     changed = []
