@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mmselfdistill.commands.predictions import Judged, judge, read_predictions
-from mmselfdistill.commands.runs import Run, class_names
+from mmselfdistill.commands.runs import Run, class_names, seed_of
 
 # the ends of the names of metrics that stand for a run
 MAIN = ('bbox_mAP', 'segm_mAP', 'mIoU', 'PQ', 'accuracy/top1')
@@ -59,6 +59,16 @@ def table_of(runs: Sequence[Run], metrics: Sequence[str]) -> Table:
         ]
         table.add_row(*cells)
     return table
+
+
+def caution_of(seeds: Sequence[int | None]) -> str | None:
+    """Return what to say of runs that do not have one seed."""
+    if None not in seeds and len(set(seeds)) < 2:
+        return None
+    return (
+        'The seeds of these runs differ, or are drawn at each start: a part of the '
+        'difference is chance. Set randomness.seed.'
+    )
 
 
 def differences_of(
@@ -140,6 +150,7 @@ def compare(
         for path, folder in zip(predictions, folders)
     ]
     tables = [table_of(runs, chosen)]
+    tables[0].caption = caution_of([seed_of(folder) for folder in folders])
     classes = [j.classes for j in judged] or [run.classes() for run in runs]
     gains = differences_of(*classes[:2]) if len(runs) > 1 else {}
     if gains:

@@ -154,14 +154,24 @@ def class_names(folder: Path) -> list[str]:
     MMEngine writes a run's config next to its log. There they are those that the config
     gives its data set, or the data set's own.
     """
-    paths = sorted(folder.glob('*/vis_data/config.py'))
-    cfg = Config.fromfile(paths[-1]) if paths else Config()
+    cfg = _config_of(folder)
     dataset = (cfg.get('val_dataloader') or {}).get('dataset') or {}
     meta = dataset.get('metainfo') or {}
     if 'classes' not in meta and 'type' in dataset:
         kind = DATASETS.get(f'{cfg.get("default_scope")}.{dataset["type"]}')
         meta = getattr(kind, 'METAINFO', {})
     return list(meta.get('classes') or [])
+
+
+def seed_of(folder: Path) -> int | None:
+    """Return the seed that a run's config gives; None if each start draws another."""
+    seed: int | None = (_config_of(folder).get('randomness') or {}).get('seed')
+    return seed
+
+
+def _config_of(folder: Path) -> Config:
+    paths = sorted(folder.glob('*/vis_data/config.py'))
+    return Config.fromfile(paths[-1]) if paths else Config()
 
 
 def _entries(path: Path) -> list[dict[str, Any]]:

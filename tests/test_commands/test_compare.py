@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.colors import to_hex
+from mmengine.config import Config
 
 from mmselfdistill.commands.compare import compare
 from mmselfdistill.commands.pictures import (
@@ -91,6 +92,22 @@ def test_one_table_and_one_picture(tmp_path: Path) -> None:
     picture = cv2.imread(str(tmp_path / 'a/b.png'))
     # two rows of panels
     assert picture.shape[0] > picture.shape[1] / 2
+
+
+@pytest.mark.parametrize(
+    ('seeds', 'cautious'),
+    [((0, 0), False), ((0, 1), True), ((0, None), True), ((None, None), True)],
+)
+def test_runs_of_several_seeds_differ_by_chance(
+    seeds: tuple[int | None, int | None], cautious: bool, tmp_path: Path
+) -> None:
+    folders = [tmp_path / name for name in ('plain', 'ours')]
+    for folder, seed in zip(folders, seeds):
+        log(folder / '1', *epochs(1, 1.0, 1.0), {MAP: 0.4, 'step': 1})
+        config = Config(dict(randomness=dict(seed=seed)))
+        config.dump(str(folder / '1/vis_data/config.py'))
+    (table,) = compare(folders, tmp_path / 'a.png')
+    assert (table.caption is not None) == cautious
 
 
 BOXES = {1: [(0, 0, 10, 10), (20, 0, 30, 10)], 2: [(0, 0, 10, 10)]}
