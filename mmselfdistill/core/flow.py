@@ -26,7 +26,7 @@ from mmselfdistill.core.given import (
 from mmselfdistill.core.memory import share_memory
 from mmselfdistill.core.recorder import Recording, record
 from mmselfdistill.core.traced import Traced
-from mmselfdistill.core.wrapping import resolve
+from mmselfdistill.core.wrapping import resolve, uncompiled
 from mmselfdistill.families.plan import Call, Plan, Seam
 
 
@@ -204,8 +204,8 @@ class Flow:
                         del self._modules[each.begin :]
                     self._modules.append(each)
 
-        yield module.register_forward_pre_hook(before, with_kwargs=True)
-        yield module.register_forward_hook(after, with_kwargs=True)
+        yield module.register_forward_pre_hook(uncompiled(before), with_kwargs=True)
+        yield module.register_forward_hook(uncompiled(after), with_kwargs=True)
 
     def _is_seam(self, path: str) -> bool:
         return any(seam.path == path for seam in self.plan.seams)
@@ -256,7 +256,7 @@ def _observed_hooks(
     originals = [dict(table) for table in tables]
     for table in tables:
         for key, hook in table.items():
-            table[key] = observed(hook)
+            table[key] = uncompiled(observed(hook))
     try:
         yield
     finally:
