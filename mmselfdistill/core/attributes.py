@@ -7,12 +7,13 @@ at another: see :class:`Handed`, which gives it to the teacher's modules.
 from __future__ import annotations
 
 import random
+import weakref
 from collections import deque
 from dataclasses import dataclass
 from enum import Enum
 from operator import is_, itemgetter
 from types import BuiltinFunctionType, FunctionType, ModuleType
-from typing import Any, Callable
+from typing import Any, Callable, Tuple
 
 import numpy as np
 import torch
@@ -31,9 +32,14 @@ GENERATORS = (
     *(np.random.Generator, np.random.RandomState),
 )
 CONTAINERS = (list, tuple, dict, set, frozenset, deque)
-_BASE = frozenset(vars(nn.Module()))
+# what every module has
+BASE = frozenset(vars(nn.Module()))
 # items of a container or an array: more are a vocabulary
 _MOST = 256
+
+
+# some tensors at one moment: which they are, and how often each was changed
+Moment = Tuple[Tuple['weakref.ref[Tensor]', int], ...]
 
 
 @dataclass
@@ -47,6 +53,7 @@ class Held:
         read (Callable): Returns such a tuple of a dict of attributes.
         numbers (dict): Containers and arrays of numbers and text alone.
         others (dict): What may hold tensors, or draws numbers.
+        moments (dict): Of the tensors in these: which they were.
         gone (tuple[str, ...]): Attributes that it no longer holds.
     """
 
@@ -56,11 +63,12 @@ class Held:
     read: Callable[[dict[str, Any]], tuple[Any, ...]]
     numbers: dict[str, Any]
     others: dict[str, Any]
+    moments: dict[str, Moment]
     gone: tuple[str, ...]
 
     def tensors(self) -> list[Tensor]:
         """Return the tensors in it."""
-        return [each for each in flat(self.others) if isinstance(each, Tensor)]
+        return tensors_at(self.others)
 
 
 class Attributes:
@@ -105,7 +113,7 @@ class _Reader:
         of_pytorch = type(module).__module__.startswith('torch.')
         # of a norm, it is off in the teacher
         no_mode = of_pytorch or keeps_statistics(module)
-        self._left_out = _BASE if no_mode else _BASE - {'training'}
+        self._left_out = BASE if no_mode else BASE - {'training'}
         self._seen: set[str] = set()
         self._sort()
         # PyTorch's own are given nothing new
@@ -155,7 +163,9 @@ class _Reader:
                 others[name] = copy_of(value)
         self._last = Held(
             *(self._key, self._fixed, self._values, self._read),
-            *({**self._numbers}, others, self._gone),
+            *({**self._numbers}, others),
+            {name: moment(value) for name, value in others.items()},
+            self._gone,
         )
         return self._last
 
@@ -223,3 +233,16 @@ def copy_of(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return value.copy()
     return snapshot(value) if isinstance(value, CONTAINERS) else value
+
+
+def tensors_at(value: Any) -> list[Tensor]:
+    """Return the tensors that a module holds by an attribute."""
+    return [each for each in flat(value) if isinstance(each, Tensor)]
+
+
+def moment(value: Any) -> Moment:
+    """Return which tensors a module holds by an attribute at this moment."""
+    return tuple(
+        (weakref.ref(each), -1 if each.is_inference() else each._version)
+        for each in tensors_at(value)
+    )

@@ -236,17 +236,21 @@ class Comparison:
         paths = _paths(terms, batch)
         groups = slice_back(calls, paths, self.mutating)
 
-        left = self._left = self._left or twin.handed.left()
+        if self._left is None:
+            self._left = twin.handed.left(not self.checked or self.reuse.proves)
+        left = self._left
 
         def repeat() -> list[Call]:
             twin.handed.put_back(left)
             with lend(self.student, teacher, self.plan.shared), twin.unmoved.held():
-                return replay(
+                made = replay(
                     *(teacher, groups, self.plan, twin.versions, batch.views),
                     dtype=self.dtype,
                     memory=twin.memory,
                     handed=twin.handed,
                 )
+            twin.handed.end()
+            return made
 
         made = self.reuse.replayed(teacher, paths, repeat)
         ours = [call for group in groups for call in group]

@@ -37,6 +37,10 @@ class _ModuleCall:
     call: Call
     begin: int
     position: int
+    # how often each tensor that it was given was changed before
+    versions: dict[int, int | None]
+    # which of them it has changed in place
+    changed: set[int] = field(default_factory=set)
 
 
 @dataclass
@@ -90,7 +94,9 @@ class Flow:
         parts |= {id(each) for each in self.model.parameters()}
         pending = list(calls)
         while pending:
-            call, known = pending.pop(), Known(calls)
+            call = pending.pop()
+            # it may return what it is given
+            known = Known([each for each in calls if each is not call])
             self._check_functions(call, known, parts)
             for where, orphan in self._orphans(call, known):
                 made = self._made_by(orphan)
@@ -102,14 +108,24 @@ class Flow:
                     found.append(made)
                     calls.append(made.call)
                     pending.append(made.call)
-        if self._errors:
-            raise RuntimeError(CANNOT + '\n  '.join(dict.fromkeys(self._errors)))
         merged = list(self.recording.calls)
         # from the end: positions before it stay
         for each in sorted(found, key=lambda m: (m.position, m.begin), reverse=True):
             merged.insert(each.position, each.call)
+        self._check_order(of_the_loss(merged))
+        if self._errors:
+            raise RuntimeError(CANNOT + '\n  '.join(dict.fromkeys(self._errors)))
         seams = [Seam(each.call.path) for each in found]
         return self.plan.with_seams(*seams), of_the_loss(merged)
+
+    def _check_order(self, calls: Sequence[Call]) -> None:
+        """See that what a call is given was returned by an earlier one."""
+        known = Known()
+        for call in calls:
+            for where, orphan in self._orphans(call, known):
+                message = unknown(call.path, where, orphan, self._on())
+                self._errors.append(message)
+            known.add(call)
 
     def _orphans(self, call: Call, known: Known) -> Iterator[tuple[str, Tensor]]:
         """Yield arguments of a call that depend on weights and come from no call."""
@@ -170,6 +186,9 @@ class Flow:
     def _made_by(self, orphan: Tensor) -> _ModuleCall | None:
         # the last to end is the outermost
         for each in reversed(self._modules):
+            # one that passes it on has not made it
+            if id(orphan) in each.versions and id(orphan) not in each.changed:
+                continue
             if any(value is orphan for value in tensors_in(each.call.output)):
                 return each
         return None
@@ -187,7 +206,9 @@ class Flow:
                 call = Call(seam, 0, *given)
                 self.recording.begin(call)
                 position = len(self.recording.calls)
-                begun.append(_ModuleCall(call, len(self._modules), position))
+                versions = {id(t): _version(t) for t in tensors_in(given)}
+                made = _ModuleCall(call, len(self._modules), position, versions)
+                begun.append(made)
 
         def after(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             if self.recording.depth > 0:
@@ -196,6 +217,11 @@ class Flow:
                 self._check_output(seam, output)
             elif begun:
                 each = begun.pop()
+                each.changed = {
+                    id(value)
+                    for _, value in each.call.given
+                    if _version(value) != each.versions.get(id(value))
+                }
                 # one that holds a seam cannot be one
                 if each.position == len(self.recording.calls):
                     each.call.end(output)
@@ -223,6 +249,11 @@ class Flow:
         hooks = resolve(self.model, path)[0]._forward_hooks.values()
         if any(hook in self.acting for hook in hooks):
             self._errors.append(_hooked(path))
+
+
+def _version(value: Any) -> int | None:
+    counted = isinstance(value, Tensor) and not value.is_inference()
+    return value._version if counted else None
 
 
 def _hooked(path: str) -> str:

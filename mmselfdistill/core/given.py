@@ -19,14 +19,21 @@ class Known:
     """What some calls returned, and the parts of it: slices, views, what was detached.
 
     Args:
-        calls (Sequence[Call]): The calls.
+        calls (Sequence[Call]): The calls. Defaults to none.
     """
 
-    def __init__(self, calls: Sequence[Call]) -> None:
-        values = [value for call in calls for _, value in call.returned]
-        self._ids = {id(value) for value in values}
-        tensors = [value for value in values if isinstance(value, Tensor)]
-        self._addresses = {address(tensor) for tensor in tensors} - {0}
+    def __init__(self, calls: Sequence[Call] = ()) -> None:
+        self._ids: set[int] = set()
+        self._addresses: set[int] = set()
+        for call in calls:
+            self.add(call)
+
+    def add(self, call: Call) -> None:
+        """Add what a call returned."""
+        for _, value in call.returned:
+            self._ids.add(id(value))
+            if isinstance(value, Tensor) and address(value):
+                self._addresses.add(address(value))
 
     def __contains__(self, value: object) -> bool:
         return id(value) in self._ids or (
@@ -114,13 +121,14 @@ def check_given(
         RuntimeError: If there is an error, or a call is given what depends on weights,
             and no call returned.
     """
-    found, known = list(errors), Known(calls)
+    found, known = list(errors), Known()
     for call in calls:
         # to ask for the names of arguments takes longer than to see that all is well
         for value in [v for _, v in call.given if needs_version(v) and v not in known]:
             for where, each in chosen_by_teacher(model, plan, call):
                 if each is value:
                     found.append(unknown(call.path, where, value, 'weights'))
+        known.add(call)
     if found:
         raise RuntimeError(
             CANNOT

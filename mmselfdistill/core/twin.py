@@ -48,12 +48,12 @@ class Twin:
         self.memory = {address(ours): (ours, theirs) for ours, theirs in pairs}
         self.memory.pop(0, None)
         theirs = dict(teacher.named_modules())
-        modules = {
-            id(module): theirs[path]
+        modules = [
+            (module, theirs[path])
             for path, module in student.named_modules()
             if path in theirs
-        }
-        self.versions.update(modules)
+        ]
+        self.versions.update((id(ours), twin) for ours, twin in modules)
         self.handed = Handed(modules, rests)
         self.unmoved = Unmoved(teacher)
         # held, so that no other part gets the id of one

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import types
 from types import SimpleNamespace
 from typing import Any, Callable
 
@@ -81,6 +82,61 @@ def test_a_function_between_two_seams(between: Any, shape: Any, function: str) -
         f'{CANNOT}bbox_head.forward: its argument x {shape} depends on weights, and '
         f'was made by a function ({function}) {NAME_IT}',
     )
+
+
+class PassingHead(Scale):
+    """Returns what it is given, too."""
+
+    def forward(self, x: Tensor) -> Any:
+        return dict(logits=super().forward(x), given=x)
+
+
+class PassingToy(BetweenToy):
+    def __init__(self, between: Callable[..., Any]) -> None:
+        super().__init__(between)
+        self.bbox_head = PassingHead(3.0)
+
+    def logits(self, inputs: Tensor) -> Any:
+        return super().logits(inputs)['logits']
+
+
+def test_a_call_that_returns_what_it_is_given_has_not_made_it() -> None:
+    refused(
+        PassingToy(lambda model, x: x * 2),
+        f'{CANNOT}bbox_head.forward: its argument x (2, 3) depends on weights, and '
+        f'was made by a function (MulBackward0) {NAME_IT}',
+    )
+    # nor has one that comes later
+    later = PassingToy(lambda model, x: x)
+    later.logits = types.MethodType(twice, later)  # type: ignore[method-assign]
+    refused(later, f'{CANNOT}bbox_head.forward: its argument x (2, 3) depends on')
+    with distilled(PassingToy(lambda model, x: x), OTHERS) as distiller:
+        for _ in range(2):
+            assert step(distiller)['features'] == 3
+
+
+@pytest.mark.parametrize(
+    'passing', [nn.Identity(), nn.ReLU(inplace=True)], ids=['as it is', 'changed']
+)
+def test_a_module_that_passes_on_has_not_made_it(passing: nn.Module) -> None:
+    student = BetweenToy(lambda model, x: model.passing(x * 2))
+    student.passing = passing
+    refused(student, 'its argument')
+    student = BetweenToy(lambda model, x: model.passing(model.adapter(x)))
+    student.passing, student.adapter = passing, Scale(1.0)
+    if not isinstance(passing, nn.Identity):
+        refused(student, f'{CANNOT}passing.forward: its argument input')
+        return
+    with distilled(student, {'adapter': 4.0}) as distiller:
+        for _ in range(2):
+            assert step(distiller) == dict(features=0, logits=2 * 4 * 3 - 2 * 3)
+        assert distiller.labeled.found == ['adapter.forward']
+
+
+def twice(self: Any, inputs: Tensor) -> Any:
+    made = self.extract_feat(inputs) * 2
+    self.bbox_head(made)
+    return self.bbox_head(made)['logits']
 
 
 def test_a_function_of_a_keyword_in_containers() -> None:

@@ -240,6 +240,17 @@ def test_what_a_call_left_in_the_iteration_before_is_the_teachers(frozen: bool) 
         assert step(distiller)['logits'] == gap * 1.9375
 
 
+def test_weights_stay_the_objects_that_they_are() -> None:
+    student = Toy()
+    student.bbox_head = Remembering()
+    with distilled(student, OTHERS) as distiller:
+        teacher: Any = distiller.teacher
+        before = [*teacher.parameters()]
+        for _ in range(2):
+            step(distiller)
+        assert all(a is b for a, b in zip(before, teacher.parameters()))
+
+
 def test_a_memory_of_a_teacher_that_rests_is_refused() -> None:
     student = Toy()
     student.bbox_head = Remembering()
@@ -253,3 +264,83 @@ def test_a_memory_of_a_teacher_that_rests_is_refused() -> None:
         message = 'of an iteration in which the teacher was not run'
         with pytest.raises(RuntimeError, match=message):
             step(distiller)
+
+
+class Counting(Scale):
+    """Multiplies by the number of its calls, which it counts in place."""
+
+    def __init__(self) -> None:
+        super().__init__(3.0)
+        self.calls = torch.tensor(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return super().forward(x) * float(self.calls)
+
+
+@pytest.mark.parametrize('frozen', [False, True])
+def test_a_count_in_place_is_made_once_on_both_sides(frozen: bool) -> None:
+    student = Toy()
+    student.bbox_head = Counting()
+    student.backbone.requires_grad_(not frozen)
+    factors = {'bbox_head': 7.0} if frozen else OTHERS
+    gap = 2 * 7 - 2 * 3 if frozen else LOGITS
+    with distilled(student, factors) as distiller:
+        for number in (1, 2, 3):
+            assert step(distiller)['logits'] == number * gap
+        teacher: Any = distiller.teacher
+        assert teacher.bbox_head.calls == 3
+        # what it was before the call is not known any more
+        student.bbox_head.calls = torch.tensor(9)
+        with pytest.raises(RuntimeError, match='changed in place what a hook'):
+            step(distiller)
+
+
+class Building(Scale):
+    """Builds a mask in its first call, of the size of what it is given."""
+
+    mask: Any = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.mask is None:
+            self.mask = torch.ones_like(x)
+        return super().forward(x) * self.mask
+
+
+def test_what_is_built_once_is_no_memory() -> None:
+    student = Toy()
+    student.bbox_head = Building(3.0)
+    student.bbox_head.mask = None
+    with distilled(student, OTHERS, every=2) as distiller:
+        found = []
+        for number in range(4):
+            distiller.seed = (0, number)
+            found.append(step(distiller)['logits'])
+    assert found == [2 * LOGITS, 0, 2 * LOGITS, 0]
+
+
+def test_a_tensor_that_trains_is_the_teachers_own() -> None:
+    student = Toy()
+    student.bbox_head = Reading(torch.ones((), requires_grad=True), itself)
+    with distilled(student, OTHERS) as distiller:
+        for factor in (1, 2):
+            student.bbox_head.held.data.fill_(factor)
+            student.bbox_head.held.detach().mul_(1)
+            assert step(distiller)['logits'] == 5 * 7 - 2 * 3 * factor
+
+
+@pytest.mark.parametrize(
+    'hold', [lambda x: {'at': x, 'of': object()}, lambda x: [x, object()]]
+)
+def test_numbers_next_to_objects_are_the_students(hold: Any) -> None:
+    student = Toy()
+    student.bbox_head = Reading(hold(1.0), lambda held: next(iter(values_in(held))))
+    with distilled(student, OTHERS) as distiller:
+        for number in (1.0, 2.0):
+            key = 'at' if isinstance(student.bbox_head.held, dict) else 0
+            student.bbox_head.held[key] = number
+            assert step(distiller)['logits'] == number * LOGITS
+
+
+def values_in(held: Any) -> Any:
+    return held.values() if isinstance(held, dict) else held
