@@ -19,6 +19,7 @@ from mmselfdistill.core.given import (
     CANNOT,
     Known,
     chosen_by_teacher,
+    hidden_in,
     needs_version,
     of_the_loss,
     unknown,
@@ -98,6 +99,7 @@ class Flow:
             # it may return what it is given
             known = Known([each for each in calls if each is not call])
             self._check_functions(call, known, parts)
+            self._errors += hidden_in(self.plan, call, known)
             for where, orphan in self._orphans(call, known):
                 made = self._made_by(orphan)
                 if made is None:

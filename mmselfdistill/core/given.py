@@ -5,12 +5,14 @@ from __future__ import annotations
 import inspect
 from typing import Any, Iterator, Sequence
 
+import numpy as np
 from torch import Tensor, nn
 
-from mmselfdistill.containers import written
+from mmselfdistill.containers import CODE, PLAIN, leaves, written
+from mmselfdistill.core.apart import parts
 from mmselfdistill.core.memory import address
 from mmselfdistill.core.wrapping import resolve
-from mmselfdistill.families.plan import Call, Plan
+from mmselfdistill.families.plan import Call, Plan, Seam
 
 CANNOT = 'self_distill: the teacher cannot repeat what this model does.\n  '
 
@@ -104,6 +106,44 @@ def unknown(path: str, where: str, value: Tensor, on: str) -> str:
         'or into a method that is named as a seam: '
         "seams=['path.of.the.method']"
     )
+
+
+def hidden_in(plan: Plan, call: Call, known: Known) -> list[str]:
+    """Refuse tensors in arguments where the teacher's cannot be put.
+
+    That is inside of objects that are called, arrays of objects, weak references, keys
+    of a dict, and methods of a tensor.
+    """
+    seam = next((s for s in plan.seams if s.path == call.path), Seam(call.path))
+    if call.depth > 0 or seam.keep or not seam.repeat:
+        return []
+    data = call.args, call.kwargs
+    seen = {id(value) for _, value in leaves(data)}
+    hidden = [tensor for tensor in _all_in(data) if id(tensor) not in seen]
+    if not any(needs_version(tensor) or tensor in known for tensor in hidden):
+        return []
+    return [
+        f'{call.path}: a tensor that depends on weights is hidden in what it is given, '
+        'such as in an object that is called, a key or a weak reference: the '
+        "teacher's cannot be put there. Pass the tensor itself"
+    ]
+
+
+def _all_in(data: Any) -> Iterator[Tensor]:
+    """Yield all tensors in arguments, those of modules and functions left out."""
+    seen: dict[int, Any] = {}
+    stack = [data]
+    while stack:
+        value = stack.pop()
+        if id(value) in seen or isinstance(value, (*CODE, *PLAIN)):
+            continue
+        seen[id(value)] = value
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, np.ndarray):
+            stack += value.flat if value.dtype == object else ()
+        else:
+            stack += [part for _, part in parts(value, lambda hook: False)]
 
 
 def check_given(

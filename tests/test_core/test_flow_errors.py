@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 import types
+import weakref
 from types import SimpleNamespace
 from typing import Any, Callable
 
+import numpy as np
 import pytest
 import torch
 from helpers import Scale, only
@@ -165,6 +167,46 @@ def test_a_function_in_front_of_an_adapter() -> None:
     student = BetweenToy(lambda model, x: model.adapter(x * 2))
     student.adapter = Scale(1.0)
     refused(student, f'{CANNOT}adapter.forward: its argument x (2, 3) depends on')
+
+
+class Opening(Scale):
+    def __init__(self, take: Callable[[Any], Tensor]) -> None:
+        super().__init__(3.0)
+        self.take = take
+
+    def forward(self, hidden: Any) -> Tensor:
+        return super().forward(self.take(hidden))
+
+
+class Answering:
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+    def __call__(self) -> Tensor:
+        return self.tensor
+
+
+def in_array(tensor: Tensor) -> Any:
+    array = np.empty(1, dtype=object)
+    array[0] = tensor
+    return array
+
+
+@pytest.mark.parametrize(
+    ('hide', 'take'),
+    [
+        (Answering, lambda hidden: hidden()),
+        (lambda x: x.clone, lambda hidden: hidden()),
+        (weakref.ref, lambda hidden: hidden()),
+        (in_array, lambda hidden: hidden[0]),
+        (lambda x: {x: 1}, lambda hidden: next(iter(hidden))),
+    ],
+    ids=['an object', 'a method', 'a weak reference', 'an array', 'a key'],
+)
+def test_a_tensor_where_no_other_can_be_put(hide: Any, take: Any) -> None:
+    student = BetweenToy(lambda model, x: hide(x))
+    student.bbox_head = Opening(take)
+    refused(student, 'bbox_head.forward: a tensor that depends on weights is hidden in')
 
 
 class HeldToy(Toy):
