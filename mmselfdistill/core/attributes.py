@@ -21,7 +21,7 @@ from mmengine.config import ConfigDict
 from torch import Tensor, nn
 
 from mmselfdistill.containers import flat, snapshot
-from mmselfdistill.core.modes import is_dropout, is_rate, keeps_statistics
+from mmselfdistill.core.modes import holds_rate, is_dropout, keeps_statistics
 from mmselfdistill.core.streams import copied
 
 _KINDS = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
@@ -124,7 +124,7 @@ class _Reader:
             name: value
             for name, value in self._held.items()
             if name not in self._left_out
-            and not (is_rate(name) and isinstance(value, float))
+            and not holds_rate(name, value)
             and _is_kept(value)
         }
         self._size = len(self._held)
