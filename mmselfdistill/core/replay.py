@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mmselfdistill.containers import replaced, written
+from mmselfdistill.core.freeze import compute_weights
 from mmselfdistill.core.given import CANNOT, chosen_by_teacher
 from mmselfdistill.core.handed import Handed
 from mmselfdistill.core.kept import keeping
@@ -93,6 +94,8 @@ def replay(
             if outer.state:
                 getattr(owner, seam.state).update(replaced(outer.state, versions))
             with at_precision(autocast_to(dtype) if dtype else outer.precision):
+                if name == 'forward':
+                    compute_weights(owner, args)
                 hint = handed.hint if handed else _nothing
                 _called(outer.path, getattr(owner, name), args, kwargs, hint)
             _check_same(group, theirs)

@@ -53,6 +53,10 @@ class Twin:
             for path, module in student.named_modules()
             if path in theirs
         ]
+        for ours, twin in modules:
+            # a number that has become a weight since: what the teacher has is old
+            for name in ours._parameters.keys() - twin._parameters.keys():
+                twin.__dict__.pop(name, None)
         self.versions.update((id(ours), twin) for ours, twin in modules)
         self.handed = Handed(modules, rests)
         self.unmoved = Unmoved(teacher)

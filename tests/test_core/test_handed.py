@@ -106,6 +106,18 @@ def test_what_a_hook_takes_away_is_taken_from_the_teacher() -> None:
         assert step(distiller)['logits'] == 3 * LOGITS
 
 
+def test_a_number_that_becomes_a_weight_is_no_number_of_the_teacher() -> None:
+    student = Toy()
+    student.bbox_head = Reading(1.0, itself)
+    with distilled(student, OTHERS) as distiller:
+        assert step(distiller)['logits'] == LOGITS
+        del student.bbox_head.held
+        student.bbox_head.held = nn.Parameter(torch.tensor(2.0))
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="no attribute 'held'"):
+                step(distiller)
+
+
 class Optional(Scale):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) * getattr(self, 'extra', 1.0)
