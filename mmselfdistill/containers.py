@@ -180,8 +180,9 @@ def _rebound(data: Any, versions: Mapping[int, Any]) -> Any:
 
 def method_in(data: Any) -> Any:
     """Return a bound method, also one that is wrapped to be recorded, or None."""
-    method = getattr(data, '__wrapped__', data)
-    return method if isinstance(method, MethodType) else None
+    while not isinstance(data, MethodType) and hasattr(data, '__wrapped__'):
+        data = data.__wrapped__
+    return data if isinstance(data, MethodType) else None
 
 
 def written(path: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import copy
+import functools
 from collections import deque
 from dataclasses import dataclass, field
 from types import MappingProxyType, SimpleNamespace
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from mmselfdistill.containers import (
     leaves,
+    method_in,
     replaced,
     snapshot,
     tensors_in,
@@ -307,3 +309,28 @@ def test_items_of_every_class_are_replaced(hold: Any) -> None:
     changed = replaced(data, {id(tensor): new})
     assert type(changed) is type(data)
     assert tensors_in(changed)[0] is new
+
+
+def doubled(method: Any) -> Any:
+    @functools.wraps(method)
+    def wrapper(*args: Any) -> Any:
+        return 2 * method(*args)
+
+    return wrapper
+
+
+class Decorated:
+    @doubled
+    def method(self, x: float) -> float:
+        return x
+
+
+def test_a_decorated_method_is_that_of_the_objects_version() -> None:
+    ours, theirs = Decorated(), Decorated()
+    assert method_in(ours.method).__self__ is ours
+    # also while it is recorded
+    recorded = doubled(ours.method)
+    assert method_in(recorded).__self__ is ours
+    found = replaced([ours.method, recorded], {id(ours): theirs})
+    assert [method.__self__ for method in found] == [theirs, theirs]
+    assert method_in(len) is None

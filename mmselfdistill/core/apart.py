@@ -8,11 +8,13 @@ import threading
 import types
 import weakref
 from collections import deque
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any, Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from .memory import address
 
@@ -183,3 +185,33 @@ def prove_apart(
                 f"the copy's {path or type(teacher).__name__!r} is still the "
                 f"student's own {type(value).__name__} {name!r}"
             )
+
+
+@contextmanager
+def uncalled(student: nn.Module) -> Iterator[None]:
+    """Refuse that a teacher calls modules of its student.
+
+    It may reach one by a global variable or by its class, where :func:`prove_apart`
+    does not look: these are no part of a copy.
+
+    Args:
+        student (nn.Module): The bare model.
+
+    Raises:
+        RuntimeError: If a module of it is called meanwhile.
+    """
+    modules = {module: path for path, module in student.named_modules()}
+
+    def refuse(module: nn.Module, args: Any) -> None:
+        if module in modules:
+            raise RuntimeError(
+                f"the teacher calls the student's own {type(module).__name__} "
+                f'{modules[module]!r}, which it reaches by a global variable or by a '
+                'class. Hold the module as an attribute of the model'
+            )
+
+    handle = register_module_forward_pre_hook(refuse)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -1,35 +1,45 @@
 """What modules hold besides weights and buffers, and hand on outside of arguments.
 
 A temperature that a hook lowers, a count of iterations, features that one part leaves
-at another: the teacher's modules are given it before each call.
+at another: see :class:`Handed`, which gives it to the teacher's modules.
 """
 
 from __future__ import annotations
 
 import random
+import weakref
+from collections import deque
 from dataclasses import dataclass
+from enum import Enum
 from operator import is_, itemgetter
-from typing import Any, Callable, Mapping
+from types import BuiltinFunctionType, FunctionType, ModuleType
+from typing import Any, Callable, Tuple
 
 import numpy as np
 import torch
 from mmengine.config import ConfigDict
 from torch import Tensor, nn
 
-from mmselfdistill.containers import flat, replaced, snapshot
-from mmselfdistill.core.modes import is_dropout, is_rate
+from mmselfdistill.containers import flat, snapshot
+from mmselfdistill.core.modes import holds_rate, is_dropout, keeps_statistics
 from mmselfdistill.core.streams import copied
 
-_PLAIN = (bool, int, float, str, type(None))
-_PLAIN_TYPES = frozenset(_PLAIN)
-_GENERATORS = (
+_KINDS = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
+_EXACT = frozenset(_KINDS)
+PLAIN = (*_KINDS, np.generic, Enum)
+GENERATORS = (
     *(torch.Generator, random.Random),
     *(np.random.Generator, np.random.RandomState),
 )
-_CONTAINERS = (list, tuple, dict)
-_BASE = frozenset(vars(nn.Module()))
-# items of a container: more are a vocabulary
-_MOST = 32
+CONTAINERS = (list, tuple, dict, set, frozenset, deque)
+# what every module has
+BASE = frozenset(vars(nn.Module()))
+# items of a container or an array: more are a vocabulary
+_MOST = 256
+
+
+# some tensors at one moment: which they are, and how often each was changed
+Moment = Tuple[Tuple['weakref.ref[Tensor]', int], ...]
 
 
 @dataclass
@@ -41,8 +51,10 @@ class Held:
         names (tuple[str, ...]): Attributes that nothing changes in place.
         values (tuple): Theirs, and that of the first name once more.
         read (Callable): Returns such a tuple of a dict of attributes.
-        numbers (dict): Containers of numbers and text alone.
+        numbers (dict): Containers and arrays of numbers and text alone.
         others (dict): What may hold tensors, or draws numbers.
+        moments (dict): Of the tensors in these: which they were.
+        gone (tuple[str, ...]): Attributes that it no longer holds.
     """
 
     key: int
@@ -51,52 +63,81 @@ class Held:
     read: Callable[[dict[str, Any]], tuple[Any, ...]]
     numbers: dict[str, Any]
     others: dict[str, Any]
+    moments: dict[str, Moment]
+    gone: tuple[str, ...]
+
+    def tensors(self) -> list[Tensor]:
+        """Return the tensors in it."""
+        return tensors_at(self.others)
 
 
 class Attributes:
-    """Reads the attributes of a student's modules, those of PyTorch's own left out.
+    """Reads the attributes of a student's modules.
+
+    Those of PyTorch's own modules are left out where these have weights.
 
     Args:
         student (nn.Module): The bare model.
     """
 
     def __init__(self, student: nn.Module) -> None:
-        modules = [
-            module
+        readers = [
+            _Reader(module, vars(module))
             for module in student.modules()
-            if not (type(module).__module__.startswith('torch.') or is_dropout(module))
+            if not (_has_constants(module) or is_dropout(module))
         ]
-        self._readers = [_Reader(id(module), vars(module)) for module in modules]
+        self._readers = [each for each in readers if each.reads]
 
     def now(self) -> list[Held]:
         """Return numbers and text, and what may hold tensors or draws numbers."""
         return [reader.now() for reader in self._readers]
 
 
+def _has_constants(module: nn.Module) -> bool:
+    # an activation may have a slope that a hook changes; a convolution has none
+    of_pytorch = type(module).__module__.startswith('torch.')
+    known = type(module).__module__.startswith('torch.nn.modules.')
+    return of_pytorch and not (known and not [*module.children(), *_own(module)])
+
+
+def _own(module: nn.Module) -> list[Any]:
+    return [*module._parameters.values(), *module._buffers.values()]
+
+
 class _Reader:
     """Reads one module: a thousand attributes have to be looked at in each call."""
 
-    def __init__(self, key: int, held: dict[str, Any]) -> None:
-        self._key = key
+    def __init__(self, module: nn.Module, held: dict[str, Any]) -> None:
+        self._key = id(module)
         self._held = held
+        of_pytorch = type(module).__module__.startswith('torch.')
+        # of a norm, it is off in the teacher
+        no_mode = of_pytorch or keeps_statistics(module)
+        self._left_out = BASE if no_mode else BASE - {'training'}
+        self._seen: set[str] = set()
         self._sort()
+        # PyTorch's own are given nothing new
+        self.reads = bool(self._seen - {'inplace'}) or not of_pytorch
 
     def _sort(self) -> None:
         kept = {
             name: value
             for name, value in self._held.items()
-            if name not in _BASE
-            and not (is_rate(name) and isinstance(value, float))
+            if name not in self._left_out
+            and not holds_rate(name, value)
             and _is_kept(value)
         }
         self._size = len(self._held)
         self._fixed = tuple(name for name, value in kept.items() if _is_fixed(value))
         self._open = {name for name in kept if name not in self._fixed}
+        self._seen.update(kept)
+        self._gone = tuple(self._seen - self._held.keys())
         self._numbers: dict[str, Any] = {}
         # with one name it would return no tuple
         names = (*self._fixed, *self._fixed[:1])
         self._read = itemgetter(*names) if names else _nothing
         self._values = self._read(self._held)
+        self._last: Held | None = None
 
     def now(self) -> Held:
         try:
@@ -107,19 +148,26 @@ class _Reader:
             same and self._size == len(self._held) and self._held.keys() >= self._open
         ):
             self._sort()
+        if self._last is not None and not self._open:
+            return self._last
         others = {}
         for name in self._open:
             value = self._held[name]
             # a container of numbers is most often what it was
-            if name in self._numbers and _are_equal(self._numbers[name], value):
+            if name in self._numbers and are_equal(self._numbers[name], value):
                 continue
             self._numbers.pop(name, None)
-            if isinstance(value, _CONTAINERS) and _is_plain(value):
-                self._numbers[name] = snapshot(value)
+            if _is_numbers(value):
+                self._numbers[name] = copy_of(value)
             else:
-                others[name] = _noted(value)
-        numbers = {**self._numbers}
-        return Held(self._key, self._fixed, self._values, self._read, numbers, others)
+                others[name] = copy_of(value)
+        self._last = Held(
+            *(self._key, self._fixed, self._values, self._read),
+            *({**self._numbers}, others),
+            {name: moment(value) for name, value in others.items()},
+            self._gone,
+        )
+        return self._last
 
 
 def _nothing(_: dict[str, Any]) -> tuple[Any, ...]:
@@ -127,63 +175,74 @@ def _nothing(_: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _is_kept(value: Any) -> bool:
-    if isinstance(value, _CONTAINERS):
+    if isinstance(value, CONTAINERS):
         return len(value) <= _MOST and not isinstance(value, ConfigDict)
-    return isinstance(value, (*_PLAIN, *_GENERATORS, Tensor))
+    if isinstance(value, np.ndarray):
+        return value.size <= _MOST and value.dtype != object
+    return isinstance(value, (*PLAIN, *GENERATORS, Tensor)) or _is_function(value)
+
+
+def _is_function(value: Any) -> bool:
+    """Say whether a value is a function that holds nothing: an activation."""
+    if isinstance(value, BuiltinFunctionType):
+        return isinstance(value.__self__, (ModuleType, type(None)))
+    return isinstance(value, FunctionType) and not (
+        value.__closure__ or value.__defaults__ or value.__kwdefaults__
+    )
 
 
 def _is_fixed(value: Any) -> bool:
     # a tuple of such never holds anything else
-    return type(value) in _PLAIN_TYPES or (type(value) is tuple and _is_plain(value))
+    return (
+        type(value) in _EXACT
+        or isinstance(value, (np.generic, Enum))
+        or (type(value) is tuple and _is_plain(value))
+        or _is_function(value)
+    )
+
+
+def _is_numbers(value: Any) -> bool:
+    plain = isinstance(value, CONTAINERS) and _is_plain(value)
+    return plain or isinstance(value, np.ndarray)
 
 
 def _is_plain(value: Any) -> bool:
     """Say whether a container holds nothing but numbers and text, at any depth."""
     items = value.values() if isinstance(value, dict) else value
-    if _PLAIN_TYPES.issuperset(map(type, items)):
+    if _EXACT.issuperset(map(type, items)):
         return True
-    return all(isinstance(each, _PLAIN) for each in flat(value))
+    return all(isinstance(each, PLAIN) for each in flat(value))
 
 
-def _are_equal(numbers: Any, value: Any) -> bool:
+def are_equal(numbers: Any, value: Any) -> bool:
+    """Say whether a container or array of numbers is what it was."""
+    if type(numbers) is not type(value):
+        return False
+    if isinstance(value, np.ndarray):
+        return bool(value.dtype == numbers.dtype and np.array_equal(numbers, value))
     try:
         return bool(numbers == value)
-    except RuntimeError:  # a tensor is there by now
+    except (RuntimeError, ValueError):  # a tensor or an array is there by now
         return False
 
 
-def _noted(value: Any) -> Any:
-    if isinstance(value, _GENERATORS):
+def copy_of(value: Any) -> Any:
+    """Return a value as it is now: a container or a generator may change."""
+    if isinstance(value, GENERATORS):
         return copied(value)
-    # a container may hold something else later
-    return snapshot(value) if isinstance(value, _CONTAINERS) else value
+    if isinstance(value, np.ndarray):
+        return value.copy()
+    return snapshot(value) if isinstance(value, CONTAINERS) else value
 
 
-def put(each: Held, versions: Mapping[int, Any]) -> None:
-    """Give a teacher's module what the student's held when a call began.
+def tensors_at(value: Any) -> list[Tensor]:
+    """Return the tensors that a module holds by an attribute."""
+    return [each for each in flat(value) if isinstance(each, Tensor)]
 
-    Args:
-        each (Held): What the student's held.
-        versions (Mapping[int, Any]): The teacher's version of the student's modules
-            and tensors, by their ``id``. Of tensors and containers, only what holds
-            such values is given.
-    """
-    if each.key not in versions:
-        return
-    held: Any = vars(versions[each.key])
-    try:
-        same = all(map(is_, each.read(held), each.values))
-    except KeyError:
-        same = False
-    if not same:
-        held.update(zip(each.names, each.values))
-    for name, value in each.numbers.items():
-        if not _are_equal(value, held.get(name)):
-            held[name] = snapshot(value)
-    for name, value in each.others.items():
-        if isinstance(value, _GENERATORS):
-            held[name] = copied(value)
-        elif isinstance(value, _PLAIN):
-            held[name] = value
-        elif any(id(part) in versions for part in flat(value)):
-            held[name] = replaced(value, versions)
+
+def moment(value: Any) -> Moment:
+    """Return which tensors a module holds by an attribute at this moment."""
+    return tuple(
+        (weakref.ref(each), -1 if each.is_inference() else each._version)
+        for each in tensors_at(value)
+    )

@@ -9,17 +9,19 @@ import torch
 from mmengine.dist import all_reduce, get_world_size
 from torch import Tensor, nn
 
+from mmselfdistill.core.apart import uncalled
 from mmselfdistill.core.attributes import Attributes
 from mmselfdistill.core.flow import Flow
 from mmselfdistill.core.freeze import add_hooks
 from mmselfdistill.core.given import check_given, of_the_loss
+from mmselfdistill.core.handed import Left
 from mmselfdistill.core.pairs import Pair, pair
-from mmselfdistill.core.parts import adopt_parts, lend, own_parts
+from mmselfdistill.core.parts import lend
 from mmselfdistill.core.recorder import Recording, record, slice_back
 from mmselfdistill.core.replay import replay
 from mmselfdistill.core.reuse import Reuse
 from mmselfdistill.core.terms import Term
-from mmselfdistill.core.unmoved import Unmoved
+from mmselfdistill.core.twin import Twin
 from mmselfdistill.families.plan import Call, Plan, Side, Site
 from mmselfdistill.losses.common import reduced
 
@@ -67,6 +69,7 @@ class Comparison:
         reuse (Reuse): What the teacher need not run.
         dtype (torch.dtype | None): To which the teacher's calls are autocast; None: as
             the student's are.
+        rests (bool): Whether the teacher is run in each n-th iteration only.
     """
 
     def __init__(self, student: nn.Module, plan: Plan) -> None:
@@ -79,12 +82,11 @@ class Comparison:
         self.mutating: set[str] = set()
         self.reuse = Reuse(student)
         self.dtype: torch.dtype | None = None
+        self.rests = False
         self._attributes: Attributes | None = None
-        # of which teacher; the student's tensors, held so that no other gets their id
-        self._own_of: nn.Module | None = None
-        self._own: list[tuple[Tensor, Tensor]] = []
-        self._own_ids: dict[int, Any] = {}
-        self._unmoved: Unmoved | None = None
+        self._twin: Twin | None = None
+        # what the teacher's modules held when the iteration began
+        self._left: Left | None = None
 
     def names(self) -> list[str]:
         """Return the names of the terms that apply to these batches."""
@@ -102,7 +104,10 @@ class Comparison:
         Returns:
             tuple: What it returned, and the divergence of each term.
         """
-        seams = self.plan.seams
+        seams, self._left = self.plan.seams, None
+        if self._twin is not None and not self._twin.fits():
+            # a hook has exchanged a part of the student
+            self._attributes, self._twin = Attributes(self.student), None
         recording = Recording(attributes=self._attributes)
         with self.reuse.recorded(seams, _paths(terms, batch)), record(
             self.student, seams, recording
@@ -124,7 +129,7 @@ class Comparison:
         Raises:
             RuntimeError: If the teacher cannot repeat it.
         """
-        self._attributes = Attributes(self.student)
+        self._attributes, self._left = Attributes(self.student), None
         recording = Recording(attributes=self._attributes)
         flow = Flow(self.student, self.plan, batch.views, recording)
         self.reuse.forget()
@@ -159,7 +164,8 @@ class Comparison:
         sides = alone
         if teacher is not None and due:
             add_hooks(teacher, self.student, self.acting)
-            sides = [*self.sides(teacher, due, calls, batch)]
+            with uncalled(self.student):
+                sides = [*self.sides(teacher, due, calls, batch)]
         pairs = {
             term.name: pair(batch.site(term), *(sides if term in due else alone))
             for term in terms
@@ -184,8 +190,7 @@ class Comparison:
 
     def forget(self) -> None:
         """Let go of the teacher."""
-        self._own_of, self._own, self._own_ids = None, [], {}
-        self._unmoved = None
+        self._twin, self._left = None, None
         self.reuse.forget()
 
     def divergences(
@@ -223,23 +228,29 @@ class Comparison:
         batch: Batch,
     ) -> tuple[Side, Side]:
         """Let the teacher repeat what the sites of some terms depend on."""
-        if self._own_of is not teacher:
-            adopt_parts(self.student, teacher)
-            self._own = own_parts(self.student, teacher, self.plan.shared)
-            self._own_ids = {id(ours): theirs for ours, theirs in self._own}
-            for path, module in self.student.named_modules():
-                self._own_ids[id(module)] = teacher.get_submodule(path)
-            self._own_of, self._unmoved = teacher, Unmoved(teacher)
+        if self._twin is None or self._twin.teacher is not teacher:
+            shared = self.plan.shared
+            self._twin = Twin(self.student, teacher, shared, self.rests)
+            self._left = None
+        twin = self._twin
         paths = _paths(terms, batch)
         groups = slice_back(calls, paths, self.mutating)
 
-        unmoved = self._unmoved
-        assert unmoved is not None
+        if self._left is None:
+            self._left = twin.handed.left(not self.checked or self.reuse.proves)
+        left = self._left
 
         def repeat() -> list[Call]:
-            with lend(self.student, teacher, self.plan.shared), unmoved.held():
-                own, views = self._own_ids, batch.views
-                return replay(teacher, groups, self.plan, own, views, self.dtype)
+            twin.handed.put_back(left)
+            with lend(self.student, teacher, self.plan.shared), twin.unmoved.held():
+                made = replay(
+                    *(teacher, groups, self.plan, twin.versions, batch.views),
+                    dtype=self.dtype,
+                    memory=twin.memory,
+                    handed=twin.handed,
+                )
+            twin.handed.end()
+            return made
 
         made = self.reuse.replayed(teacher, paths, repeat)
         ours = [call for group in groups for call in group]

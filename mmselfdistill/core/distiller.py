@@ -94,7 +94,7 @@ class Distiller:
         self.every = every
         self.labeled = Comparison(student, plan)
         for each in self.comparisons():
-            each.dtype = teacher_dtype
+            each.dtype, each.rests = teacher_dtype, every > 1
         self.teacher: nn.Module | None = None
         self.trial: nn.Module | None = None
         self.progress = self.run_progress = 0.0

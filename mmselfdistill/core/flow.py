@@ -19,6 +19,7 @@ from mmselfdistill.core.given import (
     CANNOT,
     Known,
     chosen_by_teacher,
+    hidden_in,
     needs_version,
     of_the_loss,
     unknown,
@@ -26,7 +27,7 @@ from mmselfdistill.core.given import (
 from mmselfdistill.core.memory import share_memory
 from mmselfdistill.core.recorder import Recording, record
 from mmselfdistill.core.traced import Traced
-from mmselfdistill.core.wrapping import resolve
+from mmselfdistill.core.wrapping import resolve, uncompiled
 from mmselfdistill.families.plan import Call, Plan, Seam
 
 
@@ -37,6 +38,10 @@ class _ModuleCall:
     call: Call
     begin: int
     position: int
+    # how often each tensor that it was given was changed before
+    versions: dict[int, int | None]
+    # which of them it has changed in place
+    changed: set[int] = field(default_factory=set)
 
 
 @dataclass
@@ -90,8 +95,11 @@ class Flow:
         parts |= {id(each) for each in self.model.parameters()}
         pending = list(calls)
         while pending:
-            call, known = pending.pop(), Known(calls)
+            call = pending.pop()
+            # it may return what it is given
+            known = Known([each for each in calls if each is not call])
             self._check_functions(call, known, parts)
+            self._errors += hidden_in(self.plan, call, known)
             for where, orphan in self._orphans(call, known):
                 made = self._made_by(orphan)
                 if made is None:
@@ -102,14 +110,24 @@ class Flow:
                     found.append(made)
                     calls.append(made.call)
                     pending.append(made.call)
-        if self._errors:
-            raise RuntimeError(CANNOT + '\n  '.join(dict.fromkeys(self._errors)))
         merged = list(self.recording.calls)
         # from the end: positions before it stay
         for each in sorted(found, key=lambda m: (m.position, m.begin), reverse=True):
             merged.insert(each.position, each.call)
+        self._check_order(of_the_loss(merged))
+        if self._errors:
+            raise RuntimeError(CANNOT + '\n  '.join(dict.fromkeys(self._errors)))
         seams = [Seam(each.call.path) for each in found]
         return self.plan.with_seams(*seams), of_the_loss(merged)
+
+    def _check_order(self, calls: Sequence[Call]) -> None:
+        """See that what a call is given was returned by an earlier one."""
+        known = Known()
+        for call in calls:
+            for where, orphan in self._orphans(call, known):
+                message = unknown(call.path, where, orphan, self._on())
+                self._errors.append(message)
+            known.add(call)
 
     def _orphans(self, call: Call, known: Known) -> Iterator[tuple[str, Tensor]]:
         """Yield arguments of a call that depend on weights and come from no call."""
@@ -170,6 +188,9 @@ class Flow:
     def _made_by(self, orphan: Tensor) -> _ModuleCall | None:
         # the last to end is the outermost
         for each in reversed(self._modules):
+            # one that passes it on has not made it
+            if id(orphan) in each.versions and id(orphan) not in each.changed:
+                continue
             if any(value is orphan for value in tensors_in(each.call.output)):
                 return each
         return None
@@ -187,7 +208,9 @@ class Flow:
                 call = Call(seam, 0, *given)
                 self.recording.begin(call)
                 position = len(self.recording.calls)
-                begun.append(_ModuleCall(call, len(self._modules), position))
+                versions = {id(t): _version(t) for t in tensors_in(given)}
+                made = _ModuleCall(call, len(self._modules), position, versions)
+                begun.append(made)
 
         def after(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             if self.recording.depth > 0:
@@ -196,6 +219,11 @@ class Flow:
                 self._check_output(seam, output)
             elif begun:
                 each = begun.pop()
+                each.changed = {
+                    id(value)
+                    for _, value in each.call.given
+                    if _version(value) != each.versions.get(id(value))
+                }
                 # one that holds a seam cannot be one
                 if each.position == len(self.recording.calls):
                     each.call.end(output)
@@ -204,8 +232,8 @@ class Flow:
                         del self._modules[each.begin :]
                     self._modules.append(each)
 
-        yield module.register_forward_pre_hook(before, with_kwargs=True)
-        yield module.register_forward_hook(after, with_kwargs=True)
+        yield module.register_forward_pre_hook(uncompiled(before), with_kwargs=True)
+        yield module.register_forward_hook(uncompiled(after), with_kwargs=True)
 
     def _is_seam(self, path: str) -> bool:
         return any(seam.path == path for seam in self.plan.seams)
@@ -223,6 +251,11 @@ class Flow:
         hooks = resolve(self.model, path)[0]._forward_hooks.values()
         if any(hook in self.acting for hook in hooks):
             self._errors.append(_hooked(path))
+
+
+def _version(value: Any) -> int | None:
+    counted = isinstance(value, Tensor) and not value.is_inference()
+    return value._version if counted else None
 
 
 def _hooked(path: str) -> str:
@@ -256,7 +289,7 @@ def _observed_hooks(
     originals = [dict(table) for table in tables]
     for table in tables:
         for key, hook in table.items():
-            table[key] = observed(hook)
+            table[key] = uncompiled(observed(hook))
     try:
         yield
     finally:

@@ -31,6 +31,16 @@ _LOCKS: dict[type, Callable[[], Any]] = {
 }
 
 
+def compute_weights(module: nn.Module, args: Any) -> None:
+    """Compute what a module's hooks make of its weights, where ``forward`` is called.
+
+    They run by themselves only where the module is called.
+    """
+    for hook in module._forward_pre_hooks.values():
+        if isinstance(hook, _WEIGHT_HOOKS):
+            hook(module, args)
+
+
 def make_teacher(student: nn.Module, hooks: Collection[Hook] = ()) -> nn.Module:
     """Copy a model into a teacher that has no gradient and does not change.
 

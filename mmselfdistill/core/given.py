@@ -5,12 +5,14 @@ from __future__ import annotations
 import inspect
 from typing import Any, Iterator, Sequence
 
+import numpy as np
 from torch import Tensor, nn
 
-from mmselfdistill.containers import written
+from mmselfdistill.containers import CODE, PLAIN, leaves, written
+from mmselfdistill.core.apart import parts
 from mmselfdistill.core.memory import address
 from mmselfdistill.core.wrapping import resolve
-from mmselfdistill.families.plan import Call, Plan
+from mmselfdistill.families.plan import Call, Plan, Seam
 
 CANNOT = 'self_distill: the teacher cannot repeat what this model does.\n  '
 
@@ -19,14 +21,21 @@ class Known:
     """What some calls returned, and the parts of it: slices, views, what was detached.
 
     Args:
-        calls (Sequence[Call]): The calls.
+        calls (Sequence[Call]): The calls. Defaults to none.
     """
 
-    def __init__(self, calls: Sequence[Call]) -> None:
-        values = [value for call in calls for _, value in call.returned]
-        self._ids = {id(value) for value in values}
-        tensors = [value for value in values if isinstance(value, Tensor)]
-        self._addresses = {address(tensor) for tensor in tensors} - {0}
+    def __init__(self, calls: Sequence[Call] = ()) -> None:
+        self._ids: set[int] = set()
+        self._addresses: set[int] = set()
+        for call in calls:
+            self.add(call)
+
+    def add(self, call: Call) -> None:
+        """Add what a call returned."""
+        for _, value in call.returned:
+            self._ids.add(id(value))
+            if isinstance(value, Tensor) and address(value):
+                self._addresses.add(address(value))
 
     def __contains__(self, value: object) -> bool:
         return id(value) in self._ids or (
@@ -99,6 +108,44 @@ def unknown(path: str, where: str, value: Tensor, on: str) -> str:
     )
 
 
+def hidden_in(plan: Plan, call: Call, known: Known) -> list[str]:
+    """Refuse tensors in arguments where the teacher's cannot be put.
+
+    That is inside of objects that are called, arrays of objects, weak references, keys
+    of a dict, and methods of a tensor.
+    """
+    seam = next((s for s in plan.seams if s.path == call.path), Seam(call.path))
+    if call.depth > 0 or seam.keep or not seam.repeat:
+        return []
+    data = call.args, call.kwargs
+    seen = {id(value) for _, value in leaves(data)}
+    hidden = [tensor for tensor in _all_in(data) if id(tensor) not in seen]
+    if not any(needs_version(tensor) or tensor in known for tensor in hidden):
+        return []
+    return [
+        f'{call.path}: a tensor that depends on weights is hidden in what it is given, '
+        'such as in an object that is called, a key or a weak reference: the '
+        "teacher's cannot be put there. Pass the tensor itself"
+    ]
+
+
+def _all_in(data: Any) -> Iterator[Tensor]:
+    """Yield all tensors in arguments, those of modules and functions left out."""
+    seen: dict[int, Any] = {}
+    stack = [data]
+    while stack:
+        value = stack.pop()
+        if id(value) in seen or isinstance(value, (*CODE, *PLAIN)):
+            continue
+        seen[id(value)] = value
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, np.ndarray):
+            stack += value.flat if value.dtype == object else ()
+        else:
+            stack += [part for _, part in parts(value, lambda hook: False)]
+
+
 def check_given(
     model: nn.Module, plan: Plan, calls: Sequence[Call], errors: Sequence[str]
 ) -> None:
@@ -114,13 +161,14 @@ def check_given(
         RuntimeError: If there is an error, or a call is given what depends on weights,
             and no call returned.
     """
-    found, known = list(errors), Known(calls)
+    found, known = list(errors), Known()
     for call in calls:
         # to ask for the names of arguments takes longer than to see that all is well
         for value in [v for _, v in call.given if needs_version(v) and v not in known]:
             for where, each in chosen_by_teacher(model, plan, call):
                 if each is value:
                     found.append(unknown(call.path, where, value, 'weights'))
+        known.add(call)
     if found:
         raise RuntimeError(
             CANNOT

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-from torch import nn
+import numpy as np
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.utils.spectral_norm import SpectralNorm
@@ -37,8 +38,7 @@ def still(model: nn.Module) -> None:
             module.training = False
         # timm's attention reads the rate of a dropout that it does not call
         for name, value in list(vars(module).items()):
-            rate = is_rate(name) or (dropout and name == 'p')
-            if rate and isinstance(value, float):
+            if holds_rate(name, value) or (dropout and name == 'p' and _is_real(value)):
                 setattr(module, name, 0.0)
 
 
@@ -70,6 +70,17 @@ def is_rate(name: str) -> bool:
     return _RATE.fullmatch(name) is not None
 
 
+def holds_rate(name: str, value: object) -> bool:
+    """Say whether an attribute is a rate of dropout: a number, of any library."""
+    return _is_real(value) and is_rate(name)
+
+
+def _is_real(value: object) -> bool:
+    if isinstance(value, Tensor):
+        return value.numel() == 1 and value.is_floating_point()
+    return isinstance(value, (float, np.floating))
+
+
 def is_dropout(module: nn.Module) -> bool:
     """Say whether a module drops out, and does nothing else."""
     named = 'drop' in type(module).__name__.lower() and not any(module.children())
@@ -90,11 +101,7 @@ def draws(module: nn.Module) -> bool:
     """Say whether a module may draw random numbers in a forward pass."""
     rate = getattr(module, 'p', getattr(module, 'drop_prob', None))
     dropout = is_dropout(module) and rate != 0
-    rates = [
-        value
-        for name, value in vars(module).items()
-        if isinstance(value, float) and is_rate(name)
-    ]
+    rates = [v for name, v in vars(module).items() if holds_rate(name, v)]
     return module.training and (dropout or any(rates))
 
 

@@ -70,15 +70,17 @@ class Pairing:
         self._check()
         averaged: Pairs = []
         copied: Pairs = []
-        done: set[int] = set()  # a tensor may be registered in two places
+        done: dict[int, Tensor] = {}  # a tensor may be registered in two places
         for place in self._places:
             theirs = _get(place.theirs, place.key)
             if theirs is None:
                 continue
             ours = _get(place.ours, place.key)
             ours = _adopt(place, theirs) if ours is None else ours
+            if done.get(id(ours), theirs) is not theirs:
+                ours = _untied(place, ours)
             if id(ours) not in done:
-                done.add(id(ours))
+                done[id(ours)] = theirs
                 number = ours.is_floating_point() or ours.is_complex()
                 kind = averaged if place.averaged and number else copied
                 kind.append((ours, theirs.detach()))
@@ -187,3 +189,11 @@ def _adopt(place: _Place, theirs: Tensor) -> Tensor:
     ours = theirs.detach().clone()
     place.teacher.register_buffer(place.key, ours, persistent)
     return ours
+
+
+def _untied(place: _Place, ours: Tensor) -> Tensor:
+    # the student's was tied to another when the teacher was copied
+    alone = ours.detach().clone()
+    place.ours[place.key] = nn.Parameter(alone, False) if place.parameter else alone
+    untied: Tensor = place.ours[place.key]
+    return untied

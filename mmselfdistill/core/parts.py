@@ -35,11 +35,14 @@ def adopt_parts(student: nn.Module, teacher: nn.Module) -> None:
     keys of the teacher's state_dict as they are.
     """
     paths = {module: path for path, module in student.named_modules()}
+    theirs = dict(teacher.named_modules())
     for module, path in paths.items():
-        copied = teacher.get_submodule(path)
+        copied: Any = theirs.get(path)
         for name, child in module.named_children():
-            if not hasattr(copied, name):
-                vars(copied)[name] = teacher.get_submodule(paths[child])
+            # a module that a hook has added has no twin
+            twin = theirs.get(paths[child])
+            if copied is not None and twin is not None and not hasattr(copied, name):
+                vars(copied)[name] = twin
 
 
 @contextmanager

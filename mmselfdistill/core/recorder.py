@@ -129,6 +129,8 @@ def slice_back(
         if read or not wanted.isdisjoint(chain.from_iterable(map(_marks, returned))):
             needed.append(group)
             given = [value for _, value in group[0].given]
+            # a part may have left its features at another
+            given += [v for held in group[0].attributes for v in held.tensors()]
             wanted.update(chain.from_iterable(map(_marks, given)))
     return needed[::-1]
 

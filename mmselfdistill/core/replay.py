@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import Any, Iterator, Mapping, Sequence
+from typing import Any, Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from mmselfdistill.containers import replaced, written
-from mmselfdistill.core.attributes import put
+from mmselfdistill.core.freeze import compute_weights
 from mmselfdistill.core.given import CANNOT, chosen_by_teacher
+from mmselfdistill.core.handed import Handed
 from mmselfdistill.core.kept import keeping
 from mmselfdistill.core.memory import address, same_part, share_memory
 from mmselfdistill.core.recorder import Recording, record
@@ -32,6 +33,8 @@ def replay(
     own: Mapping[int, Any],
     views: Sequence[tuple[Tensor, Tensor]] = (),
     dtype: torch.dtype | None = None,
+    memory: Mapping[int, tuple[Tensor, Tensor]] | None = None,
+    handed: Handed | None = None,
 ) -> list[Call]:
     """Let the teacher make the student's calls.
 
@@ -51,6 +54,11 @@ def replay(
             Defaults to (): both see the same.
         dtype (torch.dtype, optional): To which the calls are autocast. Defaults to
             None: as the student's were.
+        memory (Mapping, optional): Parameters and buffers of the student, and the
+            teacher's, by the address of the student's. Defaults to None: no part of one
+            is an argument.
+        handed (Handed, optional): Gives the teacher's modules what the student's held.
+            Defaults to None: they keep what they hold.
 
     Returns:
         list[Call]: The teacher's version of each call: same length and order.
@@ -63,7 +71,7 @@ def replay(
     recorded = [seam for seam in plan.seams if seam.repeat]
     versions = dict(own)
     # tensors of the student and the teacher, by where the student's are in memory
-    returned: dict[int, tuple[Tensor, Tensor]] = {}
+    returned = dict(memory or {})
     made: list[Call] = []
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
@@ -75,18 +83,21 @@ def replay(
             outer, seam = group[0], seams[group[0].path]
             versions.update(_parts(teacher, plan, outer, versions, returned))
             versions.update(_clean(outer, views))
-            given = [replaced(each, versions) for each in (outer.args, outer.kwargs)]
+            args, kwargs = replaced((outer.args, outer.kwargs), versions)
             if not seam.repeat:
-                made.append(Call(outer.path, 0, *given))
+                made.append(Call(outer.path, 0, args, kwargs))
                 continue
             set_rng_states(outer.rng)
-            for held in outer.attributes:
-                put(held, versions)
+            if handed is not None:
+                handed.give(outer.attributes, versions)
             owner, name = resolve(teacher, outer.path)
             if outer.state:
                 getattr(owner, seam.state).update(replaced(outer.state, versions))
             with at_precision(autocast_to(dtype) if dtype else outer.precision):
-                _called(outer.path, getattr(owner, name), *given)
+                if name == 'forward':
+                    compute_weights(owner, args)
+                hint = handed.hint if handed else _nothing
+                _called(outer.path, getattr(owner, name), args, kwargs, hint)
             _check_same(group, theirs)
             for call, version in zip(group, theirs):
                 versions.update(_versions(call, version))
@@ -96,7 +107,9 @@ def replay(
     return made
 
 
-def _called(path: str, method: Method, args: Any, kwargs: Any) -> None:
+def _called(
+    path: str, method: Method, args: Any, kwargs: Any, hint: Callable[[str], str]
+) -> None:
     try:
         method(*args, **kwargs)
     except (LeakError, torch.cuda.OutOfMemoryError):
@@ -104,8 +117,12 @@ def _called(path: str, method: Method, args: Any, kwargs: Any) -> None:
     except Exception as error:
         raise RuntimeError(
             f'self_distill: the teacher cannot repeat {path}, which the student has '
-            f'just called: {type(error).__name__}: {error}'
+            f'just called: {type(error).__name__}: {error}{hint(str(error))}'
         ) from error
+
+
+def _nothing(_: str) -> str:
+    return ''
 
 
 def _parts(
@@ -118,11 +135,11 @@ def _parts(
     """Yield the teacher's version of parts of what calls returned: slices, views."""
 
     def is_part(value: Any) -> bool:
-        return (
-            isinstance(value, Tensor)
-            and id(value) not in versions
-            and address(value) in returned
-        )
+        if not isinstance(value, Tensor) or id(value) in versions:
+            return False
+        place = address(value)
+        # the data of a parameter may be in another place by now
+        return place in returned and address(returned[place][0]) == place
 
     # to ask for the names of arguments takes longer
     if not any(is_part(value) for _, value in call.given):

@@ -69,6 +69,11 @@ class Reuse:
         self._frozen = FrozenCalls({})
         self._before: dict[str, Marks] | None = None
 
+    @property
+    def proves(self) -> bool:
+        """Whether the teacher repeats the calls of this iteration in both ways."""
+        return self._before is not None
+
     def forget(self) -> None:
         """Prove it again in the next iteration."""
         self.paths, self._teacher, self._marks, self._lost = None, None, [], 0

@@ -60,8 +60,9 @@ def try_term(term: Term, pairs: Sequence[Pair], plan: Plan) -> None:
     if not pairs:
         raise ValueError(
             f'terms.{term.name}: the site {site!r} gave no tensor in the first '
-            "iteration: the model's loss does not use it, or it returns no (N, C), "
-            '(N, L, C) or (N, C, H, W)'
+            "iteration: the model's loss does not use it, or calls it without gradient "
+            '(as activation checkpointing with use_reentrant=True does), or it returns '
+            'no (N, C), (N, L, C) or (N, C, H, W)'
         )
     try:
         with torch.no_grad():

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import contextmanager
 from typing import Any, Callable, Iterator, Mapping
 
+import torch
 from torch import nn
 
 Method = Callable[..., Any]
+
+
+def uncompiled(function: Method) -> Method:
+    """Return a function that a compiler does not look into: it records calls."""
+    if 'torch._dynamo' not in sys.modules:
+        return function  # nothing is compiled yet, and to load it takes a second
+    disabled: Method = torch.compiler.disable(  # type: ignore[no-untyped-call]
+        function
+    )
+    return disabled
 
 
 def resolve(model: nn.Module, path: str) -> tuple[nn.Module, str]:
@@ -34,7 +46,7 @@ def wrapped(
     originals = [owner.__dict__.get(name) for owner, name in owners.values()]
     try:
         for path, (owner, name) in owners.items():
-            owner.__dict__[name] = wrappers[path](getattr(owner, name))
+            owner.__dict__[name] = uncompiled(wrappers[path](getattr(owner, name)))
         yield
     finally:
         for (owner, name), original in zip(owners.values(), originals):

@@ -12,9 +12,10 @@ import torch
 from helpers import Scale
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
+from torch.nn.utils import prune, weight_norm
 from toys import OTHERS, Toy, distilled, step
 
-from mmselfdistill.core.teacher import make_teacher
+from mmselfdistill.core.teacher import make_teacher, tensors_of
 
 LOGITS = 5 * 7 - 2 * 3
 
@@ -260,3 +261,24 @@ def test_a_pass_without_gradient_is_not_the_first() -> None:
         with pytest.raises(RuntimeError, match='cannot repeat') as error:
             step(distiller)
         assert 'not so in the first' not in str(error.value)
+
+
+@pytest.mark.parametrize('kind', ['weight norm', 'pruned'])
+def test_a_weight_that_a_hook_computes_is_the_teachers(kind: str) -> None:
+    head = nn.Linear(3, 3, bias=False)
+    nn.init.eye_(head.weight)
+    if kind == 'weight norm':
+        weight_norm(head)
+        scaled = 'bbox_head.weight_g'
+    else:
+        prune.identity(head, 'weight')
+        scaled = 'bbox_head.weight_mask'
+    student = Toy()
+    student.bbox_head = head
+    with distilled(student, {'backbone': 5.0}) as distiller:
+        assert step(distiller)['logits'] == pytest.approx(5 - 2)
+        teacher: Any = distiller.teacher
+        with torch.no_grad():
+            tensors_of(teacher)[scaled].mul_(2)
+        for _ in range(2):
+            assert step(distiller)['logits'] == pytest.approx(10 - 2)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+import types
+import weakref
 from types import SimpleNamespace
 from typing import Any, Callable
 
+import numpy as np
 import pytest
 import torch
 from helpers import Scale, only
@@ -83,6 +86,61 @@ def test_a_function_between_two_seams(between: Any, shape: Any, function: str) -
     )
 
 
+class PassingHead(Scale):
+    """Returns what it is given, too."""
+
+    def forward(self, x: Tensor) -> Any:
+        return dict(logits=super().forward(x), given=x)
+
+
+class PassingToy(BetweenToy):
+    def __init__(self, between: Callable[..., Any]) -> None:
+        super().__init__(between)
+        self.bbox_head = PassingHead(3.0)
+
+    def logits(self, inputs: Tensor) -> Any:
+        return super().logits(inputs)['logits']
+
+
+def test_a_call_that_returns_what_it_is_given_has_not_made_it() -> None:
+    refused(
+        PassingToy(lambda model, x: x * 2),
+        f'{CANNOT}bbox_head.forward: its argument x (2, 3) depends on weights, and '
+        f'was made by a function (MulBackward0) {NAME_IT}',
+    )
+    # nor has one that comes later
+    later = PassingToy(lambda model, x: x)
+    later.logits = types.MethodType(twice, later)  # type: ignore[method-assign]
+    refused(later, f'{CANNOT}bbox_head.forward: its argument x (2, 3) depends on')
+    with distilled(PassingToy(lambda model, x: x), OTHERS) as distiller:
+        for _ in range(2):
+            assert step(distiller)['features'] == 3
+
+
+@pytest.mark.parametrize(
+    'passing', [nn.Identity(), nn.ReLU(inplace=True)], ids=['as it is', 'changed']
+)
+def test_a_module_that_passes_on_has_not_made_it(passing: nn.Module) -> None:
+    student = BetweenToy(lambda model, x: model.passing(x * 2))
+    student.passing = passing
+    refused(student, 'its argument')
+    student = BetweenToy(lambda model, x: model.passing(model.adapter(x)))
+    student.passing, student.adapter = passing, Scale(1.0)
+    if not isinstance(passing, nn.Identity):
+        refused(student, f'{CANNOT}passing.forward: its argument input')
+        return
+    with distilled(student, {'adapter': 4.0}) as distiller:
+        for _ in range(2):
+            assert step(distiller) == dict(features=0, logits=2 * 4 * 3 - 2 * 3)
+        assert distiller.labeled.found == ['adapter.forward']
+
+
+def twice(self: Any, inputs: Tensor) -> Any:
+    made = self.extract_feat(inputs) * 2
+    self.bbox_head(made)
+    return self.bbox_head(made)['logits']
+
+
 def test_a_function_of_a_keyword_in_containers() -> None:
     refused(
         KeywordToy(),
@@ -109,6 +167,46 @@ def test_a_function_in_front_of_an_adapter() -> None:
     student = BetweenToy(lambda model, x: model.adapter(x * 2))
     student.adapter = Scale(1.0)
     refused(student, f'{CANNOT}adapter.forward: its argument x (2, 3) depends on')
+
+
+class Opening(Scale):
+    def __init__(self, take: Callable[[Any], Tensor]) -> None:
+        super().__init__(3.0)
+        self.take = take
+
+    def forward(self, hidden: Any) -> Tensor:
+        return super().forward(self.take(hidden))
+
+
+class Answering:
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+    def __call__(self) -> Tensor:
+        return self.tensor
+
+
+def in_array(tensor: Tensor) -> Any:
+    array = np.empty(1, dtype=object)
+    array[0] = tensor
+    return array
+
+
+@pytest.mark.parametrize(
+    ('hide', 'take'),
+    [
+        (Answering, lambda hidden: hidden()),
+        (lambda x: x.clone, lambda hidden: hidden()),
+        (weakref.ref, lambda hidden: hidden()),
+        (in_array, lambda hidden: hidden[0]),
+        (lambda x: {x: 1}, lambda hidden: next(iter(hidden))),
+    ],
+    ids=['an object', 'a method', 'a weak reference', 'an array', 'a key'],
+)
+def test_a_tensor_where_no_other_can_be_put(hide: Any, take: Any) -> None:
+    student = BetweenToy(lambda model, x: hide(x))
+    student.bbox_head = Opening(take)
+    refused(student, 'bbox_head.forward: a tensor that depends on weights is hidden in')
 
 
 class HeldToy(Toy):

@@ -6,9 +6,10 @@ import copy
 from pathlib import Path
 from typing import Any, Iterable
 
+import numpy as np
 import pytest
 import torch
-from helpers import assert_bitwise, values_of
+from helpers import Scale, assert_bitwise, values_of
 from mmcv.cnn.bricks import Dropout, DropPath
 from mmcv.cnn.bricks.transformer import MultiheadAttention
 from mmdet.models.layers import DropBlock
@@ -18,6 +19,7 @@ from mmengine.registry import MODELS, init_default_scope
 from mmseg.models.decode_heads.ema_head import EMAModule
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, spectral_norm
+from toys import Toy, distilled, step
 
 from mmselfdistill.core.teacher import make_teacher, still
 
@@ -195,6 +197,34 @@ def test_numbers_are_rates_by_their_exact_name() -> None:
     assert {name: getattr(teacher, name) for name in OTHERS} == dict.fromkeys(
         OTHERS, 0.5
     )
+
+
+@pytest.mark.parametrize(
+    'rate', [np.float32(0.5), np.float64(0.5), torch.tensor(0.5)], ids=str
+)
+def test_a_rate_may_be_a_number_of_any_library(rate: Any) -> None:
+    student = Toy()
+    student.bbox_head = Dropping(rate)
+    with distilled(student, {'bbox_head': 7.0}) as distiller:
+        for _ in range(3):
+            # half of the student's are doubled, half are 0
+            teacher: Any = distiller.teacher
+            assert step(distiller)['features'] == 0
+            assert teacher.bbox_head.drop_rate == 0
+            assert torch.equal(
+                teacher.bbox_head(torch.ones(64)), torch.full((64,), 7.0)
+            )
+    assert student.bbox_head.drop_rate == rate
+
+
+class Dropping(Scale):
+    def __init__(self, rate: Any) -> None:
+        super().__init__(3.0)
+        self.drop_rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        dropped = nn.functional.dropout(x, float(self.drop_rate), self.training)
+        return super().forward(dropped)
 
 
 @pytest.mark.parametrize(

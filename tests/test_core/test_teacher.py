@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Iterator
 
@@ -213,6 +214,22 @@ def test_a_tied_parameter_is_moved_once() -> None:
         student[0].weight.add_(1)
     average_into(teacher, student, 0.5)
     torch.testing.assert_close(teacher[0].weight, before + 0.5)
+
+
+@pytest.mark.parametrize('move', [copy_into, partial(average_into, momentum=0.5)])
+def test_a_parameter_that_is_tied_no_more_is_moved_alone(move: Any) -> None:
+    student = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    student[1].weight = student[0].weight
+    teacher = make_teacher(student)
+    before = teacher[0].weight.clone()
+    student[1].weight = nn.Parameter(torch.full((2, 2), 9.0))
+    for _ in range(2):
+        move(teacher, student)
+    assert torch.equal(teacher[0].weight, before)
+    share = 1 if move is copy_into else 0.75
+    expected = before + share * (9 - before)
+    torch.testing.assert_close(teacher[1].weight, expected)
+    assert not teacher[1].weight.requires_grad
 
 
 def test_a_norm_of_another_precision_is_averaged() -> None:

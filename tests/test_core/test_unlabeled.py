@@ -190,7 +190,7 @@ def test_a_trial_teacher_of_the_first_generation_is_let_go() -> None:
         assert {*gaps(distiller).values()} == {0.0}
         assert distiller.trial is None
         for each in distiller.comparisons():
-            assert each._own_of is None and each._own_ids == {}
+            assert each._twin is None
             assert {*each.shapes} == {'features', 'logits'}
         assert distiller.unlabeled.used == 0
 

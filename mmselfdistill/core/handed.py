@@ -1,0 +1,260 @@
+"""Gives a teacher's modules what the student's hold besides weights and buffers.
+
+Numbers and text are the student's. Of tensors that a module holds, the teacher's
+module has its own: the version of what a call returned, or what its own call has left
+there. A tensor without gradient that a hook or the model has put there since is the
+student's, as an argument would be.
+"""
+
+from __future__ import annotations
+
+from operator import is_
+from typing import Any, Dict, Mapping, NamedTuple, Sequence, Tuple
+
+import torch
+from torch import Tensor, nn
+
+from mmselfdistill.containers import flat, replaced
+from mmselfdistill.core.attributes import (
+    BASE,
+    CONTAINERS,
+    GENERATORS,
+    PLAIN,
+    Held,
+    Moment,
+    are_equal,
+    copy_of,
+    moment,
+    tensors_at,
+)
+
+_Place = Tuple[int, str]
+
+
+class _Record(NamedTuple):
+    """What both sides held at a place when it was last given, or after the calls.
+
+    Args:
+        read (Moment): The student's, when its call began.
+        end (Moment): The student's, after all calls.
+        theirs (Moment): The teacher's.
+        made (bool): Whether a call of the teacher has left it there.
+    """
+
+    read: Moment
+    end: Moment
+    theirs: Moment
+    made: bool
+
+
+# whether it is saved, and by place: the record, whether it holds, and a copy
+Left = Tuple[bool, Dict[_Place, Tuple[_Record, bool, Any]]]
+_ABSENT = object()
+_NONE = _Record((), (), (), made=False)
+
+
+class Handed:
+    """Gives the modules of one teacher what the student's held when a call began.
+
+    Args:
+        pairs (Sequence[tuple[nn.Module, nn.Module]]): The student's and its.
+        rests (bool): Whether the teacher is left out of some iterations again and
+            again: what its calls left before is then not of the iteration before.
+            Defaults to False.
+    """
+
+    def __init__(
+        self, pairs: Sequence[tuple[nn.Module, nn.Module]], rests: bool = False
+    ) -> None:
+        self._ours = {id(ours): vars(ours) for ours, _ in pairs}
+        self._held = {id(ours): vars(theirs) for ours, theirs in pairs}
+        self._rests = rests
+        self._begins = True
+        self._taken: set[str] = set()
+        self._last = {
+            (key, name): _Record((), (), moment(value), made=False)
+            for key, held in self._held.items()
+            for name, value in held.items()
+            if name not in BASE
+            and isinstance(value, (Tensor, *CONTAINERS))
+            and moment(value)
+        }
+
+    def left(self, again: bool) -> Left:
+        """Return what the teacher's modules hold before its calls.
+
+        Args:
+            again (bool): Whether it may make them more than once, each time from here.
+        """
+        found, copies = {}, _Copies()
+        for (key, name), record in self._last.items():
+            value = self._held[key].get(name, _ABSENT)
+            holds = _is_same(moment(value), record.theirs)
+            found[key, name] = record, holds, copies.of(value) if again else None
+        return again, found
+
+    def put_back(self, left: Left) -> None:
+        """Put back what :meth:`left` returned."""
+        self._begins, self._taken, self._last = True, set(), {}
+        (again, found), copies = left, _Copies()
+        for (key, name), (record, holds, saved) in found.items():
+            held = self._held[key]
+            if again and saved is _ABSENT:
+                held.pop(name, None)
+            elif again:
+                _put_in(held, name, copies.of(saved))
+            theirs = moment(held.get(name)) if holds else ()
+            self._last[key, name] = record._replace(theirs=theirs)
+
+    def end(self) -> None:
+        """Note what both sides hold after the calls."""
+        for (key, name), record in self._last.items():
+            theirs = moment(self._held[key].get(name))
+            made = record.made or not _is_same(theirs, record.theirs)
+            end = moment(self._ours[key].get(name))
+            self._last[key, name] = _Record(record.read, end, theirs, made)
+
+    def give(self, attributes: Sequence[Held], versions: Mapping[int, Any]) -> None:
+        """Give the teacher's modules what the student's held when a call began.
+
+        Args:
+            attributes (Sequence[Held]): What each of the student's held.
+            versions (Mapping[int, Any]): The teacher's version of the student's
+                modules and tensors, by their ``id``.
+        """
+        for each in attributes:
+            self._put(each, versions)
+        self._begins = False
+
+    def hint(self, message: str) -> str:
+        """Return what to add to an error of the teacher's call."""
+        if not any(f"'{name}'" in message for name in self._taken):
+            return ''
+        return (
+            '. The student has a tensor there of which the teacher has no version: it '
+            'depends on weights, and no recorded call returned it; or it is of an '
+            'iteration in which the teacher was not run; or the call has changed in '
+            'place what a hook has put there'
+        )
+
+    def _put(self, each: Held, versions: Mapping[int, Any]) -> None:
+        held = self._held.get(each.key)
+        if held is None:
+            return
+        try:
+            same = all(map(is_, each.read(held), each.values))
+        except KeyError:
+            same = False
+        if not same:
+            held.update(zip(each.names, each.values))
+        for name in each.gone:
+            self._take(held, name)
+        for name, value in each.numbers.items():
+            if not are_equal(value, held.get(name)):
+                _put_in(held, name, copy_of(value))
+        for name, value in each.others.items():
+            if isinstance(value, (*PLAIN, *GENERATORS)):
+                held[name] = copy_of(value)
+            else:
+                self._put_tensors(each, name, value, versions)
+
+    def _put_tensors(
+        self, each: Held, name: str, value: Any, versions: Mapping[int, Any]
+    ) -> None:
+        held, place = self._held[each.key], (each.key, name)
+        mine, parts = held.get(name), [*flat(value)]
+        record = self._last.get(place, _NONE)
+        known = any(id(part) in versions for part in parts)
+        others = [t for t in tensors_at(parts) if id(t) not in versions]
+        if not known and not (others and all(map(_is_simple, parts))):
+            _put_numbers(mine, value)
+            return
+        if any(t.requires_grad and t.is_leaf for t in others):
+            # it trains, though it is no parameter: the teacher has its copy
+            return
+        now = each.moments[name]
+        # the call itself may have changed it in place since, as the teacher's will
+        changed = not known and not _is_same(now, moment(value))
+        # what a call of the teacher has left there is its own
+        moved = bool(moment(mine)) and not _is_same(moment(mine), record.theirs)
+        before = record.end if self._begins else record.read
+        if before or record.end:
+            same = _is_same(now, before)
+        else:
+            same = changed or _are_alike(value, mine)
+        given = not (moved and others) if known else not (moved or same)
+        missed = self._rests and self._begins and record.made and not known
+        lost = changed or missed or any(t.grad_fn is not None for t in others)
+        if given and lost:
+            # if the teacher reads it, it fails and says so
+            self._take(held, name)
+        elif given:
+            copies = {id(t): t.detach().clone() for t in others}
+            _put_in(held, name, replaced(value, {**copies, **versions}))
+        theirs, made = moment(held.get(name)), record.made and not given
+        self._last[place] = _Record(now, record.end, theirs, made)
+
+    def _take(self, held: dict[str, Any], name: str) -> None:
+        held.pop(name, None)
+        self._taken.add(name)
+
+
+def _is_simple(part: Any) -> bool:
+    return isinstance(part, (Tensor, *PLAIN))
+
+
+def _put_in(held: dict[str, Any], name: str, value: Any) -> None:
+    # two modules may hold one list, to hand something on
+    mine: Any = held.get(name)
+    if type(mine) is not type(value) or not isinstance(mine, (list, dict)):
+        held[name] = value
+    elif isinstance(mine, dict):
+        mine.clear()
+        mine.update(value)
+    else:
+        mine[:] = value
+
+
+def _put_numbers(mine: Any, value: Any) -> None:
+    """Put numbers and text into a container that has objects of its own besides."""
+    if type(mine) is not type(value) or not isinstance(value, (list, dict)):
+        return
+    keys = range(len(value)) if isinstance(value, list) else value
+    for key in keys if len(mine) == len(value) else ():
+        if isinstance(value[key], PLAIN):
+            mine[key] = value[key]
+
+
+class _Copies(Dict[int, Tensor]):
+    """Copies of tensors: one each, as two modules may hold the same."""
+
+    def of(self, value: Any) -> Any:
+        """Return a value with copies of its tensors."""
+        for each in tensors_at(value):
+            if id(each) not in self:
+                self[id(each)] = each.detach().clone()
+        return replaced(value, self)
+
+
+def _is_same(one: Moment, other: Moment) -> bool:
+    return len(one) == len(other) and all(
+        ref() is ref_before() is not None and version == before
+        for (ref, version), (ref_before, before) in zip(one, other)
+    )
+
+
+def _are_alike(one: Any, other: Any) -> bool:
+    """Say whether two containers hold equal numbers."""
+    pairs = [*flat(one)], [*flat(other)]
+    return len(pairs[0]) == len(pairs[1]) and all(map(_are_equal, *pairs))
+
+
+def _are_equal(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        alike = _kind(one) == _kind(other) and not one.is_meta
+        return alike and one.layout is torch.strided and torch.equal(one, other)
+    return type(one) is type(other) and bool(one == other)
+
+
+def _kind(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.dtype, tensor.shape, tensor.device, tensor.layout
