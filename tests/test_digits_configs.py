@@ -60,7 +60,8 @@ def test_trains_and_validates(path: Path, scenes: Path, tmp_path: Path) -> None:
     generations = 2 if 'generation' in path.stem else 1
     assert runner.iter == steps_of(path) * generations
     logged = runner.message_hub.log_scalars
-    metric = 'val/mIoU' if path.stem.startswith(('deep', 'seg')) else 'coco/bbox_mAP'
+    segments = path.stem.startswith(('deep', 'seg', 'mask2'))
+    metric = 'val/mIoU' if segments else 'coco/bbox_mAP'
     assert len([key for key in logged if key.endswith(metric)]) == 1
     terms = {key[14:] for key in logged if key.startswith('train/loss_sd_')}
     if 'generation' not in path.stem and 'ema' not in path.stem:
