@@ -10,10 +10,9 @@ from torch import Tensor, nn
 
 from mmselfdistill.containers import PLAIN
 
+from .attributes import BASE
 from .modes import draws, is_dropout, moves
 
-# what every module has
-_BASE = frozenset(vars(nn.Module()))
 # items of a container in a module: more are a vocabulary, and no state
 _MOST = 32
 
@@ -111,7 +110,7 @@ class Marks:
             _mark(item)
             for module in self._others
             for name, value in vars(module).items()
-            if name not in _BASE
+            if name not in BASE
             for item in _items(value)
         ]
 
