@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, Callable, Iterator, Sequence
 
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ from mmselfdistill.core.given import (
 from mmselfdistill.core.memory import share_memory
 from mmselfdistill.core.recorder import Recording, record
 from mmselfdistill.core.traced import Traced
-from mmselfdistill.core.wrapping import resolve, uncompiled
+from mmselfdistill.core.wrapping import observed_hooks, resolve, uncompiled
 from mmselfdistill.families.plan import Call, Plan, Seam
 
 
@@ -40,6 +41,8 @@ class _ModuleCall:
     position: int
     # how often each tensor that it was given was changed before
     versions: dict[int, int | None]
+    # how many tensors were known before to be computed of weights
+    traced: int
     # which of them it has changed in place
     changed: set[int] = field(default_factory=set)
 
@@ -63,22 +66,28 @@ class Flow:
     acting: list[Callable[..., Any]] = field(default_factory=list)
     _modules: list[_ModuleCall] = field(default_factory=list)
     _errors: list[str] = field(default_factory=list)
-    _traced: Traced | None = None
+
+    def __post_init__(self) -> None:
+        def outside() -> bool:
+            return self.recording.depth == 0
+
+        weights = chain(self.model.parameters(), self.model.buffers())
+        self._weights = Traced(weights, outside)
+        self._images = Traced([seen for seen, _ in self.views], outside)
 
     @contextmanager
     def watched(self) -> Iterator[list[Call]]:
         """Record a forward pass, and watch what happens between the seams."""
         with ExitStack() as stack:
             for path, module in self.model.named_modules():
-                stack.enter_context(_observed_hooks(module, self.acting))
+                stack.enter_context(observed_hooks(module, self.acting))
                 if path:
                     for handle in self._watch_module(path, module):
                         stack.callback(handle.remove)
             calls = record(self.model, self.plan.seams, self.recording)
+            stack.enter_context(self._weights)
             if self.views:
-                seen = [image for image, _ in self.views]
-                outside = lambda: self.recording.depth == 0  # noqa: E731
-                self._traced = stack.enter_context(Traced(seen, outside))
+                stack.enter_context(self._images)
             yield stack.enter_context(calls)
         self._errors += self.recording.changes.errors
 
@@ -161,16 +170,16 @@ class Flow:
         """Say whether a teacher needs its own version of a value."""
         if not isinstance(value, Tensor) or needs_version(value):
             return isinstance(value, Tensor)
-        if self._traced is not None and self._traced.is_made(value):
+        if self._images.is_made(value) or self._weights.is_made(value):
             return True
         made = self._made_by(value)
         # what is frozen in the student may be another in its teacher
         return made is not None and _has_weights(self.model, made.call.path)
 
     def _check_images(self, calls: list[Call]) -> None:
-        traced = self._traced
-        if traced is None:
+        if not self.views:
             return
+        traced = self._images
         given = [value for call in calls for _, value in call.given]
         tensors = [value for value in given if isinstance(value, Tensor)]
         if traced.changed:
@@ -179,7 +188,7 @@ class Flow:
                 "before a recorded call takes it: the teacher's is not changed. Use "
                 'the operation that returns a new tensor, inside of that call'
             )
-        elif not any(traced.is_image(t) or traced.is_made(t) for t in tensors):
+        elif not any(traced.is_source(t) or traced.is_made(t) for t in tensors):
             self._errors.append(
                 'view: no recorded call is given the image: the teacher cannot be '
                 'shown another one than the student'
@@ -209,7 +218,8 @@ class Flow:
                 self.recording.begin(call)
                 position = len(self.recording.calls)
                 versions = {id(t): _version(t) for t in tensors_in(given)}
-                made = _ModuleCall(call, len(self._modules), position, versions)
+                traced = len(self._weights.made)
+                made = _ModuleCall(call, len(self._modules), position, versions, traced)
                 begun.append(made)
 
         def after(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -227,6 +237,8 @@ class Flow:
                 # one that holds a seam cannot be one
                 if each.position == len(self.recording.calls):
                     each.call.end(output)
+                    # what it returns is its own: it may become a seam
+                    del self._weights.made[each.traced :]
                     if not each.call.trains:
                         # what is within is not held: a model's own teacher may be large
                         del self._modules[each.begin :]
@@ -268,30 +280,3 @@ def _hooked(path: str) -> str:
 def _has_weights(model: nn.Module, path: str) -> bool:
     owner, _ = resolve(model, path)
     return any(True for _ in owner.parameters())
-
-
-@contextmanager
-def _observed_hooks(
-    module: nn.Module, acting: list[Callable[..., Any]]
-) -> Iterator[None]:
-    """Note which of a module's own forward hooks return a new value."""
-
-    def observed(hook: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapper(*args: Any, **kwargs: Any) -> Any:
-            result = hook(*args, **kwargs)
-            if result is not None and hook not in acting:
-                acting.append(hook)
-            return result
-
-        return wrapper
-
-    tables = (module._forward_hooks, module._forward_pre_hooks)
-    originals = [dict(table) for table in tables]
-    for table in tables:
-        for key, hook in table.items():
-            table[key] = uncompiled(observed(hook))
-    try:
-        yield
-    finally:
-        for table, original in zip(tables, originals):
-            table.update({k: h for k, h in original.items() if k in table})

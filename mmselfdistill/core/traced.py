@@ -1,24 +1,24 @@
-"""What is computed of an image outside of all recorded calls."""
+"""What is computed of given tensors outside of all recorded calls."""
 
 from __future__ import annotations
 
-from typing import Any, Callable, Sequence
+from typing import Any, Callable, Iterable
 
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmselfdistill.containers import tensors_in
-from mmselfdistill.core.memory import share_memory
+from mmselfdistill.core.memory import address
 
 # they ask for a shape, a dtype or a device alone
 _NEW = ('new_', 'zeros_like', 'ones_like', 'empty_like', 'full_like', 'rand')
 
 
 class Traced(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Follows some images through every operation, with or without gradient.
+    """Follows some tensors through every operation, with or without gradient.
 
     Args:
-        images (Sequence[Tensor]): The images.
+        sources (Iterable[Tensor]): The tensors: images, or weights.
         outside (Callable): Says whether no recorded call is being made.
 
     Attributes:
@@ -26,9 +26,10 @@ class Traced(TorchDispatchMode):  # type: ignore[no-untyped-call]
         changed (list[str]): Operations that changed one in place, outside.
     """
 
-    def __init__(self, images: Sequence[Tensor], outside: Callable[[], bool]) -> None:
+    def __init__(self, sources: Iterable[Tensor], outside: Callable[[], bool]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._images = [each.detach() for each in images]
+        self._sources = [each.detach() for each in sources]
+        self._places = set(map(_place, self._sources)) - {None}
         self._outside = outside
         self.made: list[Tensor] = []
         self.changed: list[str] = []
@@ -36,24 +37,32 @@ class Traced(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        """Make an operation, and note what it makes of an image."""
+        """Make an operation, and note what it makes of a source."""
         kwargs = kwargs or {}
         output = func(*args, **kwargs)
         name = func.overloadpacket.__name__
         if not self._outside() or name.startswith(_NEW):
             return output
         given = tensors_in((args, kwargs))
-        if any(self.is_image(each) or self.is_made(each) for each in given):
-            if name.endswith('_') and self.is_image(args[0]):
+        if any(self.is_source(each) or self.is_made(each) for each in given):
+            if name.endswith('_') and self.is_source(args[0]):
                 self.changed.append(name)
-            new = [t for t in tensors_in(output) if not self.is_image(t)]
+            new = [t for t in tensors_in(output) if not self.is_source(t)]
             self.made += [each for each in new if not self.is_made(each)]
         return output
 
-    def is_image(self, tensor: Tensor) -> bool:
-        """Say whether a tensor is one of the images, or a part of one."""
-        return any(share_memory(tensor, each) for each in self._images)
+    def is_source(self, tensor: Tensor) -> bool:
+        """Say whether a tensor is one of the sources, or a part of one."""
+        return _place(tensor) in self._places
 
     def is_made(self, tensor: Tensor) -> bool:
-        """Say whether a tensor was computed of an image, outside of all calls."""
-        return any(share_memory(tensor, each) for each in self.made)
+        """Say whether a tensor was computed of a source, outside of all calls."""
+        place = _place(tensor)
+        # these are held, so that no other tensor has taken their place since
+        return place is not None and any(place == _place(each) for each in self.made)
+
+
+def _place(tensor: Tensor) -> tuple[Any, int] | None:
+    """Return where a tensor is in memory, or None where it has no numbers there."""
+    start = address(tensor) if tensor.numel() else 0
+    return (tensor.device, start) if start else None

@@ -1,4 +1,4 @@
-"""Methods of a model, found by their paths and wrapped for a while."""
+"""Methods and hooks of a model, wrapped for a while."""
 
 from __future__ import annotations
 
@@ -55,3 +55,30 @@ def wrapped(
                 owner.__dict__.pop(name, None)
             else:
                 owner.__dict__[name] = original
+
+
+@contextmanager
+def observed_hooks(
+    module: nn.Module, acting: list[Callable[..., Any]]
+) -> Iterator[None]:
+    """Note which of a module's own forward hooks return a new value."""
+
+    def observed(hook: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            result = hook(*args, **kwargs)
+            if result is not None and hook not in acting:
+                acting.append(hook)
+            return result
+
+        return wrapper
+
+    tables = (module._forward_hooks, module._forward_pre_hooks)
+    originals = [dict(table) for table in tables]
+    for table in tables:
+        for key, hook in table.items():
+            table[key] = uncompiled(observed(hook))
+    try:
+        yield
+    finally:
+        for table, original in zip(tables, originals):
+            table.update({k: h for k, h in original.items() if k in table})

@@ -26,6 +26,7 @@ class BetweenToy(Toy):
         super().__init__()
         self.between = between
         self.scale = nn.Parameter(torch.tensor(1.0))
+        self.fixed = nn.Parameter(torch.tensor(1.0), requires_grad=False)
 
     def logits(self, inputs: Tensor) -> Any:
         return self.bbox_head(self.between(self, self.extract_feat(inputs)))
@@ -75,8 +76,12 @@ NAME_IT = (
         (lambda model, x: x * 2, (2, 3), 'MulBackward0'),
         (lambda model, x: torch.cat([x, x]), (4, 3), 'CatBackward0'),
         (lambda model, x: x.detach() * model.scale, (2, 3), 'MulBackward0'),
+        (lambda model, x: x.detach() * model.scale.detach(), (2, 3), 'any'),
+        (lambda model, x: torch.ones(2, 3) * (model.scale * 1).detach(), (2, 3), 'any'),
+        (lambda model, x: torch.ones(2, 3) * model.fixed, (2, 3), 'any'),
+        (lambda model, x: torch.ones(2, 3).mul_(model.fixed), (2, 3), 'any'),
     ],
-    ids=['scaled', 'joined', 'a weight'],
+    ids=['scaled', 'joined', 'a weight', 'cut', 'cut later', 'frozen', 'in place'],
 )
 def test_a_function_between_two_seams(between: Any, shape: Any, function: str) -> None:
     refused(
