@@ -163,7 +163,6 @@ class Handed:
     ) -> None:
         held, place = self._held[each.key], (each.key, name)
         mine, parts = held.get(name), [*flat(value)]
-        record = self._last.get(place, _NONE)
         known = any(id(part) in versions for part in parts)
         others = [t for t in tensors_at(parts) if id(t) not in versions]
         if not known and not (others and all(map(_is_simple, parts))):
@@ -172,27 +171,35 @@ class Handed:
         if any(t.requires_grad and t.is_leaf for t in others):
             # it trains, though it is no parameter: the teacher has its copy
             return
-        now = each.moments[name]
+        now, record = each.moments[name], self._last.get(place, _NONE)
         # the call itself may have changed it in place since, as the teacher's will
         changed = not known and not _is_same(now, moment(value))
         # what a call of the teacher has left there is its own
         moved = bool(moment(mine)) and not _is_same(moment(mine), record.theirs)
-        before = record.end if self._begins else record.read
-        if before or record.end:
-            same = _is_same(now, before)
+        if known:
+            given = not (moved and others)
         else:
-            same = changed or _are_alike(value, mine)
-        given = not (moved and others) if known else not (moved or same)
+            given = not moved and self._is_news(each, name, changed)
         missed = self._rests and self._begins and record.made and not known
-        lost = changed or missed or any(t.grad_fn is not None for t in others)
-        if given and lost:
-            # if the teacher reads it, it fails and says so
+        if not given:
+            pass
+        elif changed or missed or any(t.grad_fn is not None for t in others):
+            # there is no version of it: if the teacher reads it, it fails and says so
             self._take(held, name)
-        elif given:
+        else:
             copies = {id(t): t.detach().clone() for t in others}
             _put_in(held, name, replaced(value, {**copies, **versions}))
         theirs, made = moment(held.get(name)), record.made and not given
         self._last[place] = _Record(now, record.end, theirs, made)
+
+    def _is_news(self, each: Held, name: str, changed: bool) -> bool:
+        """Say whether the student's tensors are others than those last given."""
+        record = self._last.get((each.key, name), _NONE)
+        before = record.end if self._begins else record.read
+        if before or record.end:
+            return not _is_same(each.moments[name], before)
+        mine = self._held[each.key].get(name)
+        return not (changed or _are_alike(each.others[name], mine))
 
     def _take(self, held: dict[str, Any], name: str) -> None:
         held.pop(name, None)
