@@ -98,7 +98,9 @@ def chosen_by_teacher(
 
 def unknown(path: str, where: str, value: Tensor, on: str) -> str:
     """Say that a call is given what depends on weights, and no call returned."""
-    function = type(value.grad_fn).__name__ if value.requires_grad else 'any'
+    function = (
+        type(value.grad_fn).__name__ if value.requires_grad else 'without gradient'
+    )
     return (
         f'{path}: its argument {where} {tuple(value.shape)} depends on {on}, and was '
         f'made by a function ({function}) between two recorded calls: the teacher '

@@ -76,10 +76,22 @@ NAME_IT = (
         (lambda model, x: x * 2, (2, 3), 'MulBackward0'),
         (lambda model, x: torch.cat([x, x]), (4, 3), 'CatBackward0'),
         (lambda model, x: x.detach() * model.scale, (2, 3), 'MulBackward0'),
-        (lambda model, x: x.detach() * model.scale.detach(), (2, 3), 'any'),
-        (lambda model, x: torch.ones(2, 3) * (model.scale * 1).detach(), (2, 3), 'any'),
-        (lambda model, x: torch.ones(2, 3) * model.fixed, (2, 3), 'any'),
-        (lambda model, x: torch.ones(2, 3).mul_(model.fixed), (2, 3), 'any'),
+        (
+            lambda model, x: x.detach() * model.scale.detach(),
+            (2, 3),
+            'without gradient',
+        ),
+        (
+            lambda model, x: torch.ones(2, 3) * (model.scale * 1).detach(),
+            (2, 3),
+            'without gradient',
+        ),
+        (lambda model, x: torch.ones(2, 3) * model.fixed, (2, 3), 'without gradient'),
+        (
+            lambda model, x: torch.ones(2, 3).mul_(model.fixed),
+            (2, 3),
+            'without gradient',
+        ),
     ],
     ids=['scaled', 'joined', 'a weight', 'cut', 'cut later', 'frozen', 'in place'],
 )
