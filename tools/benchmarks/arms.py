@@ -75,6 +75,7 @@ MODELS = dict(
     faster_rcnn=Model('faster-rcnn_r18_fpn_50e_digits', 'coco/bbox_mAP', 1200),
     mask_rcnn=Model('mask-rcnn_r18_fpn_50e_digits', 'coco/segm_mAP', 1200),
     deeplabv3plus=Model('deeplabv3plus_r18-d8_1xb8-1500_digits-64x64', 'mIoU', 1200),
+    unet=Model('unet-s4-d8_fcn_1xb8-1500_digits-64x64', 'mIoU', 2400),
     gfl=Model('gfl_r18_fpn_50e_digits', 'coco/bbox_mAP', 1200),
 )
 REGIMES = dict(
