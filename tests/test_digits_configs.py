@@ -60,7 +60,7 @@ def test_trains_and_validates(path: Path, scenes: Path, tmp_path: Path) -> None:
     generations = 2 if 'generation' in path.stem else 1
     assert runner.iter == steps_of(path) * generations
     logged = runner.message_hub.log_scalars
-    segments = path.stem.startswith(('deep', 'seg', 'mask2'))
+    segments = path.stem.endswith('digits-64x64')
     metric = 'val/mIoU' if segments else 'coco/bbox_mAP'
     assert len([key for key in logged if key.endswith(metric)]) == 1
     terms = {key[14:] for key in logged if key.startswith('train/loss_sd_')}
