@@ -179,22 +179,20 @@ class Handed:
         if known:
             given = not (moved and others)
         else:
-            given = not moved and self._is_news(each, name, changed)
+            given = not moved and self._is_news(each, name, record, changed)
         missed = self._rests and self._begins and record.made and not known
-        if not given:
-            pass
-        elif changed or missed or any(t.grad_fn is not None for t in others):
-            # there is no version of it: if the teacher reads it, it fails and says so
+        lost = changed or missed or any(t.grad_fn is not None for t in others)
+        if given and lost:
+            # if the teacher reads it, it fails and says so
             self._take(held, name)
-        else:
+        elif given:
             copies = {id(t): t.detach().clone() for t in others}
             _put_in(held, name, replaced(value, {**copies, **versions}))
         theirs, made = moment(held.get(name)), record.made and not given
         self._last[place] = _Record(now, record.end, theirs, made)
 
-    def _is_news(self, each: Held, name: str, changed: bool) -> bool:
+    def _is_news(self, each: Held, name: str, record: _Record, changed: bool) -> bool:
         """Say whether the student's tensors are others than those last given."""
-        record = self._last.get((each.key, name), _NONE)
         before = record.end if self._begins else record.read
         if before or record.end:
             return not _is_same(each.moments[name], before)

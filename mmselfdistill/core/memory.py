@@ -14,11 +14,15 @@ def address(tensor: Tensor) -> int:
         return 0
 
 
+def place(tensor: Tensor) -> tuple[torch.device, int] | None:
+    """Return device and address of a tensor, or None where it has no numbers there."""
+    start = address(tensor) if tensor.numel() else 0
+    return (tensor.device, start) if start else None
+
+
 def share_memory(one: Tensor, other: Tensor) -> bool:
     """Say whether a tensor is another one, or a part of it: a frame, a reshaping."""
-    if one.device != other.device or not one.numel():
-        return False
-    return address(one) == address(other) != 0
+    return place(one) == (other.device, address(other))
 
 
 def same_part(part: Tensor, whole: Tensor, version: Tensor) -> Tensor | None:

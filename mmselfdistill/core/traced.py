@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmselfdistill.containers import tensors_in
-from mmselfdistill.core.memory import address
+from mmselfdistill.core.memory import place
 
 # they ask for a shape, a dtype or a device alone
 _NEW = ('new_', 'zeros_like', 'ones_like', 'empty_like', 'full_like', 'rand')
@@ -29,7 +29,7 @@ class Traced(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, sources: Iterable[Tensor], outside: Callable[[], bool]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._sources = [each.detach() for each in sources]
-        self._places = set(map(_place, self._sources)) - {None}
+        self._places = set(map(place, self._sources)) - {None}
         self._outside = outside
         self.made: list[Tensor] = []
         self.changed: list[str] = []
@@ -53,16 +53,10 @@ class Traced(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def is_source(self, tensor: Tensor) -> bool:
         """Say whether a tensor is one of the sources, or a part of one."""
-        return _place(tensor) in self._places
+        return place(tensor) in self._places
 
     def is_made(self, tensor: Tensor) -> bool:
         """Say whether a tensor was computed of a source, outside of all calls."""
-        place = _place(tensor)
+        where = place(tensor)
         # these are held, so that no other tensor has taken their place since
-        return place is not None and any(place == _place(each) for each in self.made)
-
-
-def _place(tensor: Tensor) -> tuple[Any, int] | None:
-    """Return where a tensor is in memory, or None where it has no numbers there."""
-    start = address(tensor) if tensor.numel() else 0
-    return (tensor.device, start) if start else None
+        return where is not None and any(where == place(each) for each in self.made)
