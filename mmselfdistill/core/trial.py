@@ -90,9 +90,15 @@ def try_term(term: Term, pairs: Sequence[Pair], plan: Plan) -> None:
 
 @torch.no_grad()
 def _stays_zero(term: Term, pair: Pair) -> bool:
-    """Say whether a loss does not see that the student is another."""
+    """Say whether a loss does not see that the student is another.
+
+    Nor with a teacher that is sure of itself: it may become so.
+    """
     size = pair.student.numel()
     # no random number: the student's stream is not moved
     ramp = torch.linspace(-1, 1, size, device=pair.student.device).view_as(pair.student)
     other = replace(pair, student=pair.student + ramp.to(pair.student))
-    return size > 0 and not term.divergence(other).any()
+    decided = torch.full_like(pair.teacher, -100.0)
+    decided[:, :1] = 100.0
+    sure = replace(other, teacher=decided)
+    return size > 0 and not any(term.divergence(each).any() for each in (other, sure))

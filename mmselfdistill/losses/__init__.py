@@ -12,6 +12,7 @@ from .feature_mse import FeatureMSELoss, feature_mse_loss
 from .info_nce import InfoNCELoss, info_nce_loss
 from .mask_distill import MaskDistillLoss, mask_distill_loss
 from .pkd import PKDLoss, pkd_loss
+from .pseudo_label import PseudoLabelLoss, pseudo_label_loss
 from .soft_target import SoftTargetLoss, soft_target_loss
 
 __all__ = [
@@ -20,11 +21,13 @@ __all__ = [
     'InfoNCELoss',
     'MaskDistillLoss',
     'PKDLoss',
+    'PseudoLabelLoss',
     'SoftTargetLoss',
     'box_distill_loss',
     'feature_mse_loss',
     'info_nce_loss',
     'mask_distill_loss',
     'pkd_loss',
+    'pseudo_label_loss',
     'soft_target_loss',
 ]

@@ -44,7 +44,10 @@ class Check:
         """Return what is wrong, or ''."""
         limit = TOLERANCE if self.frozen else 10 * TOLERANCE
         if not self.apart > 0:
-            return 'it is 0 at any weights'
+            return (
+                'it is 0 at any weights that were tried. If its loss waits until the '
+                'teacher is sure, lower its threshold for this check'
+            )
         if not self.equal <= limit * self.apart:
             values = f'{self.equal:.1e} at equal weights, {self.apart:.1e} at others'
             return f'it is not 0 where it has to be: {values}'

@@ -260,3 +260,22 @@ def test_terms_are_float32_under_autocast(built: Small) -> None:
     for term, loss in found.items():
         # bfloat16 has 8 bits, and squares of small gaps double its error
         assert float(loss) == pytest.approx(float(exact[term]), rel=0.1)
+
+
+def test_a_loss_that_waits_for_a_sure_teacher_may_be_zero_at_first(
+    built: Small,
+) -> None:
+    waits = dict(type='PseudoLabelLoss', threshold=1.0)
+    alone = dict(features=None, boxes=None, logits=waits)
+    with Setting(built, alone) as setting, torch.no_grad():
+        assert float(setting.losses()['loss_sd_logits']) == 0
+        # no object anywhere
+        head = setting.teacher.get_submodule('bbox_head.gfl_cls')
+        head.weight.zero_()
+        head.bias.fill_(-200.0)
+        loss = float(setting.losses()['loss_sd_logits'])
+        model = setting.model
+        scores, _ = model.bbox_head(model.extract_feat(setting.data['inputs']))
+        yes = sum(float(torch.nn.functional.softplus(each).sum()) for each in scores)
+    # the teacher counts no object: the sum is not divided
+    assert loss == pytest.approx(yes, rel=1e-5)

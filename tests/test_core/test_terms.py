@@ -18,7 +18,7 @@ from mmselfdistill.losses import PKDLoss, SoftTargetLoss
 
 LOSSES = (
     "'BoxDistillLoss', 'FeatureMSELoss', 'InfoNCELoss', 'MaskDistillLoss', "
-    "'PKDLoss', 'SoftTargetLoss'"
+    "'PKDLoss', 'PseudoLabelLoss', 'SoftTargetLoss'"
 )
 
 

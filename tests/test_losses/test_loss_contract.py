@@ -21,6 +21,10 @@ CASES: list[tuple[str, dict[str, Any], str, tuple[int, ...]]] = [
     ('SoftTargetLoss', {}, 'softmax', ROWS),
     ('SoftTargetLoss', {'beta': 1.0}, 'sigmoid', MAPS),
     ('SoftTargetLoss', {'beta': 0.5}, 'sigmoid', ROWS),
+    ('PseudoLabelLoss', {'threshold': 0.0}, 'softmax', MAPS),
+    ('PseudoLabelLoss', {'threshold': 0.3}, 'softmax', ROWS),
+    ('PseudoLabelLoss', {'threshold': 0.8}, 'sigmoid', MAPS),
+    ('PseudoLabelLoss', {'threshold': 0.9}, 'sigmoid', ROWS),
     ('PKDLoss', {}, 'any', MAPS),
     ('PKDLoss', {}, 'any', ROWS),
     ('FeatureMSELoss', {}, 'any', MAPS),
@@ -40,13 +44,17 @@ CASES: list[tuple[str, dict[str, Any], str, tuple[int, ...]]] = [
 KINDS = ('softmax', 'sigmoid', 'bins', 'offsets', 'cxcywh', 'sides', 'mask', 'any')
 TAKEN = {
     'SoftTargetLoss': ('softmax', 'sigmoid'),
+    'PseudoLabelLoss': ('softmax', 'sigmoid'),
     'BoxDistillLoss': ('bins', 'offsets', 'cxcywh', 'sides'),
     'MaskDistillLoss': ('mask',),
 }
 # rows cannot be told apart: one number in all
 SCALAR = ('PKDLoss', 'FeatureMSELoss', 'InfoNCELoss')
+# a student may be better or surer than its teacher: negative, and pulled that way
+NO_DISTANCE = ('InfoNCELoss', 'PseudoLabelLoss')
 FUNCTIONS = {
     'SoftTargetLoss': 'soft_target_loss',
+    'PseudoLabelLoss': 'pseudo_label_loss',
     'PKDLoss': 'pkd_loss',
     'FeatureMSELoss': 'feature_mse_loss',
     'InfoNCELoss': 'info_nce_loss',
@@ -89,7 +97,7 @@ def test_is_exactly_zero_when_student_equals_teacher(
     assert (divergence.abs() <= ROUNDING).all()
     reduced(divergence).backward()
     assert student.grad.isfinite().all()
-    if name != 'InfoNCELoss':
+    if name not in NO_DISTANCE:
         torch.testing.assert_close(
             student.grad, torch.zeros_like(student), atol=1e-6, rtol=0
         )
@@ -218,6 +226,7 @@ def test_a_kind_that_it_cannot_take_is_named_with_those_it_takes(
     [
         ('SoftTargetLoss', {'temperature': 0}, 'temperature: expected a number > 0'),
         ('SoftTargetLoss', {'beta': -1}, 'beta: expected a number >= 0, but got -1'),
+        ('PseudoLabelLoss', {'threshold': 1.5}, 'threshold: expected .* but got 1.5'),
         ('InfoNCELoss', {'temperature': '1'}, "temperature: .* but got '1'"),
         ('InfoNCELoss', {'max_positions': 1}, 'max_positions: expected a number >= 2'),
         (
