@@ -179,10 +179,10 @@ def _is_kept(value: Any) -> bool:
         return len(value) <= _MOST and not isinstance(value, ConfigDict)
     if isinstance(value, np.ndarray):
         return value.size <= _MOST and value.dtype != object
-    return isinstance(value, (*PLAIN, *GENERATORS, Tensor)) or _is_function(value)
+    return isinstance(value, (*PLAIN, *GENERATORS, Tensor)) or holds_nothing(value)
 
 
-def _is_function(value: Any) -> bool:
+def holds_nothing(value: Any) -> bool:
     """Say whether a value is a function that holds nothing: an activation."""
     if isinstance(value, BuiltinFunctionType):
         return isinstance(value.__self__, (ModuleType, type(None)))
@@ -197,7 +197,7 @@ def _is_fixed(value: Any) -> bool:
         type(value) in _EXACT
         or isinstance(value, (np.generic, Enum))
         or (type(value) is tuple and _is_plain(value))
-        or _is_function(value)
+        or holds_nothing(value)
     )
 
 

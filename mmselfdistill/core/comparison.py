@@ -108,6 +108,8 @@ class Comparison:
         if self._twin is not None and not self._twin.fits():
             # a hook has exchanged a part of the student
             self._attributes, self._twin = Attributes(self.student), None
+        if self._twin is not None:
+            self._twin.code.check()
         recording = Recording(attributes=self._attributes)
         with self.reuse.recorded(seams, _paths(terms, batch)), record(
             self.student, seams, recording

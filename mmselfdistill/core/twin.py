@@ -8,6 +8,7 @@ from typing import Any, Iterator, Sequence
 
 from torch import nn
 
+from mmselfdistill.core.code import Code
 from mmselfdistill.core.handed import Handed
 from mmselfdistill.core.memory import address
 from mmselfdistill.core.parts import adopt_parts, own_parts
@@ -32,6 +33,7 @@ class Twin:
             student's.
         handed (Handed): Gives the teacher's modules what the student's held.
         unmoved (Unmoved): Puts back the teacher's buffers.
+        code (Code): Watches that the student runs what the teacher does.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Twin:
         self.versions.update((id(ours), twin) for ours, twin in modules)
         self.handed = Handed(modules, rests)
         self.unmoved = Unmoved(teacher)
+        self.code = Code(student, teacher)
         # held, so that no other part gets the id of one
         self._tables: list[Any] = [
             table

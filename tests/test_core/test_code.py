@@ -1,0 +1,102 @@
+"""Methods and classes that a student is given in the run."""
+
+from __future__ import annotations
+
+import functools
+import types
+from typing import Any, Callable
+
+import pytest
+from helpers import Scale
+from torch import Tensor
+from toys import OTHERS, Toy, distilled, step
+
+
+class Doubled(Scale):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+def wrap(model: Any) -> None:
+    plain = model.backbone.forward
+    model.backbone.forward = lambda x: 2 * plain(x)
+
+
+def doubled(module: Any, x: Tensor) -> Tensor:
+    product: Tensor = 2 * module.factor * x
+    return product
+
+
+def bind(model: Any) -> None:
+    model.backbone.forward = types.MethodType(doubled, model.backbone)
+
+
+def bind_partly(model: Any) -> None:
+    model.backbone.forward = functools.partial(doubled, model.backbone)
+
+
+def change_class(model: Any) -> None:
+    model.backbone.__class__ = Doubled
+
+
+changes = pytest.mark.parametrize(
+    'change', [wrap, bind, bind_partly, change_class], ids=lambda each: each.__name__
+)
+MESSAGE = r"other code than its teacher: 'backbone' \((Scale|Doubled)\) was given a m"
+
+
+@changes
+def test_code_that_the_student_is_given_in_the_run_is_an_error(
+    change: Callable[[Any], None],
+) -> None:
+    student = Toy()
+    with distilled(student, OTHERS) as distiller:
+        assert step(distiller) == step(distiller) == dict(features=3, logits=29)
+        change(student)
+        with pytest.raises(RuntimeError, match=MESSAGE):
+            step(distiller)
+
+
+@changes
+def test_and_before_the_first_iteration_after_the_teacher_was_made(
+    change: Callable[[Any], None],
+) -> None:
+    student = Toy()
+    with distilled(student, OTHERS) as distiller:
+        change(student)
+        with pytest.raises(RuntimeError, match=MESSAGE):
+            step(distiller)
+
+
+@changes
+def test_code_that_was_there_before_is_the_teachers_too(
+    change: Callable[[Any], None],
+) -> None:
+    student = Toy()
+    change(student)
+    with distilled(student, OTHERS) as distiller:
+        found = step(distiller)
+        assert found == step(distiller)
+    assert found == dict(features=6, logits=58)
+
+
+def test_another_function_of_the_same_code_is_noticed() -> None:
+    student: Any = Toy()
+
+    def put(by: float) -> None:
+        student.backbone.forward = lambda x: by * student.backbone.factor * x
+
+    put(1.0)
+    with distilled(student, OTHERS) as distiller:
+        assert step(distiller) == step(distiller) == dict(features=3, logits=29)
+        put(2.0)
+        with pytest.raises(RuntimeError, match=MESSAGE):
+            step(distiller)
+
+
+def test_a_function_in_no_methods_place_is_left_alone() -> None:
+    student: Any = Toy()
+    with distilled(student, OTHERS) as distiller:
+        for count in range(3):
+            assert step(distiller) == dict(features=3, logits=29)
+            student.backbone.note = functools.partial(print, count)
