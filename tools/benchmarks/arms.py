@@ -75,7 +75,7 @@ MODELS = dict(
     faster_rcnn=Model('faster-rcnn_r18_fpn_50e_digits', 'coco/bbox_mAP', 1200),
     mask_rcnn=Model('mask-rcnn_r18_fpn_50e_digits', 'coco/segm_mAP', 1200),
     deeplabv3plus=Model('deeplabv3plus_r18-d8_1xb8-1500_digits-64x64', 'mIoU', 1200),
-    unet=Model('unet-s4-d8_fcn_1xb8-1500_digits-64x64', 'mIoU', 2400),
+    unet=Model('unet-s4-d8_fcn_1xb8-1500_digits-64x64', 'mIoU', 4800),
     gfl=Model('gfl_r18_fpn_50e_digits', 'coco/bbox_mAP', 1200),
 )
 REGIMES = dict(
@@ -156,6 +156,17 @@ TERMS: dict[str, dict[str, Any]] = dict(
     det=dict(features=None, logits=dict(weight=4.0), boxes=dict(weight=1.0)),
     seg=dict(features=None),
 )
+# of the run on images without labels
+UNLABELED: dict[str, dict[str, Any]] = dict(
+    det=dict(terms=TERMS['det'], unlabeled=dict()),
+    seg=dict(
+        terms=dict(
+            features=None,
+            logits=dict(type='PseudoLabelLoss', weight=4.0, on='unlabeled'),
+        ),
+        unlabeled=dict(view=dict(DEFAULT_VIEW, cutmix=0.5)),
+    ),
+)
 
 
 def settings_of(model: Model, arm: str) -> dict[str, Any]:
@@ -178,6 +189,6 @@ def settings_of(model: Model, arm: str) -> dict[str, Any]:
         # the default before this benchmark
         former=dict(hook, momentum=0.999, schedule=FORMER),
         strong=strong,
-        unlabeled=dict(strong, schedule=EARLY, unlabeled=dict()),
+        unlabeled=dict(strong, schedule=EARLY, **UNLABELED[model.task]),
     )
     return arms[arm]
