@@ -21,13 +21,13 @@ CONFIGS = sorted((ROOT / 'configs' / 'digits').glob('*.py'))
 @pytest.fixture(scope='module')
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root: Path = tmp_path_factory.mktemp('scenes') / 'digits'
-    digits.write_digits(root, train=4, val=2, size=64, seed=0)
+    digits.write_digits(root, train=4, val=2, size=64, seed=0, unlabeled=4)
     return root
 
 
 def steps_of(path: Path) -> int:
     """Return the steps of a generation: an average teaches in its second half."""
-    return 4 if 'ema' in path.stem else 2
+    return 4 if 'ema' in path.stem or 'unlabeled' in path.stem else 2
 
 
 def short_run(path: Path, data: Path, work_dir: Path) -> Config:
@@ -38,6 +38,7 @@ def short_run(path: Path, data: Path, work_dir: Path) -> Config:
     for split in ('train', 'val', 'test'):
         loader = cfg[f'{split}_dataloader']
         loader.dataset.data_root = f'{data}/'
+        loader.dataset.pop('indices', None)
         loader.update(batch_size=2, num_workers=0, persistent_workers=False)
         if split != 'train' and by_epoch:
             evaluator = cfg[f'{split}_evaluator']
@@ -46,6 +47,12 @@ def short_run(path: Path, data: Path, work_dir: Path) -> Config:
     length = steps_of(path) // 2 if by_epoch else steps_of(path)
     cfg.train_cfg.update({'max_epochs' if by_epoch else 'max_iters': length})
     cfg.train_cfg.val_interval = length
+    if 'unlabeled' in path.stem:
+        hook = cfg.default_hooks.self_distill
+        hook.unlabeled.update(data=f'{data}/unlabeled2017', num_workers=0)
+        if 'type' in hook.terms.logits:
+            # random weights are not sure of anything
+            hook.terms.logits.threshold = 0.0
     # the warm-up's rate moves no weight within two steps, and its end is later
     cfg.param_scheduler = None
     # some random weights predict no box, and the evaluator then has no AP
@@ -64,12 +71,18 @@ def test_trains_and_validates(path: Path, scenes: Path, tmp_path: Path) -> None:
     metric = 'val/mIoU' if segments else 'coco/bbox_mAP'
     assert len([key for key in logged if key.endswith(metric)]) == 1
     terms = {key[14:] for key in logged if key.startswith('train/loss_sd_')}
-    if 'generation' not in path.stem and 'ema' not in path.stem:
+    if not any(word in path.stem for word in ('generation', 'ema', 'unlabeled')):
         assert terms == set()
         return
     boxes = set() if metric == 'val/mIoU' else {'boxes'}
     masks = {'masks'} if path.stem.startswith('mask') else set()
-    assert terms == {'features', 'logits'} | boxes | masks
+    everywhere = {'logits'} | boxes
+    if 'unlabeled' not in path.stem:
+        assert terms == {'features'} | everywhere | masks
+    else:
+        # hard labels where there are none, and the task's own where there are
+        labeled = everywhere if boxes else set()
+        assert terms == labeled | {f'{term}_unlabeled' for term in everywhere}
     last = [logged[f'train/loss_sd_{term}'].data[0][-1] for term in terms]
     assert sum(last) > 0
 

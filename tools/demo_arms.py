@@ -34,10 +34,8 @@ class Arm:
     @property
     def length(self) -> int:
         """Total length in epochs or iterations."""
-        hook = self.cfg.default_hooks.get('self_distill', {})
         train = self.cfg.train_cfg
-        own = train['max_epochs' if 'max_epochs' in train else 'max_iters']
-        return int(own * hook.get('generations', 1))
+        return int(train['max_epochs' if 'max_epochs' in train else 'max_iters'])
 
     @property
     def done(self) -> bool:
@@ -95,6 +93,9 @@ def with_data(cfg: Config, data: Path, seed: int) -> Config:
     for name in ('val_evaluator', 'test_evaluator'):
         if 'ann_file' in cfg[name]:
             cfg[name].ann_file = f'{root}annotations/instances_val2017.json'
+    hook = cfg.get('default_hooks', {}).get('self_distill', {})
+    if 'unlabeled' in hook:
+        hook.unlabeled.data = f'{root}unlabeled2017'
     cfg.randomness = dict(seed=seed)
     return cfg
 

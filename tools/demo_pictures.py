@@ -1,4 +1,4 @@
-"""The demo's pictures: learning curves, predictions and features side by side."""
+"""The demo's pictures: learning curves, and predictions side by side."""
 
 from __future__ import annotations
 
@@ -16,50 +16,31 @@ from torch.nn.functional import interpolate
 from mmselfdistill.commands import pictures
 from mmselfdistill.commands.runs import Curve
 from tools.demo_arms import Arm
-from tools.demo_models import (
-    MIN_SCORE,
-    Scene,
-    feature_maps,
-    load_both,
-    most_different,
-    predict,
-    rgb,
-)
+from tools.demo_models import MIN_SCORE, Scene, most_different, predict, rgb
 
 # a scene of 64 pixels is too small for words in it
 ENLARGED = 4
 
 
 def draw_all(
-    folder: Path, arms: list[Arm], curves: list[Curve], name: str
+    folder: Path, arms: list[Arm], curves: dict[str, Curve], name: str
 ) -> list[Path]:
     """Draw all pictures into a folder and return their paths.
 
     Args:
         folder: Where they are written.
         arms: The self-distilled arm and the plain one, both finished.
-        curves: What each of them logged.
+        curves: What each of them logged, by its title.
         name: Name of the metric.
     """
     with plt.rc_context(pictures.STYLE), torch.no_grad():
-        titled = {arm.title: curve for arm, curve in zip(arms, curves)}
-        paths = [draw_curves(folder / 'learning_curves.png', titled, name)]
-        student, teacher, loader = load_both(arms[0])
-        scenes = most_different(predict(student, teacher, loader), 5)
-        visualizer = make_visualizer(arms[0].cfg.default_scope, loader.dataset.metainfo)
-        columns = [draw_scene(visualizer, scene) for scene in scenes]
-        paths.append(
-            draw_grid(
-                folder / 'predictions.png',
-                'Validation scenes where teacher and student differ most',
-                ('ground truth', 'teacher\n(generation 1)', 'student\n(generation 2)'),
-                columns,
-            )
-        )
-        level, maps = feature_maps(student, teacher, loader, 4)
-        title = f'Features where they differ most: {level}'
-        rows = ('scene', 'teacher', 'student', 'difference')
-        paths.append(draw_grid(folder / 'features.png', title, rows, maps))
+        paths = [draw_curves(folder / 'learning_curves.png', curves, name)]
+        scenes, meta = predict(*arms)
+        visualizer = make_visualizer(arms[0].cfg.default_scope, meta)
+        columns = [draw_scene(visualizer, each) for each in most_different(scenes, 6)]
+        title = 'Validation scenes on which both runs differ most'
+        rows = 'ground truth', 'plain', arms[0].title.replace(' ', '\n', 1)
+        paths.append(draw_grid(folder / 'predictions.png', title, rows, columns))
     return paths
 
 
@@ -68,13 +49,12 @@ def draw_curves(path: Path, curves: dict[str, Curve], name: str) -> Path:
     figure, grid = plt.subplots(1, 4, figsize=(17, 3.8))
     pictures.draw_curves(grid[:3], name, curves)
     distilled = next(iter(curves.values()))
-    grid[0].axvline(distilled.length / 2, color='#71717a', ls=':', lw=1.2)
     terms = [key for key in distilled.train[-1] if key.startswith('loss_sd_')]
     taught = [e for e in distilled.train if any(e.get(term) for term in terms)]
     for term in terms:
         steps, values = [e['step'] for e in taught], [e[term] for e in taught]
         grid[3].plot(steps, values, lw=1.6, label=term[len('loss_sd_') :])
-    title = 'distillation losses, generation 2'
+    title = 'distillation losses'
     grid[3].set(title=title, xlabel='iterations', yscale='log')
     grid[3].grid(color=pictures.GRID, lw=0.6)
     grid[3].legend(loc='best')
@@ -90,12 +70,12 @@ def make_visualizer(scope: str, meta: Any) -> Any:
 
 
 def draw_scene(visualizer: Any, scene: Scene) -> list[Any]:
-    """Return the ground truth, the teacher's and the student's words as pictures."""
+    """Return the ground truth, and what both models predict, as pictures."""
     image = mmcv.imrescale(rgb(scene.image), ENLARGED, interpolation='nearest')
     return [
-        draw_sample(visualizer, image, scene.teacher, truth=True),
-        draw_sample(visualizer, image, scene.teacher),
-        draw_sample(visualizer, image, scene.student),
+        draw_sample(visualizer, image, scene.plain, truth=True),
+        draw_sample(visualizer, image, scene.plain),
+        draw_sample(visualizer, image, scene.distilled),
     ]
 
 
@@ -119,16 +99,14 @@ def draw_sample(visualizer: Any, image: Any, sample: Any, truth: bool = False) -
 def draw_grid(
     path: Path, title: str, rows: Sequence[str], columns: Sequence[Sequence[Any]]
 ) -> Path:
-    """Draw columns of pictures and maps; the maps of a column have one scale."""
+    """Draw columns of pictures."""
     shape = len(rows), len(columns)
     figure, grid = plt.subplots(
         *shape, figsize=(2.1 * shape[1], 2.05 * shape[0]), squeeze=False
     )
     for column, images in zip(grid.T, columns):
-        maps = [image for image in images if image.ndim == 2]
-        top = max((image.max() for image in maps), default=None)
         for axes, image in zip(column, images):
-            axes.imshow(image, vmin=0, vmax=top)
+            axes.imshow(image)
             axes.set(xticks=[], yticks=[], frame_on=False)
     for axes, label in zip(grid[:, 0], rows):
         axes.set_ylabel(label, fontweight='bold')
