@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mmselfdistill.core.apart import uncalled
 from mmselfdistill.core.attributes import Attributes
+from mmselfdistill.core.average import averaged
 from mmselfdistill.core.flow import Flow
 from mmselfdistill.core.freeze import add_hooks
 from mmselfdistill.core.given import check_given, of_the_loss
@@ -23,7 +24,6 @@ from mmselfdistill.core.reuse import Reuse
 from mmselfdistill.core.terms import Term
 from mmselfdistill.core.twin import Twin
 from mmselfdistill.families.plan import Call, Plan, Side, Site
-from mmselfdistill.losses.common import reduced
 
 
 @dataclass
@@ -212,15 +212,7 @@ class Comparison:
         """
         sides = self.sides(teacher, terms, calls, batch)
         pairs = {term.name: pair(batch.site(term), *sides) for term in terms}
-        values = {
-            term.name: [term.divergence(each) for each in pairs[term.name]]
-            for term in terms
-        }
-        norms = self._norms(pairs, values)
-        return {
-            term.name: self._mean(term, pairs[term.name], values[term.name], norms)
-            for term in terms
-        }
+        return averaged(terms, pairs, self.shapes, self.zero())
 
     def sides(
         self,
@@ -257,42 +249,6 @@ class Comparison:
         made = self.reuse.replayed(teacher, paths, repeat)
         ours = [call for group in groups for call in group]
         return batch.side(self.student, ours), batch.side(teacher, made)
-
-    def _norms(
-        self, pairs: dict[str, list[Pair]], values: dict[str, list[Tensor]]
-    ) -> dict[tuple[str, int], Tensor]:
-        """Return what each pair's sum is divided by, averaged over ranks.
-
-        So that several processes give the gradient of one with the whole batch. Each
-        pair has its place: another rank may have taken a branch that this one did not.
-        """
-        if get_world_size() == 1:
-            return {}
-        places = [(t, i) for t in pairs for i in range(len(self.shapes[t]))]
-        found = {
-            (name, i): each.norm_of(values[name][i])
-            for name in pairs
-            for i, each in enumerate(pairs[name])
-        }
-        zero = self.zero()
-        vector = torch.stack([found.get(p, zero).float().to(zero) for p in places])
-        all_reduce(vector, 'mean')
-        return dict(zip(places, vector))
-
-    def _mean(
-        self,
-        term: Term,
-        pairs: list[Pair],
-        values: list[Tensor],
-        norms: dict[tuple[str, int], Tensor],
-    ) -> Tensor:
-        # tied to every parameter of the loss: each rank has to have its gradient
-        total = sum((p.sum() * 0 for p in term.loss.parameters()), self.zero())
-        for i, (each, value) in enumerate(zip(pairs, values)):
-            norm = norms.get((term.name, i), each.norm)
-            total = total + reduced(value, each.weight, norm).to(total.device)
-        # no pair: a branch that this batch did not take
-        return total / max(len(pairs), 1)
 
     def zero(self) -> Tensor:
         """Return 0 on the student's device."""
