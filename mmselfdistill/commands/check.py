@@ -12,6 +12,7 @@ from mmselfdistill.commands.inspect import no_step
 from mmselfdistill.commands.quiet import quietly
 from mmselfdistill.testing import Report, check_identity
 from mmselfdistill.testing.builder import Builder
+from mmselfdistill.testing.unlabeled import check_unlabeled
 from mmselfdistill.zoo import pop_self_distill, read_config
 
 
@@ -26,22 +27,34 @@ def check(cfg: Config) -> Report:
     builder = Builder(cfg)
     hook_cfg = pop_self_distill(cfg)
     settings: dict[str, Any] = {}
+    without_labels = False
     if hook_cfg:
         hook = HOOKS.build(hook_cfg)
         settings = dict(terms=hook.terms, seams=hook.seams)
+        without_labels = hook.unlabeled is not None
     try:
         size = builder.first_size()
     except Exception as error:
         raise no_step(builder.cfg['type'], error) from error
-    return check_identity(*builder.calibrated(size), **settings)
+    model, batch = builder.calibrated(size)
+    if not without_labels:
+        return check_identity(model, batch, **settings)
+    # of weight 0: terms that are for these images alone may be there
+    report = check_identity(model, batch, unlabeled=dict(weight=0), **settings)
+    raw = builder.raw_unlabeled(model, size)
+    report.unlabeled = check_unlabeled(model, raw, batch, **settings)
+    return report
 
 
 def written(report: Report) -> str:
     """Write a report for people."""
     lines = [f'{report.family}: equal weights, other weights, gradient at the student']
-    for name, term in report.terms.items():
+    tried = [*report.terms.items()]
+    tried += [(f'{k}, no labels', term) for k, term in report.unlabeled.items()]
+    width = max([10, *(len(name) for name, _ in tried)])
+    for name, term in tried:
         values = f'{term.equal:.1e} {term.apart:.1e} {term.gradient:.1e}'
-        lines.append(f'{name:10} {values}  {" ".join(term.tensors)}')
+        lines.append(f'{name:{width}} {values}  {" ".join(term.tensors)}')
     lines += [f'Repeated too: {path}' for path in report.found]
     lines += [f'Not distilled: {name}: {why}' for name, why in report.skipped.items()]
     if report.silent:

@@ -6,6 +6,7 @@ from typing import Any, Mapping
 
 from mmengine.config import Config
 
+from mmselfdistill.families import find_plan
 from mmselfdistill.testing.inputs import raw_batch
 from mmselfdistill.testing.models import (
     FEW,
@@ -50,6 +51,12 @@ class Builder:
     def raw_batch(self, model: Any, size: int) -> dict[str, Any]:
         """Return two images with labels, as the model's preprocessor takes them."""
         return raw_batch(self.zoo, model, self.cfg, size, self.masks)
+
+    def raw_unlabeled(self, model: Any, size: int) -> dict[str, Any]:
+        """Return two images as the preprocessor of what is trained takes them."""
+        # of a model that holds the one that it trains, that one takes images
+        inner = model.get_submodule(find_plan(model).inner)
+        return raw_batch(self.zoo, inner, self.cfg, size, masks=False)
 
     def batch(self, model: Any, size: int) -> dict[str, Any]:
         """Return two images with labels, as they leave the model's preprocessor.

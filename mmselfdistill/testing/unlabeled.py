@@ -13,6 +13,7 @@ from mmselfdistill.core.teacher import make_teacher, still
 from mmselfdistill.core.unlabeled import without_labels
 from mmselfdistill.testing.identity import (
     Check,
+    compare_all,
     disturb,
     frozen_weights,
     gradients_of,
@@ -88,6 +89,7 @@ def _checked(
     distiller = build_distiller(
         model, schedule='constant', unlabeled=dict(batches=Same(raw)), **settings
     )
+    compare_all(distiller)
     unlabeled, teacher = distiller.unlabeled, make_teacher(model)
     assert unlabeled is not None
     distiller.teacher = teacher

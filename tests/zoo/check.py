@@ -10,11 +10,9 @@ import torch
 from mmselfdistill.core.build import build_distiller
 from mmselfdistill.core.distiller import Distiller
 from mmselfdistill.core.teacher import average_into, make_teacher
-from mmselfdistill.families import find_plan
 from mmselfdistill.testing import check_identity
 from mmselfdistill.testing.builder import Builder
 from mmselfdistill.testing.identity import loss_of, terms_of
-from mmselfdistill.testing.inputs import raw_batch
 from mmselfdistill.testing.unlabeled import check_unlabeled
 from mmselfdistill.zoo import read_config
 
@@ -65,10 +63,8 @@ def on_unlabeled(
     Returns:
         dict: The terms that apply there, or the error.
     """
-    # of a model that holds the one that it trains, that one takes images
-    inner: Any = model.get_submodule(find_plan(model).inner)
     try:
-        raw = raw_batch(builder.zoo, inner, builder.cfg, size, masks=False)
+        raw = builder.raw_unlabeled(model, size)
         return dict(terms=[*check_unlabeled(model, raw, batch)])
     except Exception as error:
         return dict(error=f'{type(error).__name__}: {error}'[:300])

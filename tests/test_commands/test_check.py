@@ -1,0 +1,48 @@
+"""What ``mmselfdistill check`` tries of a config."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+
+from mmselfdistill.commands.check import check, written
+
+DIGITS = Path(__file__).parents[2] / 'configs' / 'digits'
+
+
+@pytest.mark.parametrize(
+    ('name', 'labeled', 'unlabeled'),
+    [
+        (
+            'retinanet_r18_fpn_1xb8-unlabeled-90e_digits',
+            dict(logits=['2688x10'], boxes=['2688x4']),
+            dict(logits=['2688x10'], boxes=['2688x4']),
+        ),
+        (
+            'unet-s4-d8_fcn_1xb8-unlabeled-4800_digits-64x64',
+            {},
+            dict(logits=['2x11x32x32']),
+        ),
+        (
+            'retinanet_r18_fpn_ema-50e_digits',
+            dict(features=['2x32x16x16'], logits=['2688x10'], boxes=['2688x4']),
+            {},
+        ),
+    ],
+)
+def test_terms_are_tried_with_and_without_labels(
+    name: str, labeled: dict[str, list[str]], unlabeled: dict[str, list[str]]
+) -> None:
+    report = check(Config.fromfile(DIGITS / f'{name}.py'))
+    for found, expected in ((report.terms, labeled), (report.unlabeled, unlabeled)):
+        assert {k: term.tensors[:1] for k, term in found.items()} == expected
+        for term in found.values():
+            # hard labels, too: nothing has to be sure here
+            assert term.equal == term.frozen == 0 < term.apart
+            assert term.gradient > 0
+    lines = written(report).splitlines()
+    rows = [*labeled, *(f'{term}, no labels' for term in unlabeled)]
+    assert [line[: len(row)] for line, row in zip(lines[1:], rows)] == rows
+    assert lines[-1] == 'distilled truly'
