@@ -169,7 +169,8 @@ def test_few_labels(name: str, stock: str, labels: str | int | None) -> None:
     elif labels is not None:
         dataset['indices'] = labels
     assert {key: found[key] for key in expected} == expected
-    assert {*found} - {*expected} <= {'labels', 'others', 'hook'}
+    parts = {'labels', 'others', 'hook', 'pseudo'}
+    assert {*found} - {*expected} <= parts
     assert HOOKS_REGISTRY.build(hook).horizon == 0.01
 
 

@@ -12,11 +12,6 @@ default_hooks = dict(
             features=None,
             logits=dict(type='PseudoLabelLoss', weight=4.0, on='unlabeled'),
         ),
-        unlabeled=dict(
-            data='data/digits/unlabeled2017',
-            view=dict(
-                brightness=0.5, contrast=0.5, color=0.5, blur=1.0, erase=0.1, cutmix=0.5
-            ),
-        ),
+        unlabeled=dict(data='data/digits/unlabeled2017'),
     )
 )

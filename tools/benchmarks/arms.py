@@ -156,15 +156,12 @@ TERMS: dict[str, dict[str, Any]] = dict(
     det=dict(features=None, logits=dict(weight=4.0), boxes=dict(weight=1.0)),
     seg=dict(features=None),
 )
-# of the run on images without labels
+# where there are images without labels
 UNLABELED: dict[str, dict[str, Any]] = dict(
-    det=dict(terms=TERMS['det'], unlabeled=dict()),
+    det=TERMS['det'],
     seg=dict(
-        terms=dict(
-            features=None,
-            logits=dict(type='PseudoLabelLoss', weight=4.0, on='unlabeled'),
-        ),
-        unlabeled=dict(view=dict(DEFAULT_VIEW, cutmix=0.5)),
+        features=None,
+        logits=dict(type='PseudoLabelLoss', weight=4.0, on='unlabeled'),
     ),
 )
 
@@ -189,6 +186,8 @@ def settings_of(model: Model, arm: str) -> dict[str, Any]:
         # the default before this benchmark
         former=dict(hook, momentum=0.999, schedule=FORMER),
         strong=strong,
-        unlabeled=dict(strong, schedule=EARLY, **UNLABELED[model.task]),
+        unlabeled=dict(
+            strong, schedule=EARLY, terms=UNLABELED[model.task], unlabeled=dict()
+        ),
     )
     return arms[arm]
