@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import functools
 import types
-from typing import Any, Dict, Tuple
+from typing import Any
 
 from torch import nn
 
 from mmselfdistill.core.attributes import holds_nothing
 
 _FUNCTIONS = (types.FunctionType, types.MethodType, functools.partial)
-_Module = Tuple[str, nn.Module, Dict[str, Any]]
 
 
 class Code:
@@ -31,20 +30,20 @@ class Code:
     def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
         theirs = dict(teacher.named_modules())
         self._modules = [
-            (path, module, vars(module))
+            (path, module)
             for path, module in student.named_modules()
             # the model's own forward is ours, and a compiler changes no result
             if path and path in theirs and not _is_compiler(module)
         ]
-        self._methods = [_methods(module) for _, module, _ in self._modules]
-        for (path, module, _), methods in zip(self._modules, self._methods):
+        self._methods = [_methods(module) for _, module in self._modules]
+        for (path, module), methods in zip(self._modules, self._methods):
             known = _methods(theirs[path])
             same = all(
                 _code(known.get(name)) == _code(methods[name]) for name in methods
             )
             if type(module) is not type(theirs[path]) or not same:
                 raise _changed(path, module)
-        self._before = [*map(_state, self._modules)]
+        self._before = [_state(module) for _, module in self._modules]
 
     def check(self) -> None:
         """Look again.
@@ -52,19 +51,19 @@ class Code:
         Raises:
             RuntimeError: If the student was changed since.
         """
-        now = [*map(_state, self._modules)]
+        now = [_state(module) for _, module in self._modules]
         if now == self._before:
             return
         rows = zip(self._modules, now, self._before, self._methods)
-        for (path, module, _), state, before, methods in rows:
+        for (path, module), state, before, methods in rows:
             if state[0] is not before[0] or methods != _methods(module):
                 raise _changed(path, module)
         self._before = now
 
 
-def _state(each: _Module) -> tuple[type, Any, int]:
+def _state(module: nn.Module) -> tuple[type, Any, int]:
     # one attribute more may be a method: it is cheap to count them
-    _, module, held = each
+    held = vars(module)
     return type(module), held.get('forward'), len(held)
 
 

@@ -106,10 +106,10 @@ def check_identity(model: nn.Module, batch: dict[str, Any], **settings: Any) -> 
         RuntimeError: If the teacher cannot repeat what the model does.
     """
     still(model)
-    plain = list(leaves_of(loss_of(copy.deepcopy(model), batch)))
     distiller = build_distiller(model, schedule='constant', **settings)
     if not distiller.terms:
         return Report(distiller.labeled.plan.name, {})
+    plain = list(leaves_of(loss_of(copy.deepcopy(model), batch)))
     compare_all(distiller)
     teacher = distiller.teacher = make_teacher(model)
     before = {key: t.clone() for key, t in teacher.state_dict().items()}

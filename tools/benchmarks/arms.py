@@ -128,16 +128,17 @@ def compose(
         hook (dict): Settings of the hook; ``length`` stretches the run besides.
         seed (int): Of weights, order and views.
     """
-    cfg, hook = with_data(scheduled(model), root, seed), dict(hook)
+    cfg, hook = scheduled(model), dict(hook)
+    length = hook.pop('length', 1.0)
+    if 'unlabeled' in hook:
+        hook['unlabeled'] = dict(hook['unlabeled'], num_workers=0)
+    cfg.default_hooks.self_distill = hook
+    with_data(cfg, root, seed)
     calibration = dict(det='BoxCalibration', seg='PixelCalibration')[model.task]
     evaluators = [cfg.val_evaluator, dict(type=calibration)]
     cfg.val_evaluator = cfg.test_evaluator = evaluators
     stretched(cfg, model.iterations / cfg.train_cfg.max_iters * regime.length)
-    stretched(cfg, hook.pop('length', 1.0))
-    if 'unlabeled' in hook:
-        data = f'{root}/unlabeled2017'
-        hook['unlabeled'] = dict(hook['unlabeled'], data=data, num_workers=0)
-    cfg.default_hooks.self_distill = hook
+    stretched(cfg, length)
     return cfg
 
 
