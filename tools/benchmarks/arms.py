@@ -88,6 +88,8 @@ REGIMES = dict(
         ('unlabeled',),
         unlabeled=1000,
     ),
+    # the plain run has converged
+    few_long=Regime(100, ('same_time',), ('unlabeled',), unlabeled=1000, length=2.0),
     short=Regime(1000, ('plain',), ('ema', 'former', 'strong'), length=0.4),
 )
 
