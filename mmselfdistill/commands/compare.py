@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import itertools
+import re
 from pathlib import Path
 from typing import Mapping, Sequence
 
@@ -14,6 +16,8 @@ from mmselfdistill.commands.runs import Run, class_names, seed_of
 
 # the ends of the names of metrics that stand for a run
 MAIN = ('bbox_mAP', 'segm_mAP', 'mIoU', 'PQ', 'accuracy/top1')
+# the table cuts longer ones where a terminal has 80 columns
+LONG_NAME = 16
 
 
 def shared_metrics(runs: Sequence[Run], wanted: Sequence[str]) -> list[str]:
@@ -38,14 +42,16 @@ def shared_metrics(runs: Sequence[Run], wanted: Sequence[str]) -> list[str]:
 
 def table_of(runs: Sequence[Run], metrics: Sequence[str]) -> Table:
     """Return the last and the best value of each metric, and what each run took."""
+    hours = [run.curve(metrics[0]).hours_at([run.train[-1]['at']])[0] for run in runs]
+    unit, factor = ('minutes', 60) if max(hours) < 1 else ('hours', 1)
     table = Table(title='Runs')
-    table.add_column('')
+    table.add_column('', overflow='fold')
     for metric in metrics:
         for column in (f'{metric}, last', 'best', 'at'):
             table.add_column(column, justify='right')
-    for column in ('length', 's/iter.', 'hours'):
+    for column in ('length', 's/iter.', unit):
         table.add_column(column, justify='right')
-    for run in runs:
+    for run, spent in zip(runs, hours):
         cells = [run.name]
         for metric in metrics:
             curve = run.curve(metric)
@@ -55,7 +61,7 @@ def table_of(runs: Sequence[Run], metrics: Sequence[str]) -> Table:
         cells += [
             f'{end} {curve.unit}',
             f'{curve.seconds(0, end):.3f}',
-            f'{curve.hours_at([end])[0]:.2f}',
+            f'{factor * spent:.2f}',
         ]
         table.add_row(*cells)
     return table
@@ -83,8 +89,9 @@ def table_of_classes(runs: Sequence[Run], classes: Sequence[dict[str, float]]) -
     first, second = classes[:2]
     gains = differences_of(first, second)
     table = Table(title='By class')
-    for column in ('class', runs[0].name, runs[1].name, 'difference'):
-        table.add_column(column, justify='left' if column == 'class' else 'right')
+    table.add_column('class')
+    for column in (runs[0].name, runs[1].name, 'difference'):
+        table.add_column(column, justify='right', overflow='fold')
     for name in sorted(gains, key=lambda name: -gains[name]):
         values = f'{first[name]:.1f}', f'{second[name]:.1f}', f'{gains[name]:+.1f}'
         table.add_row(name, *values)
@@ -106,12 +113,33 @@ def names_of(folders: Sequence[Path], names: Sequence[str]) -> list[str]:
     """Return a name for each run: as given, the folder's, or its path.
 
     Raises:
-        ValueError: If as many are not given as there are runs.
+        ValueError: If as many are not given as there are runs, or a run is given twice.
     """
+    places = [folder.resolve() for folder in folders]
+    for folder, place in zip(folders, places):
+        if places.count(place) > 1:
+            raise ValueError(f'{folder}: this run is given twice')
     if names and len(names) != len(folders):
         raise ValueError(f'--names: {len(names)} for {len(folders)} runs')
-    short = list(names) or [folder.resolve().name for folder in folders]
-    return short if len(set(short)) == len(short) else [str(f) for f in folders]
+    short = list(names) or [place.name for place in places]
+    if len(set(short)) < len(short):
+        short = [str(folder) for folder in folders]
+    return short if names else where_they_differ(short)
+
+
+def where_they_differ(names: Sequence[str]) -> list[str]:
+    """Return long names without the words that they all begin with.
+
+    ``retinanet_r18_50e`` and ``retinanet_r18_50e_ema`` are ``…50e`` and ``…50e_ema``:
+    at least a word of each is left.
+    """
+    words = [re.findall(r'[^/_]+[/_]*|[/_]+', name) for name in names]
+    columns = zip(*(each[:-1] for each in words))
+    shared = itertools.takewhile(lambda column: len(set(column)) == 1, columns)
+    begun = sum(len(column[0]) for column in shared)
+    if len(names) < 2 or not begun or max(map(len, names)) <= LONG_NAME:
+        return list(names)
+    return [f'…{name[begun:]}' for name in names]
 
 
 def compare(
