@@ -28,18 +28,13 @@ from mmselfdistill.testing.unlabeled import Same
 from mmselfdistill.zoo import pop_self_distill, read_config
 
 
-def hook_of(cfg: Config) -> DistillHook:
-    """Return a config's hook, or the default."""
-    hook_cfg = pop_self_distill(cfg)
-    return HOOKS.build(hook_cfg) if hook_cfg else EMATeacherHook()
-
-
 class Subject(NamedTuple):
     """A model of a config with random weights, and what its hook would distil."""
 
     model: Any
     distiller: Distiller  # with a teacher, not attached
-    hook: DistillHook
+    hook: DistillHook  # the config's, or a default one
+    default: bool  # whether the config has none
     batch: dict[str, Any]  # as it leaves the preprocessor
     size: int  # side of its two images, in pixels
 
@@ -56,12 +51,14 @@ def subject_of(cfg: Config, size: int | None) -> Subject:
     """
     builder = Builder(cfg, few={})
     size = size or size_of(builder.cfg)
-    model, hook = builder.model(size), hook_of(cfg)
+    model, hook_cfg = builder.model(size), pop_self_distill(cfg)
+    hook = HOOKS.build(hook_cfg) if hook_cfg else EMATeacherHook()
     raw = builder.raw_batch(model, size)
     labeled = (cfg.get('train_dataloader') or {}).get('batch_size')
     distiller = distiller_of(hook, model, unlabeled_batch(hook, raw, labeled))
     model.train()
-    return Subject(model, distiller, hook, builder.batch(model, size), size)
+    batch = builder.batch(model, size)
+    return Subject(model, distiller, hook, not hook_cfg, batch, size)
 
 
 def unlabeled_batch(
@@ -153,7 +150,10 @@ def inspect(cfg: Config, size: int | None) -> str:
     # in the first iteration, every term is tried besides
     step(subject.model, subject.batch)
     ours = operations(lambda: step(subject.model, subject.batch))
-    return '\n'.join([describe(distiller), *_more(subject, ours, stock)])
+    lines = [describe(distiller), *_more(subject, ours, stock)]
+    if subject.default:
+        lines.insert(0, 'The config has no hook: these are the defaults.')
+    return '\n'.join(lines)
 
 
 def _more(subject: Subject, ours: int, stock: int) -> list[str]:
