@@ -10,10 +10,11 @@ from __future__ import annotations
 import argparse
 from typing import Any, Callable, NamedTuple
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.registry import HOOKS
 from torch.utils.flop_counter import FlopCounterMode
 
+from mmselfdistill.commands.launching import add_cfg_options
 from mmselfdistill.commands.quiet import quietly
 from mmselfdistill.core.build import build_distiller
 from mmselfdistill.core.distiller import Distiller
@@ -176,7 +177,7 @@ def _more(subject: Subject, ours: int, stock: int) -> list[str]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     parser.add_argument('config', help='path of a config, or its name in a zoo')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction)
+    add_cfg_options(parser)
     parser.add_argument(
         '--size', type=int, help="side of the images. Defaults to the model's, or 320"
     )
