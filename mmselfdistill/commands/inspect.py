@@ -164,7 +164,7 @@ def _more(subject: Subject, ours: int, stock: int) -> list[str]:
     source = subject.hook.unlabeled
     lines = [
         f'Sites: {sites}, and any module by its path.',
-        f'The teacher repeats: {", ".join(repeated)}.',
+        f'The teacher repeats, as far as a term needs it: {", ".join(repeated)}.',
         f"Self-distillation is {(ours - stock) / ours:.0%} of a step's operations "
         f'({ours / stock:.2f} of stock): of convolutions and matrix products, in the '
         f'middle of a run, with 2 images of {size} x {size} pixels.',

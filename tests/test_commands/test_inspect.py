@@ -39,7 +39,7 @@ def test_shows_the_defaults_of_a_config_that_knows_nothing_of_us() -> None:
     values = ['logits', 'SoftTargetLoss', '1', 'constant', f'{anchors}x10']
     assert table['logits'] == values
     assert table['boxes'][-1] == f'{anchors}x4'
-    assert 'The teacher repeats: extract_feat, bbox_head.forward.' in done.stdout
+    assert 'needs it: extract_feat, bbox_head.forward.' in done.stdout
     # a forward and about two backward passes, and the teacher's forward
     share = re.search(r'distillation is (\d+)% .* \((\d\.\d\d) of stock\)', done.stdout)
     assert share is not None
