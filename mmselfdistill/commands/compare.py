@@ -17,7 +17,7 @@ from mmselfdistill.commands.runs import Run, class_names, seed_of
 # the ends of the names of metrics that stand for a run
 MAIN = ('bbox_mAP', 'segm_mAP', 'mIoU', 'PQ', 'accuracy/top1')
 # the table cuts longer ones where a terminal has 80 columns
-LONG_NAME = 16
+LONG_NAME = 24
 
 
 def shared_metrics(runs: Sequence[Run], wanted: Sequence[str]) -> list[str]:
@@ -40,30 +40,27 @@ def shared_metrics(runs: Sequence[Run], wanted: Sequence[str]) -> list[str]:
     return found
 
 
-def table_of(runs: Sequence[Run], metrics: Sequence[str]) -> Table:
-    """Return the last and the best value of each metric, and what each run took."""
-    hours = [run.curve(metrics[0]).hours_at([run.train[-1]['at']])[0] for run in runs]
+def table_of(runs: Sequence[Run], metric: str) -> Table:
+    """Return the last and the best value of a metric, and what each run took."""
+    curves = [run.curve(metric) for run in runs]
+    hours = [curve.hours_at([curve.train[-1]['at']])[0] for curve in curves]
     unit, factor = ('minutes', 60) if max(hours) < 1 else ('hours', 1)
-    table = Table(title='Runs')
+    table = Table(title=metric)
     table.add_column('', overflow='fold')
-    for metric in metrics:
-        for column in (f'{metric}, last', 'best', 'at'):
-            table.add_column(column, justify='right')
-    for column in ('length', 's/iter.', unit):
-        table.add_column(column, justify='right')
-    for run, spent in zip(runs, hours):
-        cells = [run.name]
-        for metric in metrics:
-            curve = run.curve(metric)
-            at, best = curve.best()
-            cells += [f'{curve.scores[curve.length]:.1f}', f'{best:.1f}', str(at)]
+    for column in ('last', 'best', 'at', 'length', 's/iter.', unit):
+        table.add_column(column, justify='right', no_wrap=True)
+    for run, curve, spent in zip(runs, curves, hours):
+        at, best = curve.best()
         end = int(run.train[-1]['at'])
-        cells += [
+        table.add_row(
+            run.name,
+            f'{curve.scores[curve.length]:.1f}',
+            f'{best:.1f}',
+            str(at),
             f'{end} {curve.unit}',
             f'{curve.seconds(0, end):.3f}',
             f'{factor * spent:.2f}',
-        ]
-        table.add_row(*cells)
+        )
     return table
 
 
@@ -130,8 +127,8 @@ def names_of(folders: Sequence[Path], names: Sequence[str]) -> list[str]:
 def where_they_differ(names: Sequence[str]) -> list[str]:
     """Return long names without the words that they all begin with.
 
-    ``retinanet_r18_50e`` and ``retinanet_r18_50e_ema`` are ``…50e`` and ``…50e_ema``:
-    at least a word of each is left.
+    Of ``retinanet_r50_fpn_1x_coco`` and ``retinanet_r50_fpn_1x_coco_ema`` are left
+    ``…coco`` and ``…coco_ema``: at least a word of each.
     """
     words = [re.findall(r'[^/_]+[/_]*|[/_]+', name) for name in names]
     columns = zip(*(each[:-1] for each in words))
@@ -177,7 +174,7 @@ def compare(
         judge(read_predictions(path), annotations, min_score, class_names(folder))
         for path, folder in zip(predictions, folders)
     ]
-    tables = [table_of(runs, chosen)]
+    tables = [table_of(runs, metric) for metric in chosen]
     tables[0].caption = caution_of([seed_of(folder) for folder in folders])
     classes = [j.classes for j in judged] or [run.classes() for run in runs]
     gains = differences_of(*classes[:2]) if len(runs) > 1 else {}
