@@ -14,16 +14,20 @@ GFL = 'mmdet::gfl/gfl_r50_fpn_1x_coco'
 # module, what it does, an example
 COMMANDS = {
     'inspect': (inspect, 'show what will be distilled of a config', GFL),
-    'check': (check, 'see on random weights that a model is distilled truly', GFL),
-    'train': (train, 'train, self-distilled or not', f'{GFL} --self-distill ema'),
+    'check': (check, 'check that student and teacher compute the same', GFL),
+    'train': (
+        train,
+        'train a config, self-distilled by a flag',
+        f'{GFL} --self-distill ema',
+    ),
     'control': (
         control,
-        'write the plain runs that a distilled one is compared with',
+        'write the plain runs to compare a distilled one with',
         'my_config.py --cost 1.35',
     ),
     'compare': (
         compare,
-        'show in one table and one picture what several runs came to',
+        'show several runs in one table and one picture',
         'work_dirs/ema work_dirs/plain',
     ),
     'extract': (

@@ -11,6 +11,7 @@ from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.utils import get_installed_path, is_installed
 
 import mmselfdistill.hooks  # also makes `mmseg::` resolve on either stack
+from mmselfdistill.errors import check_choice
 from mmselfdistill.hooks.base import DistillHook
 
 SCOPES = ('mmdet', 'mmseg', 'mmpretrain')
@@ -101,20 +102,33 @@ def pop_self_distill(cfg: Config) -> dict[str, Any] | None:
 
     Returns:
         dict | None: Its config, if there is one.
+
+    Raises:
+        ValueError: If a hook of this package is misspelt, or one has no type.
     """
     found: dict[str, Any] | None = None
     for key, hook in list(cfg.get('default_hooks', {}).items()):
-        if _is_ours(hook):
+        if _is_ours(f'default_hooks.{key}', hook):
             found = cfg.default_hooks.pop(key)
     for hook in list(cfg.get('custom_hooks') or []):
-        if _is_ours(hook):
+        if _is_ours('custom_hooks', hook):
             found = hook
             cfg.custom_hooks.remove(hook)
     return found
 
 
-def _is_ours(hook: Any) -> bool:
-    kind = (hook or {}).get('type', '')
+def _is_ours(where: str, hook: Any) -> bool:
+    if hook is None:
+        return False
+    if 'type' not in hook:
+        raise ValueError(
+            f"{where}: expected a type, such as 'mmselfdistill.EMATeacherHook', but "
+            f'got only {dict(hook)}'
+        )
+    kind = hook['type']
     name = kind if isinstance(kind, str) else kind.__name__
     found = getattr(mmselfdistill.hooks, name.rpartition('.')[2], None)
+    if found is None and name.startswith('mmselfdistill.'):
+        ours = [f'mmselfdistill.{each}' for each in mmselfdistill.hooks.__all__]
+        check_choice(f'{where}.type', name, ours)
     return isinstance(found, type) and issubclass(found, DistillHook)

@@ -72,7 +72,7 @@ def test_a_good_run_is_silent_on_stderr(tmp_path: Path) -> None:
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    for shown in ('Sites:', 'distilled truly', 'Picture:'):
+    for shown in ('Sites:', 'passed', 'Picture:'):
         assert shown in done.stdout
     assert done.stderr == ''
 

@@ -1,14 +1,15 @@
-"""Is the model of a config distilled truly? The identity check on random weights."""
+"""The identity check of a config's model, on random weights."""
 
 from __future__ import annotations
 
 import argparse
 from typing import Any
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.registry import HOOKS
 
 from mmselfdistill.commands.inspect import no_step
+from mmselfdistill.commands.launching import add_cfg_options
 from mmselfdistill.commands.quiet import quietly
 from mmselfdistill.testing import Report, check_identity
 from mmselfdistill.testing.builder import Builder
@@ -60,21 +61,21 @@ def written(report: Report) -> str:
     if report.silent:
         lines.append(f'Parts that move no term: {", ".join(report.silent)}')
     lines += [f'PROBLEM: {problem}' for problem in report.problems]
-    lines.append('wrong' if report.problems else 'distilled truly')
+    lines.append('failed' if report.problems else 'passed')
     return '\n'.join(lines)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     parser.add_argument('config', help='path of a config, or its name in a zoo')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction)
+    add_cfg_options(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Check the config of the command line.
 
     Raises:
-        SystemExit: If its model is not distilled truly.
+        SystemExit: If its model is not distilled correctly.
     """
     cfg = read_config(args.config, args.cfg_options)
     try:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import itertools
+import re
 from pathlib import Path
 from typing import Mapping, Sequence
 
@@ -14,6 +16,8 @@ from mmselfdistill.commands.runs import Run, class_names, seed_of
 
 # the ends of the names of metrics that stand for a run
 MAIN = ('bbox_mAP', 'segm_mAP', 'mIoU', 'PQ', 'accuracy/top1')
+# the table cuts longer ones where a terminal has 80 columns
+LONG_NAME = 24
 
 
 def shared_metrics(runs: Sequence[Run], wanted: Sequence[str]) -> list[str]:
@@ -36,28 +40,27 @@ def shared_metrics(runs: Sequence[Run], wanted: Sequence[str]) -> list[str]:
     return found
 
 
-def table_of(runs: Sequence[Run], metrics: Sequence[str]) -> Table:
-    """Return the last and the best value of each metric, and what each run took."""
-    table = Table(title='Runs')
-    table.add_column('')
-    for metric in metrics:
-        for column in (f'{metric}, last', 'best', 'at'):
-            table.add_column(column, justify='right')
-    for column in ('length', 's/iter.', 'hours'):
-        table.add_column(column, justify='right')
-    for run in runs:
-        cells = [run.name]
-        for metric in metrics:
-            curve = run.curve(metric)
-            at, best = curve.best()
-            cells += [f'{curve.scores[curve.length]:.1f}', f'{best:.1f}', str(at)]
+def table_of(runs: Sequence[Run], metric: str) -> Table:
+    """Return the last and the best value of a metric, and what each run took."""
+    curves = [run.curve(metric) for run in runs]
+    hours = [curve.hours_at([curve.train[-1]['at']])[0] for curve in curves]
+    unit, factor = ('minutes', 60) if max(hours) < 1 else ('hours', 1)
+    table = Table(title=metric)
+    table.add_column('', overflow='fold')
+    for column in ('last', 'best', 'at', 'length', 's/iter.', unit):
+        table.add_column(column, justify='right', no_wrap=True)
+    for run, curve, spent in zip(runs, curves, hours):
+        at, best = curve.best()
         end = int(run.train[-1]['at'])
-        cells += [
+        table.add_row(
+            run.name,
+            f'{curve.scores[curve.length]:.1f}',
+            f'{best:.1f}',
+            str(at),
             f'{end} {curve.unit}',
             f'{curve.seconds(0, end):.3f}',
-            f'{curve.hours_at([end])[0]:.2f}',
-        ]
-        table.add_row(*cells)
+            f'{factor * spent:.2f}',
+        )
     return table
 
 
@@ -83,8 +86,9 @@ def table_of_classes(runs: Sequence[Run], classes: Sequence[dict[str, float]]) -
     first, second = classes[:2]
     gains = differences_of(first, second)
     table = Table(title='By class')
-    for column in ('class', runs[0].name, runs[1].name, 'difference'):
-        table.add_column(column, justify='left' if column == 'class' else 'right')
+    table.add_column('class')
+    for column in (runs[0].name, runs[1].name, 'difference'):
+        table.add_column(column, justify='right', overflow='fold')
     for name in sorted(gains, key=lambda name: -gains[name]):
         values = f'{first[name]:.1f}', f'{second[name]:.1f}', f'{gains[name]:+.1f}'
         table.add_row(name, *values)
@@ -106,12 +110,33 @@ def names_of(folders: Sequence[Path], names: Sequence[str]) -> list[str]:
     """Return a name for each run: as given, the folder's, or its path.
 
     Raises:
-        ValueError: If as many are not given as there are runs.
+        ValueError: If as many are not given as there are runs, or a run is given twice.
     """
+    places = [folder.resolve() for folder in folders]
+    for folder, place in zip(folders, places):
+        if places.count(place) > 1:
+            raise ValueError(f'{folder}: this run is given twice')
     if names and len(names) != len(folders):
         raise ValueError(f'--names: {len(names)} for {len(folders)} runs')
-    short = list(names) or [folder.resolve().name for folder in folders]
-    return short if len(set(short)) == len(short) else [str(f) for f in folders]
+    short = list(names) or [place.name for place in places]
+    if len(set(short)) < len(short):
+        short = [str(folder) for folder in folders]
+    return short if names else where_they_differ(short)
+
+
+def where_they_differ(names: Sequence[str]) -> list[str]:
+    """Return long names without the words that they all begin with.
+
+    Of ``retinanet_r50_fpn_1x_coco`` and ``retinanet_r50_fpn_1x_coco_ema`` are left
+    ``…coco`` and ``…coco_ema``: at least a word of each.
+    """
+    words = [re.findall(r'[^/_]+[/_]*|[/_]+', name) for name in names]
+    columns = zip(*(each[:-1] for each in words))
+    shared = itertools.takewhile(lambda column: len(set(column)) == 1, columns)
+    begun = sum(len(column[0]) for column in shared)
+    if len(names) < 2 or not begun or max(map(len, names)) <= LONG_NAME:
+        return list(names)
+    return [f'…{name[begun:]}' for name in names]
 
 
 def compare(
@@ -149,7 +174,7 @@ def compare(
         judge(read_predictions(path), annotations, min_score, class_names(folder))
         for path, folder in zip(predictions, folders)
     ]
-    tables = [table_of(runs, chosen)]
+    tables = [table_of(runs, metric) for metric in chosen]
     tables[0].caption = caution_of([seed_of(folder) for folder in folders])
     classes = [j.classes for j in judged] or [run.classes() for run in runs]
     gains = differences_of(*classes[:2]) if len(runs) > 1 else {}

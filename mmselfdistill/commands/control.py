@@ -56,7 +56,10 @@ def controls(cfg: Config, cost: float) -> list[Control]:
     times = times_as_long(hook, old, cost)
     length = round(old * times)
     longer = stretched(cfg, length)
-    text = f'{length} {unit}: {times:.3f} times {old}, if a teacher costs {cost:.3f}'
+    text = (
+        f'{length} {unit}, {times:.3f} times {old}; an iteration with a teacher takes '
+        f'{cost:.3f} plain ones'
+    )
     found = [
         Control('plain', f'As long: {text}', {**longer, **without_hook(cfg, longer)})
     ]
@@ -88,7 +91,9 @@ def hook_of(cfg: Config) -> DistillHook:
     if settings is None:
         raise ValueError(
             'the config has no hook of mmselfdistill, neither in default_hooks nor in '
-            'custom_hooks: there is no distilled run to write a control of'
+            'custom_hooks: there is no distilled run to write a control of. If a flag '
+            'has added the hook, give the config that the run has written to its work '
+            'dir'
         )
     hook: Any = HOOKS.build(settings)
     if hook.loss_weight == 0:
@@ -226,7 +231,7 @@ def run(args: argparse.Namespace) -> None:
         cfg = Config.fromfile(path)
         hook_of(cfg)
         cost = measured_cost(cfg)
-        print(f'An iteration with the teacher takes {cost:.2f} plain ones.')
+        print(f'An iteration with the teacher takes {cost:.3f} plain ones.')
     folder = args.out_dir or (Path() if '::' in args.config else path.parent)
     for written, what in write_controls(path, cost, folder).items():
         print(f'{written}\n  {what}')

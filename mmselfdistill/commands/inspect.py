@@ -10,10 +10,11 @@ from __future__ import annotations
 import argparse
 from typing import Any, Callable, NamedTuple
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.registry import HOOKS
 from torch.utils.flop_counter import FlopCounterMode
 
+from mmselfdistill.commands.launching import add_cfg_options
 from mmselfdistill.commands.quiet import quietly
 from mmselfdistill.core.build import build_distiller
 from mmselfdistill.core.distiller import Distiller
@@ -28,18 +29,13 @@ from mmselfdistill.testing.unlabeled import Same
 from mmselfdistill.zoo import pop_self_distill, read_config
 
 
-def hook_of(cfg: Config) -> DistillHook:
-    """Return a config's hook, or the default."""
-    hook_cfg = pop_self_distill(cfg)
-    return HOOKS.build(hook_cfg) if hook_cfg else EMATeacherHook()
-
-
 class Subject(NamedTuple):
     """A model of a config with random weights, and what its hook would distil."""
 
     model: Any
     distiller: Distiller  # with a teacher, not attached
-    hook: DistillHook
+    hook: DistillHook  # the config's, or a default one
+    default: bool  # whether the config has none
     batch: dict[str, Any]  # as it leaves the preprocessor
     size: int  # side of its two images, in pixels
 
@@ -56,12 +52,14 @@ def subject_of(cfg: Config, size: int | None) -> Subject:
     """
     builder = Builder(cfg, few={})
     size = size or size_of(builder.cfg)
-    model, hook = builder.model(size), hook_of(cfg)
+    model, hook_cfg = builder.model(size), pop_self_distill(cfg)
+    hook = HOOKS.build(hook_cfg) if hook_cfg else EMATeacherHook()
     raw = builder.raw_batch(model, size)
     labeled = (cfg.get('train_dataloader') or {}).get('batch_size')
     distiller = distiller_of(hook, model, unlabeled_batch(hook, raw, labeled))
     model.train()
-    return Subject(model, distiller, hook, builder.batch(model, size), size)
+    batch = builder.batch(model, size)
+    return Subject(model, distiller, hook, not hook_cfg, batch, size)
 
 
 def unlabeled_batch(
@@ -153,7 +151,10 @@ def inspect(cfg: Config, size: int | None) -> str:
     # in the first iteration, every term is tried besides
     step(subject.model, subject.batch)
     ours = operations(lambda: step(subject.model, subject.batch))
-    return '\n'.join([describe(distiller), *_more(subject, ours, stock)])
+    lines = [describe(distiller), *_more(subject, ours, stock)]
+    if subject.default:
+        lines.insert(0, 'The config has no hook: these are the defaults.')
+    return '\n'.join(lines)
 
 
 def _more(subject: Subject, ours: int, stock: int) -> list[str]:
@@ -163,7 +164,7 @@ def _more(subject: Subject, ours: int, stock: int) -> list[str]:
     source = subject.hook.unlabeled
     lines = [
         f'Sites: {sites}, and any module by its path.',
-        f'The teacher repeats: {", ".join(repeated)}.',
+        f'The teacher repeats, as far as a term needs it: {", ".join(repeated)}.',
         f"Self-distillation is {(ours - stock) / ours:.0%} of a step's operations "
         f'({ours / stock:.2f} of stock): of convolutions and matrix products, in the '
         f'middle of a run, with 2 images of {size} x {size} pixels.',
@@ -176,7 +177,7 @@ def _more(subject: Subject, ours: int, stock: int) -> list[str]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     parser.add_argument('config', help='path of a config, or its name in a zoo')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction)
+    add_cfg_options(parser)
     parser.add_argument(
         '--size', type=int, help="side of the images. Defaults to the model's, or 320"
     )

@@ -23,14 +23,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         'mmdet::retinanet/retinanet_r50_fpn_1x_coco',
     )
     parser.add_argument('--work-dir', help='where logs and checkpoints are written')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        help='settings that override those of the config, as key=value pairs: '
-        'train_cfg.max_epochs=6 default_hooks.self_distill.loss_weight=0.5 '
-        'key="[a,b]" key="[(a,b),(c,d)]" (quoted, without spaces)',
-    )
+    add_cfg_options(parser)
     parser.add_argument(
         '--launcher',
         choices=['none', 'pytorch', 'slurm', 'mpi'],
@@ -39,6 +32,18 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     )
     # torch.distributed.launch passes this; torchrun sets LOCAL_RANK itself.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+
+
+def add_cfg_options(parser: argparse.ArgumentParser) -> None:
+    """Add the argument that overrides settings of the config."""
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='settings that override those of the config, as key=value pairs: '
+        'train_cfg.max_epochs=6 default_hooks.self_distill.loss_weight=0.5 '
+        'key="[a,b]" key="[(a,b),(c,d)]" (quoted, without spaces)',
+    )
 
 
 def set_local_rank(args: argparse.Namespace) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from pathlib import Path
 from typing import Any, Iterator, Mapping, Sequence
 
@@ -24,6 +25,7 @@ GRID = '#d4d4d8'
 INKS = ('#d55e00', '#0072b2', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#525252')
 MARKS = 'os^Dv<>'
 MOST_CLASSES = 25  # of more, the names would be too small to read
+COLUMNS = 4  # of the legend of all panels
 STYLE: Any = {
     'font.size': 10,
     'axes.spines.top': False,
@@ -57,7 +59,7 @@ def draw_comparison(
     more = [bool(differences), bool(calibrations)]
     with plt.rc_context(STYLE):
         rows = 2 if any(more) else 1
-        figure, grid = plt.subplots(rows, 3, figsize=(13, 3.9 * rows), squeeze=False)
+        figure, grid = plt.subplots(rows, 3, figsize=(13, 4.2 * rows), squeeze=False)
         draw_curves(grid[0], metric, curves)
         free = list(grid[1]) if rows == 2 else []
         if differences:
@@ -71,7 +73,7 @@ def draw_comparison(
 
 
 def draw_curves(row: Any, metric: str, curves: Mapping[str, Curve]) -> None:
-    """Draw a metric by length and by time, and the task's loss."""
+    """Draw a metric by length and by time, the task's loss, and the figure's legend."""
     left, middle, right = row
     # of another unit than the rest: all by iteration
     units = {curve.unit for curve in curves.values()}
@@ -96,13 +98,16 @@ def draw_curves(row: Any, metric: str, curves: Mapping[str, Curve]) -> None:
         axes.set_ylabel(f'{metric}, %')
     left.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     middle.xaxis.set_major_locator(MaxNLocator(6))
+    right.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     # 0.6, not 6 x 10^-1
     right.yaxis.set_minor_formatter(NullFormatter())
     right.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     right.yaxis.set_major_formatter(StrMethodFormatter('{x:g}'))
     for axes in row:
         axes.grid(color=GRID, lw=0.6)
-        axes.legend(loc='best')
+    # above the panels: on them, long names would hide the curves
+    named = left.get_legend_handles_labels()
+    left.figure.legend(*named, loc='upper center', ncol=COLUMNS)
 
 
 def draw_classes(
@@ -181,8 +186,10 @@ def _styled(named: Mapping[str, Any]) -> Iterator[tuple[tuple[str, Any], str, st
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Write a figure and free it."""
-    figure.tight_layout()
+    """Write a figure, with room for its legend above the panels, and free it."""
+    rows = sum(math.ceil(len(x.get_texts()) / COLUMNS) for x in figure.legends)
+    inches = 0.1 + 0.22 * rows if rows else 0.0
+    figure.tight_layout(rect=(0, 0, 1, 1 - inches / figure.get_figheight()))
     figure.savefig(path)
     plt.close(figure)
     return path

@@ -45,4 +45,4 @@ def test_terms_are_tried_with_and_without_labels(
     lines = written(report).splitlines()
     rows = [*labeled, *(f'{term}, no labels' for term in unlabeled)]
     assert [line[: len(row)] for line, row in zip(lines[1:], rows)] == rows
-    assert lines[-1] == 'distilled truly'
+    assert lines[-1] == 'passed'

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytest
 import torch
 from matplotlib.colors import to_hex
 from mmengine.config import Config
+from rich.console import Console
 
 from mmselfdistill.commands.compare import compare
 from mmselfdistill.commands.pictures import (
@@ -82,8 +85,8 @@ def test_one_table_and_one_picture(tmp_path: Path) -> None:
     folders = [tmp_path / 'plain', tmp_path / 'ours']
     runs, classes = cells(compare(folders, tmp_path / 'a/b.png'))
     assert runs == [
-        ['plain', '20.0', '40.0', '1', '2 epochs', '1.000', '0.01'],
-        ['ours', '30.0', '30.0', '2', '2 epochs', '1.250', '0.01'],
+        ['plain', '20.0', '40.0', '1', '2 epochs', '1.000', '0.33'],
+        ['ours', '30.0', '30.0', '2', '2 epochs', '1.250', '0.42'],
     ]
     assert classes == [
         ['a', '10.0', '50.0', '+40.0'],
@@ -92,6 +95,49 @@ def test_one_table_and_one_picture(tmp_path: Path) -> None:
     picture = cv2.imread(str(tmp_path / 'a/b.png'))
     # two rows of panels
     assert picture.shape[0] > picture.shape[1] / 2
+
+
+@pytest.mark.parametrize(
+    ('names', 'called'),
+    [
+        # the folders of a plain run, and of the same with a flag and with a config
+        (
+            ('retina_r18_50e_digits', 'retina_r18_50e_digits_ema'),
+            ('…digits', '…digits_ema'),
+        ),
+        (
+            ('retina_r18_50e_digits', 'retina_r18_ema-50e_digits'),
+            ('…50e_digits', '…ema-50e_digits'),
+        ),
+        (('gfl_plain', 'gfl_ema'), ('gfl_plain', 'gfl_ema')),
+        (('plain/retina_r18_50e', 'ema/retina_r18_50e'),) * 2,
+    ],
+)
+def test_a_terminal_of_80_columns_tells_runs_apart(
+    names: tuple[str, str],
+    called: tuple[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folders = [Path(name) for name in names]
+    for folder in folders:
+        log(folder / '1', *epochs(1, 1.0), {MAP: 0.4, 'step': 1})
+    (table,) = compare(folders, Path('a.png'))
+    console = Console(width=80, file=io.StringIO())
+    with console.capture() as capture:
+        console.print(table)
+    # a name may go on in the next line
+    rows = re.findall(r'^│ (\S+) +│(.*)', capture.get(), re.MULTILINE)
+    shown = [name if '40.0' in rest else f'+{name}' for name, rest in rows]
+    assert ' '.join(shown).replace(' +', '') == ' '.join(called)
+
+
+def test_a_run_is_not_compared_with_itself(tmp_path: Path) -> None:
+    log(tmp_path / 'plain/1', *epochs(1, 1.0), {MAP: 0.4, 'step': 1})
+    twice = [tmp_path / 'plain', tmp_path / 'plain']
+    with pytest.raises(ValueError, match='plain: this run is given twice'):
+        compare(twice, tmp_path / 'a.png')
 
 
 @pytest.mark.parametrize(
@@ -274,7 +320,7 @@ def test_the_picture_has_a_panel_for_all_that_is_known(tmp_path: Path) -> None:
     line = drawn['calibration'].lines[1]
     assert line.get_xydata().tolist() == [[35, 20], [100, 90]]
     draw_comparison(tmp_path / 'a.png', 'mIoU', dict(p=curve), {}, {})
-    assert cv2.imread(str(tmp_path / 'a.png')).shape == (429, 1430, 3)
+    assert cv2.imread(str(tmp_path / 'a.png')).shape == (462, 1430, 3)
 
 
 def test_predictions_of_each_run(tmp_path: Path) -> None:

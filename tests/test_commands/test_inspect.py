@@ -32,13 +32,14 @@ def rows(text: str) -> dict[str, list[str]]:
 def test_shows_the_defaults_of_a_config_that_knows_nothing_of_us() -> None:
     done = inspect(RETINANET, '--size', '64')
     assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith('The config has no hook: these are the defaults.')
     table = rows(done.stdout)
     # 4 anchors at strides 4, 8 and 16, of two images of 64 pixels
     anchors = 2 * 4 * (16**2 + 8**2 + 4**2)
     values = ['logits', 'SoftTargetLoss', '1', 'constant', f'{anchors}x10']
     assert table['logits'] == values
     assert table['boxes'][-1] == f'{anchors}x4'
-    assert 'The teacher repeats: extract_feat, bbox_head.forward.' in done.stdout
+    assert 'needs it: extract_feat, bbox_head.forward.' in done.stdout
     # a forward and about two backward passes, and the teacher's forward
     share = re.search(r'distillation is (\d+)% .* \((\d\.\d\d) of stock\)', done.stdout)
     assert share is not None
@@ -58,6 +59,7 @@ def test_shows_the_hook_of_a_config() -> None:
     assert [table[name][2] for name in ('features', 'logits')] == ['0.25', '0.5']
     assert '2x32x32x32' in table['features'][-1]
     assert '128 x 128 pixels' in done.stdout
+    assert 'has no hook' not in done.stdout
 
 
 def test_shows_views_and_where_images_without_labels_come_from() -> None:
@@ -101,6 +103,18 @@ def test_counts_the_operations_of_both_passes() -> None:
     ('config', 'option', 'message'),
     [
         (RETINANET, 'default_scope=None', 'default_scope: expected one of'),
+        (
+            RETINANET,
+            'default_hooks.mine.type=mmselfdistill.EmaTeacherHook',
+            "default_hooks.mine.type: unknown 'mmselfdistill.EmaTeacherHook'; did you "
+            "mean 'mmselfdistill.EMATeacherHook'?",
+        ),
+        (
+            RETINANET,
+            'default_hooks.mine.loss_weight=0',
+            "default_hooks.mine: expected a type, such as 'mmselfdistill."
+            "EMATeacherHook', but got only {'loss_weight': 0}",
+        ),
         (
             'mmdet::carafe/faster-rcnn_r50_fpn-carafe_1x_coco',
             'train_dataloader=None',
