@@ -239,14 +239,13 @@ class DistillHook(Hook):
     def _show_teacher(self) -> bool:
         if self.distiller is None or self.distiller.teacher is None:
             return False
-        self._evaluated = Evaluated(self.distiller.teacher)
-        self.distiller.predicts = True
+        self._evaluated = Evaluated(self.distiller)
         return True
 
     def _hide_teacher(self) -> None:
-        if self._evaluated is not None and self.distiller is not None:
+        if self._evaluated is not None:
             self._evaluated.end()
-            self._evaluated, self.distiller.predicts = None, False
+            self._evaluated = None
 
     def before_save_checkpoint(
         self, runner: Runner, checkpoint: dict[str, Any]

@@ -82,8 +82,7 @@ def fresh_model(runner: Runner, generation: int) -> nn.Module:
         fresh: Any = MODELS.build(cfg)
         if hasattr(fresh, 'init_weights'):
             fresh.init_weights()
-    model: nn.Module = fresh
-    return model
+    return fresh
 
 
 @contextmanager

@@ -109,7 +109,7 @@ def check_identity(model: nn.Module, batch: dict[str, Any], **settings: Any) -> 
     distiller = build_distiller(model, schedule='constant', **settings)
     if not distiller.terms:
         return Report(distiller.labeled.plan.name, {})
-    plain = list(leaves_of(loss_of(copy.deepcopy(model), batch)))
+    plain = own_losses(loss_of(copy.deepcopy(model), batch))
     compare_all(distiller)
     teacher = distiller.teacher = make_teacher(model)
     before = {key: t.clone() for key, t in teacher.state_dict().items()}
@@ -141,17 +141,18 @@ def _compared(
     distiller: Distiller, batch: dict[str, Any], plain: list[Tensor]
 ) -> Report:
     losses = loss_of(distiller.student, batch)
-    equal = {k: abs(float(v.detach())) for k, v in terms_of(losses).items()}
-    stock = list(leaves_of({k: v for k, v in losses.items() if not is_ours(k)}))
+    equal, stock = values_of(losses), own_losses(losses)
     del losses  # and its graph: large models have no room for two
     with frozen_weights(distiller.student):
-        terms = terms_of(loss_of(distiller.student, batch))
-    frozen = {name: float(value) for name, value in terms.items()}
+        frozen = values_of(loss_of(distiller.student, batch))
     report = Report(
         distiller.labeled.plan.name,
         {
             name: Check(
-                distiller.labeled.shapes[name], value, abs(frozen[name]), 0, 0, 0
+                *(distiller.labeled.shapes[name], abs(value), abs(frozen[name])),
+                0,
+                0,
+                0,
             )
             for name, value in equal.items()
         },
@@ -179,7 +180,7 @@ def _silent_parts(distiller: Distiller, batch: dict[str, Any]) -> list[str]:
 
     def values() -> dict[str, float]:
         with torch.no_grad():
-            return {k: float(v) for k, v in terms_of(loss_of(student, batch)).items()}
+            return values_of(loss_of(student, batch))
 
     equal, silent = values(), []
     children = dict(teacher.named_children())
@@ -229,8 +230,7 @@ def disturb(teacher: nn.Module) -> None:
 def loss_of(model: nn.Module, batch: dict[str, Any], seed: int = 0) -> dict[str, Any]:
     """Return the loss dict of a batch, which models may change: give a copy."""
     torch.manual_seed(seed)
-    losses: dict[str, Any] = model(**copy.deepcopy(batch), mode='loss')
-    return losses
+    return model(**copy.deepcopy(batch), mode='loss')
 
 
 def is_ours(key: str) -> bool:
@@ -238,17 +238,29 @@ def is_ours(key: str) -> bool:
     return key.startswith(('loss_sd_', 'sd_'))
 
 
-def terms_of(losses: dict[str, Any]) -> dict[str, Tensor]:
-    """Return the terms of a loss dict by name."""
-    prefix = 'loss_sd_'
-    return {k[len(prefix) :]: v for k, v in losses.items() if k.startswith(prefix)}
+def terms_of(losses: dict[str, Any], end: str = '') -> dict[str, Tensor]:
+    """Return the terms of a loss dict by name, less what their keys end with."""
+    begin = 'loss_sd_'
+    return {
+        key[len(begin) : len(key) - len(end)]: value
+        for key, value in losses.items()
+        if key.startswith(begin) and key.endswith(end)
+    }
 
 
-def leaves_of(losses: Any) -> Iterator[Tensor]:
-    """Yield the tensors of a loss dict."""
-    for value in losses.values():
-        for each in value if isinstance(value, (list, tuple)) else [value]:
-            yield torch.as_tensor(each).detach()
+def values_of(losses: dict[str, Any], end: str = '') -> dict[str, float]:
+    """Return the numbers of :func:`terms_of`."""
+    return {name: float(v.detach()) for name, v in terms_of(losses, end).items()}
+
+
+def own_losses(losses: dict[str, Any]) -> list[Tensor]:
+    """Return the tensors of a loss dict that distillation did not add."""
+    own = [value for key, value in losses.items() if not is_ours(key)]
+    return [
+        torch.as_tensor(each).detach()
+        for value in own
+        for each in (value if isinstance(value, (list, tuple)) else [value])
+    ]
 
 
 def _same(before: Any, now: Any) -> bool:

@@ -17,13 +17,14 @@ from mmselfdistill.testing.identity import (
     disturb,
     frozen_weights,
     gradients_of,
-    is_ours,
-    leaves_of,
     loss_of,
+    own_losses,
+    terms_of,
+    values_of,
 )
 from mmselfdistill.views import View
 
-_PREFIX, _SUFFIX = 'loss_sd_', '_unlabeled'
+_END = '_unlabeled'  # of the keys of these terms
 
 
 class Same:
@@ -96,18 +97,17 @@ def _checked(
     distiller.attach()
     try:
         losses = loss_of(model, batch)
-        own = list(leaves_of({k: v for k, v in losses.items() if not is_ours(k)}))
-        equal = _values(losses)
+        own, equal = own_losses(losses), values_of(losses, _END)
         del losses  # and its graph: large models have no room for two
         with frozen_weights(model):
-            frozen = _values(loss_of(model, batch))
+            frozen = values_of(loss_of(model, batch), _END)
         distiller.restart()
         unlabeled.view = View(brightness=0.5, noise=0.5)
-        seen = [_values(loss_of(model, batch))]
+        seen = [values_of(loss_of(model, batch), _END)]
         disturb(teacher)
-        seen.append(_values(loss_of(model, batch)))
+        seen.append(values_of(loss_of(model, batch), _END))
         unlabeled.view = None
-        apart = _terms(loss_of(model, batch))
+        apart = terms_of(loss_of(model, batch), _END)
         found = {
             name: Check(
                 unlabeled.comparison.shapes[name],
@@ -136,7 +136,7 @@ def _alone(
 ) -> tuple[list[Tensor], dict[str, Tensor]]:
     """Return the losses without images without labels, and the buffers that stay."""
     alone = copy.deepcopy(model)
-    plain = list(leaves_of(loss_of(alone, batch)))
+    plain = own_losses(loss_of(alone, batch))
     # a loss may count something in each iteration
     after = dict(alone.named_buffers())
     still_there = {
@@ -163,15 +163,3 @@ def _moved(
         if name in buffers and not torch.equal(tensor, buffers[name])
     ]
     return problems
-
-
-def _terms(losses: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key[len(_PREFIX) : -len(_SUFFIX)]: value
-        for key, value in losses.items()
-        if key.startswith(_PREFIX) and key.endswith(_SUFFIX)
-    }
-
-
-def _values(losses: dict[str, Any]) -> dict[str, float]:
-    return {name: float(value.detach()) for name, value in _terms(losses).items()}
