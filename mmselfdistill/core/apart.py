@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from mmselfdistill.containers import attributes
+
 from .memory import address
 
 # what runs with a call of a module, and what says how: the dicts of its hooks
@@ -79,7 +81,8 @@ def parts(value: Any, keep: Keep) -> Iterator[tuple[str, Any]]:
     elif isinstance(value, weakref.ref):
         yield '()', value()
     if not isinstance(value, nn.Module):
-        yield from _attributes(value)
+        for name, item in attributes(value).items():
+            yield f'.{name}', item
 
 
 def _parts_of_module(module: nn.Module, keep: Keep) -> Iterator[tuple[str, Any]]:
@@ -111,18 +114,6 @@ def contents(cell: Any) -> Iterator[Any]:
         yield cell.cell_contents
     except ValueError:
         return
-
-
-def _attributes(value: Any) -> Iterator[tuple[str, Any]]:
-    own = getattr(value, '__dict__', None)
-    if isinstance(own, dict):
-        for name, item in own.items():
-            yield f'.{name}', item
-    for kind in type(value).__mro__:
-        slots = vars(kind).get('__slots__', ())
-        for name in (slots,) if isinstance(slots, str) else slots:
-            if name not in ('__dict__', '__weakref__') and hasattr(value, name):
-                yield f'.{name}', getattr(value, name)
 
 
 def walk(root: Any, keep: Keep) -> Iterator[tuple[str, Any]]:

@@ -174,7 +174,10 @@ class Flow:
             return True
         made = self._made_by(value)
         # what is frozen in the student may be another in its teacher
-        return made is not None and _has_weights(self.model, made.call.path)
+        if made is None:
+            return False
+        owner, _ = resolve(self.model, made.call.path)
+        return any(True for _ in owner.parameters())
 
     def _check_images(self, calls: list[Call]) -> None:
         if not self.views:
@@ -225,7 +228,7 @@ class Flow:
         def after(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             if self.recording.depth > 0:
                 return
-            if self._is_seam(seam):
+            if any(each.path == seam for each in self.plan.seams):
                 self._check_output(seam, output)
             elif begun:
                 each = begun.pop()
@@ -246,9 +249,6 @@ class Flow:
 
         yield module.register_forward_pre_hook(uncompiled(before), with_kwargs=True)
         yield module.register_forward_hook(uncompiled(after), with_kwargs=True)
-
-    def _is_seam(self, path: str) -> bool:
-        return any(seam.path == path for seam in self.plan.seams)
 
     def _check_output(self, path: str, output: Any) -> None:
         last = next((c for c in reversed(self.recording.calls) if c.path == path), None)
@@ -275,8 +275,3 @@ def _hooked(path: str) -> str:
         f'{path}: a forward hook replaces what it returns, which the teacher does not '
         'repeat. Put what the hook does into forward'
     )
-
-
-def _has_weights(model: nn.Module, path: str) -> bool:
-    owner, _ = resolve(model, path)
-    return any(True for _ in owner.parameters())

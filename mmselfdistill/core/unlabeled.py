@@ -11,7 +11,7 @@ import torch
 from mmengine.dist import get_rank
 from mmengine.model import BaseDataPreprocessor
 from mmengine.structures import InstanceData
-from torch import Tensor, nn
+from torch import nn
 
 from mmselfdistill.containers import tensors_in
 from mmselfdistill.core.comparison import Comparison
@@ -153,7 +153,8 @@ class Unlabeled:
             try:
                 for module, buffers in kept:
                     module._buffers.update(
-                        {name: _copied(buffer) for name, buffer in buffers.items()}
+                        (name, buffer if buffer is None else buffer.clone())
+                        for name, buffer in buffers.items()
                     )
                 yield
             finally:
@@ -183,10 +184,6 @@ def _check_confidence(student: nn.Module, plan: Plan) -> None:
             'pixels of classes, and is weighted by the confidence of its teacher '
             'without it; remove it'
         )
-
-
-def _copied(buffer: Tensor | None) -> Tensor | None:
-    return None if buffer is None else buffer.clone()
 
 
 def _preprocessor(student: Any, model: Any) -> Any:
