@@ -31,15 +31,9 @@ _REGISTERED = ('_modules', '_parameters', '_buffers')
 Keep = Callable[[Any], bool]
 
 
-def _shared() -> tuple[type[Any], ...]:
-    always = (logging.Logger, threading.Condition)
-    if not torch.distributed.is_available():
-        return always
-    return (*always, torch.distributed.ProcessGroup)
-
-
+_GROUPS = [torch.distributed.ProcessGroup] if torch.distributed.is_available() else []
 # what teacher and student may both hold, and what is too simple to look at
-SHARED = _shared()
+SHARED: tuple[type[Any], ...] = (logging.Logger, threading.Condition, *_GROUPS)
 _SIMPLE = (
     *(str, bytes, bool, int, float, complex, type(None), type),
     *(types.ModuleType, types.CodeType),

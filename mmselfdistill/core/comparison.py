@@ -239,9 +239,7 @@ class Comparison:
             with lend(self.student, teacher, self.plan.shared), twin.unmoved.held():
                 made = replay(
                     *(teacher, groups, self.plan, twin.versions, batch.views),
-                    dtype=self.dtype,
-                    memory=twin.memory,
-                    handed=twin.handed,
+                    *(self.dtype, twin.memory, twin.handed),
                 )
             twin.handed.end()
             return made

@@ -112,8 +112,7 @@ class Flow:
             for where, orphan in self._orphans(call, known):
                 made = self._made_by(orphan)
                 if made is None:
-                    message = unknown(call.path, where, orphan, self._on())
-                    self._errors.append(message)
+                    self._refuse(call, where, orphan)
                 elif made not in found:
                     self._check_hooks(made.call.path)
                     found.append(made)
@@ -134,8 +133,7 @@ class Flow:
         known = Known()
         for call in calls:
             for where, orphan in self._orphans(call, known):
-                message = unknown(call.path, where, orphan, self._on())
-                self._errors.append(message)
+                self._refuse(call, where, orphan)
             known.add(call)
 
     def _orphans(self, call: Call, known: Known) -> Iterator[tuple[str, Tensor]]:
@@ -147,11 +145,11 @@ class Flow:
     def _check_functions(self, call: Call, known: Known, parts: set[int]) -> None:
         """Refuse functions that hold a part of the student, or what a call returned."""
         for where, value in chosen_by_teacher(self.model, self.plan, call):
+            function = isinstance(value, CODE) and not isinstance(value, nn.Module)
             method = method_in(value)
-            if isinstance(value, (Tensor, nn.Module)) or value in known:
-                continue
             if (
-                not isinstance(value, CODE)
+                not function
+                or value in known
                 or id(getattr(method, '__self__', 0)) in parts
             ):
                 continue
@@ -207,8 +205,9 @@ class Flow:
                 return each
         return None
 
-    def _on(self) -> str:
-        return 'weights, or on the perturbed image' if self.views else 'weights'
+    def _refuse(self, call: Call, where: str, orphan: Tensor) -> None:
+        on = 'weights, or on the perturbed image' if self.views else 'weights'
+        self._errors.append(unknown(call.path, where, orphan, on))
 
     def _watch_module(self, path: str, module: nn.Module) -> Iterator[Any]:
         begun: list[_ModuleCall] = []

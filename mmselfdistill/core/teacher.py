@@ -86,12 +86,7 @@ class Average:
 
 def _copy(groups: Groups) -> None:
     for ours, theirs in groups:
-        ours, theirs = _alike(ours, theirs)
-        if hasattr(torch, '_foreach_copy_'):  # since PyTorch 2.1
-            torch._foreach_copy_(ours, theirs)
-        else:
-            for mine, other in zip(ours, theirs):
-                mine.copy_(other)
+        torch._foreach_copy_(*_alike(ours, theirs))
 
 
 def _by_kind(pairs: Pairs) -> Groups:

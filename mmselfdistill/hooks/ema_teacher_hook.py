@@ -14,8 +14,7 @@ from mmselfdistill.core.teacher import Average, copy_into
 from mmselfdistill.errors import check_number
 
 from .base import DistillHook
-from .optimizers import optim_wrappers, optimizer_steps
-from .run import bare_model
+from .run import bare_model, optim_wrappers, optimizer_steps
 
 _HORIZON = 0.01
 _FEWEST_STEPS = 10  # an average of fewer is the student itself

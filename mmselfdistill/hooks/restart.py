@@ -15,8 +15,7 @@ from mmselfdistill.core.streams import forked_rng
 from mmselfdistill.core.teacher import broadcast_from_rank_0, tensors_of
 from mmselfdistill.seeds import seeded
 
-from .optimizers import optim_wrappers, schedulers_of
-from .run import bare_model
+from .run import bare_model, optim_wrappers, schedulers_of
 
 
 class Beginning:
