@@ -10,7 +10,7 @@ import weakref
 from collections import deque
 from contextlib import contextmanager
 from itertools import chain
-from typing import Any, Callable, Iterable, Iterator
+from typing import Any, Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -132,9 +132,7 @@ def walk(root: Any, keep: Keep) -> Iterator[tuple[str, Any]]:
         stack.extend(reversed(below))
 
 
-def prove_apart(
-    teacher: nn.Module, student: nn.Module, shared: Iterable[Tensor] = ()
-) -> None:
+def prove_apart(teacher: nn.Module, student: nn.Module) -> None:
     """Refuse a teacher from which a part of the student can be reached.
 
     Attributes, containers, functions with what they enclose, bound methods and
@@ -143,8 +141,6 @@ def prove_apart(
     Args:
         teacher (nn.Module): The copy.
         student (nn.Module): The bare model.
-        shared (Iterable[Tensor]): Tensors of the student whose storage the teacher
-            is meant to use. Defaults to ``()``.
 
     Raises:
         ValueError: If there is a module, parameter or buffer of the student; the
@@ -154,9 +150,6 @@ def prove_apart(
     modules = {id(module): name for name, module in student.named_modules()}
     objects = {id(tensor): name for name, tensor in tensors.items()}
     storages = {address(tensor): name for name, tensor in tensors.items()}
-    for tensor in shared:
-        storages.pop(address(tensor), None)
-        objects.pop(id(tensor), None)
     storages.pop(0, None)  # of tensors that have no storage
     for path, value in walk(teacher, lambda hook: True):
         name = None

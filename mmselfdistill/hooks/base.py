@@ -149,15 +149,15 @@ class DistillHook(Hook):
             self._restore(self._resumed, teacher)
         elif not (self._begun and runner.iter > 0):
             self.generation = self.updates = 0
-            self.init_teacher(runner, teacher)
+            self.distiller.teacher = self.init_teacher(runner, teacher)
         # where there is no teacher yet, the first iteration is checked with this one
         self.distiller.trial = None if self.distiller.teacher else teacher
         self._resumed, self._begun = None, True
         self.distiller.attach()
         self._forwards = self.distiller.forwards
 
-    def init_teacher(self, runner: Runner, teacher: nn.Module) -> None:
-        """Give the teacher its first weights; called unless a run goes on."""
+    def init_teacher(self, runner: Runner, teacher: nn.Module) -> nn.Module | None:
+        """Return the first teacher, of a copy of the student; None if it comes later."""
         raise NotImplementedError
 
     def before_train_iter(

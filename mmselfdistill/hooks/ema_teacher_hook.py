@@ -86,11 +86,10 @@ class EMATeacherHook(DistillHook):
             steps = max(self.horizon * optimizer_steps(runner), _FEWEST_STEPS)
             self.momentum = 1 - 1 / steps
 
-    def init_teacher(self, runner: Runner, teacher: nn.Module) -> None:
+    def init_teacher(self, runner: Runner, teacher: nn.Module) -> nn.Module:
         """Start from the student."""
-        assert self.distiller is not None
         copy_into(teacher, bare_model(runner))
-        self.distiller.teacher = teacher
+        return teacher
 
     def after_train_iter(
         self,

@@ -156,8 +156,6 @@ class GenerationHook(DistillHook):
 
     def init_teacher(self, runner: Runner, teacher: nn.Module) -> None:
         """Leave the first generation without a teacher."""
-        assert self.distiller is not None
-        self.distiller.teacher = None
 
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None

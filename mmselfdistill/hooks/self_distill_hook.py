@@ -44,14 +44,14 @@ class SelfDistillHook(DistillHook):
             raise ValueError(f'teacher: expected a path or URL, but got {teacher!r}')
         self.teacher = teacher
 
-    def init_teacher(self, runner: Runner, teacher: nn.Module) -> None:
+    def init_teacher(self, runner: Runner, teacher: nn.Module) -> nn.Module:
         """Load the checkpoint."""
         assert self.distiller is not None
         part = load_strictly(teacher, self.teacher, self.distiller.labeled.plan.inner)
         broadcast_from_rank_0(tensors_of(teacher).values())
-        self.distiller.teacher = teacher
         of = f', of its {part}' if part else ''
         runner.logger.info(f'The teacher{of} is {self.teacher}.')
+        return teacher
 
 
 def load_strictly(teacher: nn.Module, path: str, inner: str) -> str:
