@@ -239,7 +239,9 @@ class Comparison:
             with lend(self.student, teacher, self.plan.shared), twin.unmoved.held():
                 made = replay(
                     *(teacher, groups, self.plan, twin.versions, batch.views),
-                    *(self.dtype, twin.memory, twin.handed),
+                    dtype=self.dtype,
+                    memory=twin.memory,
+                    handed=twin.handed,
                 )
             twin.handed.end()
             return made

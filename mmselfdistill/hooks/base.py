@@ -157,7 +157,7 @@ class DistillHook(Hook):
         self._forwards = self.distiller.forwards
 
     def init_teacher(self, runner: Runner, teacher: nn.Module) -> nn.Module | None:
-        """Return the first teacher, of a copy of the student; None if it comes later."""
+        """Return the first teacher, of a copy of the student, or None if it is late."""
         raise NotImplementedError
 
     def before_train_iter(

@@ -28,17 +28,18 @@ class Check:
         tensors (list[str]): Shapes of the tensors that are compared.
         equal (float): The loss at equal weights.
         frozen (float): The same with the student's weights frozen, as its teacher's.
-        apart (float): The loss with the teacher's weights disturbed.
-        gradient (float): Sum of the gradient's sizes at the student, then.
-        backbone (float): The part of it that is at the backbone.
+        apart (float): The loss with the teacher's weights disturbed. Defaults to 0.0.
+        gradient (float): Sum of the gradient's sizes at the student, then. Defaults to
+            0.0.
+        backbone (float): The part of it that is at the backbone. Defaults to 0.0.
     """
 
     tensors: list[str]
     equal: float
     frozen: float
-    apart: float
-    gradient: float
-    backbone: float
+    apart: float = 0.0
+    gradient: float = 0.0
+    backbone: float = 0.0
 
     def problem(self) -> str:
         """Return what is wrong, or ''."""
@@ -119,7 +120,8 @@ def check_identity(model: nn.Module, batch: dict[str, Any], **settings: Any) -> 
         report.problems += [
             f'a replay changed {key} of the teacher'
             for key, tensor in teacher.state_dict().items()
-            if not _same(before.get(key), tensor)
+            # one that is registered in a forward was not there
+            if key in before and not torch.equal(before[key], tensor)
         ]
         _disturb_all(distiller, batch, report)
         copy_into(teacher, model)
@@ -148,12 +150,7 @@ def _compared(
     report = Report(
         distiller.labeled.plan.name,
         {
-            name: Check(
-                *(distiller.labeled.shapes[name], abs(value), abs(frozen[name])),
-                0,
-                0,
-                0,
-            )
+            name: Check(distiller.labeled.shapes[name], abs(value), abs(frozen[name]))
             for name, value in equal.items()
         },
         skipped=dict(distiller.labeled.plan.skipped),
@@ -261,11 +258,6 @@ def own_losses(losses: dict[str, Any]) -> list[Tensor]:
         for value in own
         for each in (value if isinstance(value, (list, tuple)) else [value])
     ]
-
-
-def _same(before: Any, now: Any) -> bool:
-    # one that is registered in a forward was not there
-    return before is None or torch.equal(before, now)
 
 
 def gradients_of(student: nn.Module, value: Any) -> tuple[float, float]:
