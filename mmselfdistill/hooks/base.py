@@ -142,7 +142,7 @@ class DistillHook(Hook):
         self.distiller.restart()
         if self.distiller.unlabeled is not None:
             # MMEngine has put back the seed of a resumed run by now
-            self.distiller.unlabeled.start(seed_of_all_ranks(runner))
+            self.distiller.unlabeled.batches.seed = seed_of_all_ranks(runner)
         # what a teacher cannot be made of fails here, not hours later
         teacher = make_teacher(student)
         if self._resumed is not None:

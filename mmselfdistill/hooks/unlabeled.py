@@ -104,7 +104,7 @@ def load_unlabeled(cfg: Mapping[str, Any], runner: Runner) -> dict[str, Any]:
             images,
             pipeline,
             size,
-            # the seed of a resumed run is known later: see Unlabeled.start
+            # that of a resumed run is known later, and set then
             seed=0,
             num_workers=labeled.num_workers if workers is None else workers,
             skip_broken=cfg.get('skip_broken', False),
