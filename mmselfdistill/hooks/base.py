@@ -239,6 +239,8 @@ class DistillHook(Hook):
     def _show_teacher(self) -> bool:
         if self.distiller is None or self.distiller.teacher is None:
             return False
+        # what a validation that failed has left
+        self._hide_teacher()
         self._evaluated = Evaluated(self.distiller)
         return True
 
