@@ -97,7 +97,7 @@ def _has_constants(module: nn.Module) -> bool:
     # an activation may have a slope that a hook changes; a convolution has none
     of_pytorch = type(module).__module__.startswith('torch.')
     known = type(module).__module__.startswith('torch.nn.modules.')
-    holds = any(module.children()) or module._parameters or module._buffers
+    holds = [*module.children()] or module._parameters or module._buffers
     return of_pytorch and not (known and not holds)
 
 

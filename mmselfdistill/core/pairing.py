@@ -158,8 +158,8 @@ def _lacking(have: dict[str, nn.Module], other: dict[str, nn.Module]) -> list[st
         if twin is None:
             held.update(module._buffers)
         for key, tensor in held.items():
-            have_it = twin is not None and _get(twin._parameters, key) is not None
-            if tensor is not None and not have_it:
+            known = twin is not None and _get(twin._parameters, key) is not None
+            if tensor is not None and not known:
                 names.append(_joined(path, key))
     return names
 
