@@ -33,8 +33,8 @@ class Code:
             (path, module)
             for path, module in student.named_modules()
             # the model's own forward is ours, and a compiler changes no result
-            if path in theirs
-            and path
+            if path
+            and path in theirs
             and not type(module).__module__.startswith('torch._dynamo')
         ]
         self._methods = [_methods(module) for _, module in self._modules]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mmselfdistill.core.build import build_distiller
+from mmselfdistill.core.comparison import Comparison
 from mmselfdistill.core.distiller import Distiller
 from mmselfdistill.core.teacher import copy_into, make_teacher, still
 
@@ -123,7 +124,8 @@ def check_identity(model: nn.Module, batch: dict[str, Any], **settings: Any) -> 
             # one that is registered in a forward was not there
             if key in before and not torch.equal(before[key], tensor)
         ]
-        _disturb_all(distiller, batch, report)
+        disturb(teacher)
+        at_other_weights(model, batch, report.terms)
         copy_into(teacher, model)
         report.silent = _silent_parts(distiller, batch)
     finally:
@@ -142,32 +144,37 @@ def check_identity(model: nn.Module, batch: dict[str, Any], **settings: Any) -> 
 def _compared(
     distiller: Distiller, batch: dict[str, Any], plain: list[Tensor]
 ) -> Report:
-    losses = loss_of(distiller.student, batch)
-    equal, stock = values_of(losses), own_losses(losses)
-    del losses  # and its graph: large models have no room for two
-    with frozen_weights(distiller.student):
-        frozen = values_of(loss_of(distiller.student, batch))
-    report = Report(
-        distiller.labeled.plan.name,
-        {
-            name: Check(distiller.labeled.shapes[name], abs(value), abs(frozen[name]))
-            for name, value in equal.items()
-        },
-        skipped=dict(distiller.labeled.plan.skipped),
-        found=list(distiller.labeled.found),
-    )
+    stock, checks = at_equal_weights(distiller.labeled, batch)
+    plan, found = distiller.labeled.plan, list(distiller.labeled.found)
+    report = Report(plan.name, checks, skipped=dict(plan.skipped), found=found)
     if len(plain) != len(stock) or not all(map(torch.equal, plain, stock)):
         report.problems.append('distillation changes the losses of the model itself')
     return report
 
 
-def _disturb_all(distiller: Distiller, batch: dict[str, Any], report: Report) -> None:
-    assert distiller.teacher is not None
-    disturb(distiller.teacher)
-    apart = terms_of(loss_of(distiller.student, batch))
-    for name, check in report.terms.items():
+def at_equal_weights(
+    comparison: Comparison, batch: dict[str, Any], end: str = ''
+) -> tuple[list[Tensor], dict[str, Check]]:
+    """Return the model's own losses, and the terms whose keys end so, by name."""
+    losses = loss_of(comparison.student, batch)
+    equal, own = values_of(losses, end), own_losses(losses)
+    del losses  # and its graph: large models have no room for two
+    with frozen_weights(comparison.student):
+        frozen = values_of(loss_of(comparison.student, batch), end)
+    return own, {
+        name: Check(comparison.shapes[name], abs(value), abs(frozen[name]))
+        for name, value in equal.items()
+    }
+
+
+def at_other_weights(
+    student: nn.Module, batch: dict[str, Any], checks: dict[str, Check], end: str = ''
+) -> None:
+    """Note what the terms are with a teacher that was disturbed."""
+    apart = terms_of(loss_of(student, batch), end)
+    for name, check in checks.items():
         check.apart = abs(float(apart[name].detach()))
-        check.gradient, check.backbone = gradients_of(distiller.student, apart[name])
+        check.gradient, check.backbone = gradients_of(student, apart[name])
 
 
 def _silent_parts(distiller: Distiller, batch: dict[str, Any]) -> list[str]:

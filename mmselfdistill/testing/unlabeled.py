@@ -13,13 +13,12 @@ from mmselfdistill.core.teacher import make_teacher, still
 from mmselfdistill.core.unlabeled import without_labels
 from mmselfdistill.testing.identity import (
     Check,
+    at_equal_weights,
+    at_other_weights,
     compare_all,
     disturb,
-    frozen_weights,
-    gradients_of,
     loss_of,
     own_losses,
-    terms_of,
     values_of,
 )
 from mmselfdistill.views import View
@@ -96,36 +95,22 @@ def _checked(
     distiller.teacher = teacher
     distiller.attach()
     try:
-        losses = loss_of(model, batch)
-        own, equal = own_losses(losses), values_of(losses, _END)
-        del losses  # and its graph: large models have no room for two
-        with frozen_weights(model):
-            frozen = values_of(loss_of(model, batch), _END)
+        own, found = at_equal_weights(unlabeled.comparison, batch, _END)
         distiller.restart()
         unlabeled.view = View(brightness=0.5, noise=0.5)
         seen = [values_of(loss_of(model, batch), _END)]
         disturb(teacher)
         seen.append(values_of(loss_of(model, batch), _END))
         unlabeled.view = None
-        apart = terms_of(loss_of(model, batch), _END)
-        found = {
-            name: Check(
-                unlabeled.comparison.shapes[name],
-                abs(equal[name]),
-                abs(frozen[name]),
-                abs(float(apart[name].detach())),
-                *gradients_of(model, apart[name]),
-            )
-            for name in equal
-        }
+        at_other_weights(model, batch, found, _END)
     finally:
         distiller.detach()
     problems = [f'{name}: {c.problem()}' for name, c in found.items() if c.problem()]
     problems += [
         f'{name}: it does not see the view'
-        for name in found
+        for name, check in found.items()
         # at equal weights a small difference may be lost in float32
-        if not seen[0][name] > 0 and seen[1][name] == float(apart[name].detach())
+        if not seen[0][name] > 0 and abs(seen[1][name]) == check.apart
     ]
     problems += _moved(model, own, *before)
     return found, problems
