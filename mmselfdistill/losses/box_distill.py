@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mmselfdistill.errors import check_number
 
-from .common import Divergence, categorical_kl, check_kind, in_full_precision
+from .common import Loss, categorical_kl, check_kind, in_full_precision
 
 _BY_L1 = ('offsets', 'cxcywh')
 
@@ -88,7 +88,7 @@ def _area(distances: Tensor) -> Tensor:
 
 
 @MODELS.register_module()
-class BoxDistillLoss(Divergence):
+class BoxDistillLoss(Loss):
     """Difference of boxes, by how a head encodes them: see :func:`box_distill_loss`.
 
     Args:

@@ -49,7 +49,7 @@ def _raised(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-class Divergence(nn.Module):
+class Loss(nn.Module):
     """A loss whose settings are numbers: attributes, which a printed model shows."""
 
     def extra_repr(self) -> str:

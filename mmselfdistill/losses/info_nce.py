@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mmselfdistill.errors import check_number
 
-from .common import EPS, Divergence, in_full_precision
+from .common import EPS, Loss, in_full_precision
 
 
 @in_full_precision
@@ -78,7 +78,7 @@ def _info_nce(queries: Tensor, keys: Tensor, temperature: float) -> Tensor:
 
 
 @MODELS.register_module()
-class InfoNCELoss(Divergence):
+class InfoNCELoss(Loss):
     """Gap of a mutual-information bound: see :func:`info_nce_loss`.
 
     Args:

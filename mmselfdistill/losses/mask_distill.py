@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mmselfdistill.errors import check_number
 
-from .common import Divergence, bernoulli_kl, check_kind, in_full_precision
+from .common import Loss, bernoulli_kl, check_kind, in_full_precision
 
 
 @in_full_precision
@@ -50,7 +50,7 @@ def mask_distill_loss(
 
 
 @MODELS.register_module()
-class MaskDistillLoss(Divergence):
+class MaskDistillLoss(Loss):
     """Divergence of instance masks: see :func:`mask_distill_loss`.
 
     Args:

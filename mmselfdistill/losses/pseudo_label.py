@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mmselfdistill.errors import check_number
 
-from .common import Divergence, check_kind, in_full_precision
+from .common import Loss, check_kind, in_full_precision
 
 
 @in_full_precision
@@ -64,7 +64,7 @@ def pseudo_label_loss(
 
 
 @MODELS.register_module()
-class PseudoLabelLoss(Divergence):
+class PseudoLabelLoss(Loss):
     """Cross-entropy with the teacher's decision: see :func:`pseudo_label_loss`.
 
     Args:

@@ -7,13 +7,7 @@ from torch import Tensor
 
 from mmselfdistill.errors import check_number
 
-from .common import (
-    Divergence,
-    bernoulli_kl,
-    categorical_kl,
-    check_kind,
-    in_full_precision,
-)
+from .common import Loss, bernoulli_kl, categorical_kl, check_kind, in_full_precision
 
 
 @in_full_precision
@@ -62,7 +56,7 @@ def soft_target_loss(
 
 
 @MODELS.register_module()
-class SoftTargetLoss(Divergence):
+class SoftTargetLoss(Loss):
     """Divergence of class probabilities: see :func:`soft_target_loss`.
 
     Args:
