@@ -71,11 +71,13 @@ def _parts(data: Any) -> Iterator[tuple[Any, Any]]:
         yield from enumerate(data)
     # a dict of an own class may hold some besides
     if type(data) not in _BARE and not isinstance(data, _CLOSED) and not callable(data):
-        yield from _attributes(data).items()
+        yield from attributes(data).items()
 
 
-def _attributes(data: Any) -> dict[str, Any]:
-    found = dict(getattr(data, '__dict__', {}))
+def attributes(data: Any) -> dict[str, Any]:
+    """Return what an object holds by name, in its ``__dict__`` or in slots."""
+    held = getattr(data, '__dict__', None)
+    found = dict(held) if isinstance(held, dict) else {}
     for kind in type(data).__mro__:
         slots = vars(kind).get('__slots__', ())
         for name in (slots,) if isinstance(slots, str) else slots:
@@ -131,7 +133,7 @@ def _replaced(data: Any, versions: Mapping[int, Any], made: dict[int, Any]) -> A
         return data
     if type(data) in _BARE or isinstance(data, BaseDataElement):
         return new
-    for key, value in _attributes(data).items():
+    for key, value in attributes(data).items():
         if key in getattr(new, '__dict__', {}):
             # not setattr: a dataclass may be frozen
             vars(new)[key] = change(value)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmselfdistill.errors import check_number, check_whole, nearest
+from mmselfdistill.errors import check_choice, check_number, check_whole
 
 Size = Tuple[int, int]
 
@@ -153,8 +153,7 @@ class _Draw:
         # neither side is longer than the image
         height = torch.maximum((area.sqrt() * ratio).clamp(max=1), area)
         width = area / height.clamp(min=1e-6)
-        inside: Tensor = self._span(height, 2) & self._span(width, 3)
-        return inside
+        return self._span(height, 2) & self._span(width, 3)
 
     def _span(self, length: Tensor, dim: int) -> Tensor:
         size = self._images.shape[dim]
@@ -221,8 +220,7 @@ def build_view(cfg: object, where: str, labels: bool) -> View | None:
         )
     valid = list(inspect.signature(View).parameters)
     for key in cfg:
-        if key not in valid:
-            raise ValueError(f'{where}: unknown {key!r}; {nearest(str(key), valid)}')
+        check_choice(where, key, valid)
     values: dict[str, Any] = {
         key: check_number(f'{where}.{key}', cfg[key], 0.0, _HIGHEST[key])
         for key in cfg

@@ -108,8 +108,7 @@ def hook_of(cfg: Config) -> DistillHook:
             f"the config's loop counts {unit}, but its hook's interval "
             f'({hook.interval}) does not (by_epoch={hook.by_epoch}): give it in {unit}'
         )
-    found: DistillHook = hook
-    return found
+    return hook
 
 
 def without_hook(cfg: Config, changed: dict[str, Any]) -> dict[str, Any]:

@@ -98,8 +98,7 @@ def read_predictions(path: Path) -> list[dict[str, Any]]:
             f'--predictions: {str(path)!r} holds no predictions as MMEngine saves them '
             f'(DumpResults): a list of dicts with {" or ".join(known)}'
         )
-    samples: list[dict[str, Any]] = found
-    return samples
+    return found
 
 
 def judge(

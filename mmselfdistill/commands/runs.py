@@ -165,8 +165,7 @@ def class_names(folder: Path) -> list[str]:
 
 def seed_of(folder: Path) -> int | None:
     """Return the seed that a run's config gives; None if each start draws another."""
-    seed: int | None = (_config_of(folder).get('randomness') or {}).get('seed')
-    return seed
+    return (_config_of(folder).get('randomness') or {}).get('seed')
 
 
 def _config_of(folder: Path) -> Config:

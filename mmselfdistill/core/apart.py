@@ -10,11 +10,13 @@ import weakref
 from collections import deque
 from contextlib import contextmanager
 from itertools import chain
-from typing import Any, Callable, Iterable, Iterator
+from typing import Any, Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
+
+from mmselfdistill.containers import attributes
 
 from .memory import address
 
@@ -29,15 +31,9 @@ _REGISTERED = ('_modules', '_parameters', '_buffers')
 Keep = Callable[[Any], bool]
 
 
-def _shared() -> tuple[type[Any], ...]:
-    always = (logging.Logger, threading.Condition)
-    if not torch.distributed.is_available():
-        return always
-    return (*always, torch.distributed.ProcessGroup)
-
-
+_GROUPS = [torch.distributed.ProcessGroup] if torch.distributed.is_available() else []
 # what teacher and student may both hold, and what is too simple to look at
-SHARED = _shared()
+SHARED: tuple[type[Any], ...] = (logging.Logger, threading.Condition, *_GROUPS)
 _SIMPLE = (
     *(str, bytes, bool, int, float, complex, type(None), type),
     *(types.ModuleType, types.CodeType),
@@ -79,7 +75,8 @@ def parts(value: Any, keep: Keep) -> Iterator[tuple[str, Any]]:
     elif isinstance(value, weakref.ref):
         yield '()', value()
     if not isinstance(value, nn.Module):
-        yield from _attributes(value)
+        for name, item in attributes(value).items():
+            yield f'.{name}', item
 
 
 def _parts_of_module(module: nn.Module, keep: Keep) -> Iterator[tuple[str, Any]]:
@@ -113,18 +110,6 @@ def contents(cell: Any) -> Iterator[Any]:
         return
 
 
-def _attributes(value: Any) -> Iterator[tuple[str, Any]]:
-    own = getattr(value, '__dict__', None)
-    if isinstance(own, dict):
-        for name, item in own.items():
-            yield f'.{name}', item
-    for kind in type(value).__mro__:
-        slots = vars(kind).get('__slots__', ())
-        for name in (slots,) if isinstance(slots, str) else slots:
-            if name not in ('__dict__', '__weakref__') and hasattr(value, name):
-                yield f'.{name}', getattr(value, name)
-
-
 def walk(root: Any, keep: Keep) -> Iterator[tuple[str, Any]]:
     """Yield once each object that can be reached from a root, with its path.
 
@@ -147,9 +132,7 @@ def walk(root: Any, keep: Keep) -> Iterator[tuple[str, Any]]:
         stack.extend(reversed(below))
 
 
-def prove_apart(
-    teacher: nn.Module, student: nn.Module, shared: Iterable[Tensor] = ()
-) -> None:
+def prove_apart(teacher: nn.Module, student: nn.Module) -> None:
     """Refuse a teacher from which a part of the student can be reached.
 
     Attributes, containers, functions with what they enclose, bound methods and
@@ -158,8 +141,6 @@ def prove_apart(
     Args:
         teacher (nn.Module): The copy.
         student (nn.Module): The bare model.
-        shared (Iterable[Tensor]): Tensors of the student whose storage the teacher
-            is meant to use. Defaults to ``()``.
 
     Raises:
         ValueError: If there is a module, parameter or buffer of the student; the
@@ -169,9 +150,6 @@ def prove_apart(
     modules = {id(module): name for name, module in student.named_modules()}
     objects = {id(tensor): name for name, tensor in tensors.items()}
     storages = {address(tensor): name for name, tensor in tensors.items()}
-    for tensor in shared:
-        storages.pop(address(tensor), None)
-        objects.pop(id(tensor), None)
     storages.pop(0, None)  # of tensors that have no storage
     for path, value in walk(teacher, lambda hook: True):
         name = None

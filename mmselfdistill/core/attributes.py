@@ -97,11 +97,8 @@ def _has_constants(module: nn.Module) -> bool:
     # an activation may have a slope that a hook changes; a convolution has none
     of_pytorch = type(module).__module__.startswith('torch.')
     known = type(module).__module__.startswith('torch.nn.modules.')
-    return of_pytorch and not (known and not [*module.children(), *_own(module)])
-
-
-def _own(module: nn.Module) -> list[Any]:
-    return [*module._parameters.values(), *module._buffers.values()]
+    holds = [*module.children()] or module._parameters or module._buffers
+    return of_pytorch and not (known and not holds)
 
 
 class _Reader:

@@ -33,7 +33,9 @@ class Code:
             (path, module)
             for path, module in student.named_modules()
             # the model's own forward is ours, and a compiler changes no result
-            if path and path in theirs and not _is_compiler(module)
+            if path
+            and path in theirs
+            and not type(module).__module__.startswith('torch._dynamo')
         ]
         self._methods = [_methods(module) for _, module in self._modules]
         for (path, module), methods in zip(self._modules, self._methods):
@@ -78,10 +80,6 @@ def _methods(module: nn.Module) -> dict[str, Any]:
         # the teacher is given such a one, as it is given numbers
         and not holds_nothing(value)
     }
-
-
-def _is_compiler(module: nn.Module) -> bool:
-    return type(module).__module__.startswith('torch._dynamo')
 
 
 def _code(value: Any) -> Any:

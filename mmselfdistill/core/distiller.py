@@ -240,8 +240,9 @@ class Distiller:
                     weights,
                 )
         added = weighted_terms(comparison, found, weights, '_unlabeled')
-        if unlabeled.skipped is not None:
-            added['sd_unlabeled_skipped'] = comparison.zero() + unlabeled.skipped
+        if unlabeled.batches.skip_broken:
+            skipped = comparison.zero() + unlabeled.batches.skipped
+            added['sd_unlabeled_skipped'] = skipped
         return added
 
     def _compare(

@@ -112,8 +112,7 @@ class Flow:
             for where, orphan in self._orphans(call, known):
                 made = self._made_by(orphan)
                 if made is None:
-                    message = unknown(call.path, where, orphan, self._on())
-                    self._errors.append(message)
+                    self._refuse(call, where, orphan)
                 elif made not in found:
                     self._check_hooks(made.call.path)
                     found.append(made)
@@ -134,8 +133,7 @@ class Flow:
         known = Known()
         for call in calls:
             for where, orphan in self._orphans(call, known):
-                message = unknown(call.path, where, orphan, self._on())
-                self._errors.append(message)
+                self._refuse(call, where, orphan)
             known.add(call)
 
     def _orphans(self, call: Call, known: Known) -> Iterator[tuple[str, Tensor]]:
@@ -147,11 +145,11 @@ class Flow:
     def _check_functions(self, call: Call, known: Known, parts: set[int]) -> None:
         """Refuse functions that hold a part of the student, or what a call returned."""
         for where, value in chosen_by_teacher(self.model, self.plan, call):
+            function = isinstance(value, CODE) and not isinstance(value, nn.Module)
             method = method_in(value)
-            if isinstance(value, (Tensor, nn.Module)) or value in known:
-                continue
             if (
-                not isinstance(value, CODE)
+                not function
+                or value in known
                 or id(getattr(method, '__self__', 0)) in parts
             ):
                 continue
@@ -174,7 +172,10 @@ class Flow:
             return True
         made = self._made_by(value)
         # what is frozen in the student may be another in its teacher
-        return made is not None and _has_weights(self.model, made.call.path)
+        if made is None:
+            return False
+        owner, _ = resolve(self.model, made.call.path)
+        return any(True for _ in owner.parameters())
 
     def _check_images(self, calls: list[Call]) -> None:
         if not self.views:
@@ -204,8 +205,9 @@ class Flow:
                 return each
         return None
 
-    def _on(self) -> str:
-        return 'weights, or on the perturbed image' if self.views else 'weights'
+    def _refuse(self, call: Call, where: str, orphan: Tensor) -> None:
+        on = 'weights, or on the perturbed image' if self.views else 'weights'
+        self._errors.append(unknown(call.path, where, orphan, on))
 
     def _watch_module(self, path: str, module: nn.Module) -> Iterator[Any]:
         begun: list[_ModuleCall] = []
@@ -225,7 +227,7 @@ class Flow:
         def after(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             if self.recording.depth > 0:
                 return
-            if self._is_seam(seam):
+            if any(each.path == seam for each in self.plan.seams):
                 self._check_output(seam, output)
             elif begun:
                 each = begun.pop()
@@ -246,9 +248,6 @@ class Flow:
 
         yield module.register_forward_pre_hook(uncompiled(before), with_kwargs=True)
         yield module.register_forward_hook(uncompiled(after), with_kwargs=True)
-
-    def _is_seam(self, path: str) -> bool:
-        return any(seam.path == path for seam in self.plan.seams)
 
     def _check_output(self, path: str, output: Any) -> None:
         last = next((c for c in reversed(self.recording.calls) if c.path == path), None)
@@ -275,8 +274,3 @@ def _hooked(path: str) -> str:
         f'{path}: a forward hook replaces what it returns, which the teacher does not '
         'repeat. Put what the hook does into forward'
     )
-
-
-def _has_weights(model: nn.Module, path: str) -> bool:
-    owner, _ = resolve(model, path)
-    return any(True for _ in owner.parameters())

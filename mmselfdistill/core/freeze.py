@@ -98,9 +98,8 @@ def add_hooks(teacher: nn.Module, student: nn.Module, hooks: Collection[Hook]) -
                     vars(ours[path])[name][key] = copies.copied(hook)
                     for each in companions:
                         flags = vars(module)[each]
-                        vars(ours[path])[each].update(
-                            {key: flags[key]} if key in flags else {}
-                        )
+                        if key in flags:
+                            vars(ours[path])[each][key] = flags[key]
     copies.forget()
 
 
@@ -260,8 +259,7 @@ class _Copies(Dict[int, Any]):
         # two functions may enclose one variable
         if id(cell) not in self:
             self[id(cell)] = types.CellType()
-        ours: types.CellType = self[id(cell)]
-        return ours
+        return self[id(cell)]
 
     def _method(self, method: types.MethodType) -> types.MethodType:
         function = self.copied(method.__func__)

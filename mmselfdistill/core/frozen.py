@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mmselfdistill.containers import PLAIN
 
 from .attributes import BASE
-from .modes import draws, is_dropout, moves
+from .modes import draws, is_dropout, keeps_statistics
 
 # items of a container in a module: more are a vocabulary, and no state
 _MOST = 32
@@ -38,7 +38,8 @@ def frozen_modules(student: nn.Module) -> dict[str, nn.Module]:
 
 
 def _is_fixed(module: nn.Module) -> bool:
-    if isinstance(module, torch.jit.ScriptModule) or moves(module) or draws(module):
+    moves = module.training and keeps_statistics(module)
+    if isinstance(module, torch.jit.ScriptModule) or moves or draws(module):
         return False
     return all(is_plain(each) and not each.requires_grad for each in _own(module))
 
@@ -81,7 +82,7 @@ class Marks:
         self._others = [
             module
             for module in self._modules
-            if is_dropout(module) or not _is_of_pytorch(module)
+            if is_dropout(module) or not type(module).__module__.startswith('torch.nn.')
         ]
         self._held = self._held_now()
         self.renew()
@@ -113,10 +114,6 @@ class Marks:
             if name not in BASE
             for item in _items(value)
         ]
-
-
-def _is_of_pytorch(module: nn.Module) -> bool:
-    return type(module).__module__.startswith('torch.nn.')
 
 
 def _items(value: Any) -> Collection[Any]:
@@ -162,5 +159,7 @@ def _equal(ours: nn.Module, theirs: nn.Module) -> bool:
 
 
 def equal_tensors(one: Tensor, other: Tensor) -> bool:
-    """Say whether two tensors have one dtype, and the same bits."""
-    return one.dtype == other.dtype and torch.equal(one, other)
+    """Say whether two dense tensors are of one kind and place, with equal numbers."""
+    kinds = [(t.dtype, t.device, t.layout, t.is_meta) for t in (one, other)]
+    dense = kinds[0] == kinds[1] and kinds[0][2:] == (torch.strided, False)
+    return dense and torch.equal(one, other)

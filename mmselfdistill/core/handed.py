@@ -11,7 +11,6 @@ from __future__ import annotations
 from operator import is_
 from typing import Any, Dict, Mapping, NamedTuple, Sequence, Tuple
 
-import torch
 from torch import Tensor, nn
 
 from mmselfdistill.containers import flat, replaced
@@ -27,6 +26,7 @@ from mmselfdistill.core.attributes import (
     moment,
     tensors_at,
 )
+from mmselfdistill.core.frozen import equal_tensors
 
 _Place = Tuple[int, str]
 
@@ -165,7 +165,8 @@ class Handed:
         mine, parts = held.get(name), [*flat(value)]
         known = any(id(part) in versions for part in parts)
         others = [t for t in tensors_at(parts) if id(t) not in versions]
-        if not known and not (others and all(map(_is_simple, parts))):
+        simple = all(isinstance(part, (Tensor, *PLAIN)) for part in parts)
+        if not known and not (others and simple):
             _put_numbers(mine, value)
             return
         if any(t.requires_grad and t.is_leaf for t in others):
@@ -202,10 +203,6 @@ class Handed:
     def _take(self, held: dict[str, Any], name: str) -> None:
         held.pop(name, None)
         self._taken.add(name)
-
-
-def _is_simple(part: Any) -> bool:
-    return isinstance(part, (Tensor, *PLAIN))
 
 
 def _put_in(held: dict[str, Any], name: str, value: Any) -> None:
@@ -256,10 +253,5 @@ def _are_alike(one: Any, other: Any) -> bool:
 
 def _are_equal(one: Any, other: Any) -> bool:
     if isinstance(one, Tensor) and isinstance(other, Tensor):
-        alike = _kind(one) == _kind(other) and not one.is_meta
-        return alike and one.layout is torch.strided and torch.equal(one, other)
+        return equal_tensors(one, other)
     return type(one) is type(other) and bool(one == other)
-
-
-def _kind(tensor: Tensor) -> tuple[Any, ...]:
-    return tensor.dtype, tensor.shape, tensor.device, tensor.layout

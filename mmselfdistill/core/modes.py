@@ -65,14 +65,9 @@ def is_norm(module: nn.Module) -> bool:
     return isinstance(module, _NormBase) or type(module).__name__ == 'SyncBatchNorm'
 
 
-def is_rate(name: str) -> bool:
-    """Say whether a number of this name is a rate of dropout."""
-    return _RATE.fullmatch(name) is not None
-
-
 def holds_rate(name: str, value: object) -> bool:
     """Say whether an attribute is a rate of dropout: a number, of any library."""
-    return _is_real(value) and is_rate(name)
+    return _is_real(value) and _RATE.fullmatch(name) is not None
 
 
 def _is_real(value: object) -> bool:
@@ -87,14 +82,11 @@ def is_dropout(module: nn.Module) -> bool:
     return isinstance(module, _DropoutNd) or named
 
 
-def moves(module: nn.Module) -> bool:
-    """Say whether a module changes its buffers in a forward pass of training."""
-    return module.training and keeps_statistics(module)
-
-
 def keeps_statistics(module: nn.Module) -> bool:
     """Say whether a module changes its buffers while it trains."""
-    return is_norm(module) or _draws_or_keeps(module)
+    hooks = module._forward_pre_hooks.values()
+    spectral = any(isinstance(hook, SpectralNorm) for hook in hooks)
+    return is_norm(module) or spectral or type(module).__name__ in _OTHERS
 
 
 def draws(module: nn.Module) -> bool:
@@ -103,9 +95,3 @@ def draws(module: nn.Module) -> bool:
     dropout = is_dropout(module) and rate != 0
     rates = [v for name, v in vars(module).items() if holds_rate(name, v)]
     return module.training and (dropout or any(rates))
-
-
-def _draws_or_keeps(module: nn.Module) -> bool:
-    hooks = module._forward_pre_hooks.values()
-    spectral = any(isinstance(hook, SpectralNorm) for hook in hooks)
-    return spectral or type(module).__name__ in _OTHERS

@@ -158,13 +158,10 @@ def _lacking(have: dict[str, nn.Module], other: dict[str, nn.Module]) -> list[st
         if twin is None:
             held.update(module._buffers)
         for key, tensor in held.items():
-            if tensor is not None and not _has(twin, key):
+            known = twin is not None and _get(twin._parameters, key) is not None
+            if tensor is not None and not known:
                 names.append(_joined(path, key))
     return names
-
-
-def _has(module: nn.Module | None, key: str) -> bool:
-    return module is not None and _get(module._parameters, key) is not None
 
 
 def _joined(path: str, key: str) -> str:
@@ -195,5 +192,4 @@ def _untied(place: _Place, ours: Tensor) -> Tensor:
     # the student's was tied to another when the teacher was copied
     alone = ours.detach().clone()
     place.ours[place.key] = nn.Parameter(alone, False) if place.parameter else alone
-    untied: Tensor = place.ours[place.key]
-    return untied
+    return place.ours[place.key]

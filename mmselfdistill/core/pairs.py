@@ -50,13 +50,11 @@ def pair(site: Site, student: Side, teacher: Side) -> list[Pair]:
         targets = [each.at(r.index).detach() for each, r in zip(theirs, rows)]
     ours = site.read(student)
     tensors = [each.at(r.index) for each, r in zip(ours, rows)]
-    shapes = [tuple(t.shape) for t in tensors]
-    if not len(ours) == len(theirs) == len(rows) or shapes != [
-        tuple(t.shape) for t in targets
-    ]:
+    shapes, wanted = ([tuple(t.shape) for t in each] for each in (tensors, targets))
+    if not len(ours) == len(theirs) == len(rows) or shapes != wanted:
         raise RuntimeError(
             f'{site.name}: the student has tensors of the shapes {shapes}, the teacher '
-            f'{[tuple(t.shape) for t in targets]} with {len(rows)} weights'
+            f'{wanted} with {len(rows)} weights'
         )
     return [
         Pair(tensor, target, reading.kind, r.weight, r.norm)

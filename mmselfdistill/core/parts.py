@@ -7,6 +7,7 @@ from typing import Any, Iterator, Sequence
 
 from torch import Tensor, nn
 
+from mmselfdistill.core.teacher import tensors_of
 from mmselfdistill.core.wrapping import resolve
 from mmselfdistill.families.plan import Plan, Seam
 
@@ -18,8 +19,7 @@ def own_parts(
 
     Those of the shared parts are left out: they stay the student's.
     """
-    theirs = {**dict(teacher.named_parameters()), **dict(teacher.named_buffers())}
-    ours = {**dict(student.named_parameters()), **dict(student.named_buffers())}
+    ours, theirs = tensors_of(student), tensors_of(teacher)
     starts = tuple(f'{path}.' for path in shared)
     return [
         (ours[name], theirs[name])

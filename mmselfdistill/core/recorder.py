@@ -75,10 +75,7 @@ def record(
 
 
 def _state_of(model: nn.Module, seam: Seam) -> dict[str, Any]:
-    if not seam.state:
-        return {}
-    state: dict[str, Any] = getattr(resolve(model, seam.path)[0], seam.state)
-    return state
+    return getattr(resolve(model, seam.path)[0], seam.state) if seam.state else {}
 
 
 def _recording(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import Any, Callable, Iterator, Mapping, Sequence
+from typing import Any, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -31,10 +31,10 @@ def replay(
     groups: Sequence[Sequence[Call]],
     plan: Plan,
     own: Mapping[int, Any],
-    views: Sequence[tuple[Tensor, Tensor]] = (),
-    dtype: torch.dtype | None = None,
-    memory: Mapping[int, tuple[Tensor, Tensor]] | None = None,
-    handed: Handed | None = None,
+    views: Sequence[tuple[Tensor, Tensor]],
+    dtype: torch.dtype | None,
+    memory: Mapping[int, tuple[Tensor, Tensor]],
+    handed: Handed,
 ) -> list[Call]:
     """Let the teacher make the student's calls.
 
@@ -51,14 +51,11 @@ def replay(
         own (Mapping[int, Any]): The teacher's parameters, buffers and modules, by the
             ``id`` of the student's.
         views (Sequence): Pairs of images, as the student and as the teacher sees them.
-            Defaults to (): both see the same.
-        dtype (torch.dtype, optional): To which the calls are autocast. Defaults to
-            None: as the student's were.
-        memory (Mapping, optional): Parameters and buffers of the student, and the
-            teacher's, by the address of the student's. Defaults to None: no part of one
-            is an argument.
-        handed (Handed, optional): Gives the teacher's modules what the student's held.
-            Defaults to None: they keep what they hold.
+        dtype (torch.dtype | None): To which the calls are autocast; None: as the
+            student's were.
+        memory (Mapping): Parameters and buffers of the student, and the teacher's, by
+            the address of the student's.
+        handed (Handed): Gives the teacher's modules what the student's held.
 
     Returns:
         list[Call]: The teacher's version of each call: same length and order.
@@ -71,7 +68,7 @@ def replay(
     recorded = [seam for seam in plan.seams if seam.repeat]
     versions = dict(own)
     # tensors of the student and the teacher, by where the student's are in memory
-    returned = dict(memory or {})
+    returned = dict(memory)
     made: list[Call] = []
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
@@ -88,28 +85,25 @@ def replay(
                 made.append(Call(outer.path, 0, args, kwargs))
                 continue
             set_rng_states(outer.rng)
-            if handed is not None:
-                handed.give(outer.attributes, versions)
+            handed.give(outer.attributes, versions)
             owner, name = resolve(teacher, outer.path)
             if outer.state:
                 getattr(owner, seam.state).update(replaced(outer.state, versions))
             with at_precision(autocast_to(dtype) if dtype else outer.precision):
                 if name == 'forward':
                     compute_weights(owner, args)
-                hint = handed.hint if handed else _nothing
-                _called(outer.path, getattr(owner, name), args, kwargs, hint)
+                _called(outer.path, getattr(owner, name), args, kwargs, handed)
             _check_same(group, theirs)
-            for call, version in zip(group, theirs):
-                versions.update(_versions(call, version))
-                returned.update(_memory(call, version))
+            for ours, version in _answers(group, theirs):
+                versions[id(ours)] = version
+                if isinstance(ours, Tensor) and address(ours):
+                    returned[address(ours)] = ours, version
             made.extend(theirs)
             theirs.clear()
     return made
 
 
-def _called(
-    path: str, method: Method, args: Any, kwargs: Any, hint: Callable[[str], str]
-) -> None:
+def _called(path: str, method: Method, args: Any, kwargs: Any, handed: Handed) -> None:
     try:
         method(*args, **kwargs)
     except (LeakError, torch.cuda.OutOfMemoryError):
@@ -117,12 +111,8 @@ def _called(
     except Exception as error:
         raise RuntimeError(
             f'self_distill: the teacher cannot repeat {path}, which the student has '
-            f'just called: {type(error).__name__}: {error}{hint(str(error))}'
+            f'just called: {type(error).__name__}: {error}{handed.hint(str(error))}'
         ) from error
-
-
-def _nothing(_: str) -> str:
-    return ''
 
 
 def _parts(
@@ -158,12 +148,6 @@ def _parts(
                 )
 
 
-def _memory(ours: Call, theirs: Call) -> Iterator[tuple[int, tuple[Tensor, Tensor]]]:
-    for (_, student), (_, teacher) in zip(ours.returned, theirs.returned):
-        if isinstance(student, Tensor) and address(student):
-            yield address(student), (student, teacher)
-
-
 def _clean(
     call: Call, views: Sequence[tuple[Tensor, Tensor]]
 ) -> Iterator[tuple[int, Tensor]]:
@@ -175,9 +159,10 @@ def _clean(
                 yield id(value), clean.as_strided(*layout)
 
 
-def _versions(ours: Call, theirs: Call) -> Iterator[tuple[int, Any]]:
-    for (_, student), (_, teacher) in zip(ours.returned, theirs.returned):
-        yield id(student), teacher
+def _answers(ours: Sequence[Call], theirs: Sequence[Call]) -> Iterator[tuple[Any, Any]]:
+    for student, teacher in zip(ours, theirs):
+        for (_, one), (_, other) in zip(student.returned, teacher.returned):
+            yield one, other
 
 
 def _check_same(ours: Sequence[Call], theirs: Sequence[Call]) -> None:

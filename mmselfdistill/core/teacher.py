@@ -12,25 +12,12 @@ import torch
 from mmengine.dist import broadcast, get_world_size
 from torch import Tensor, nn
 
-from .apart import prove_apart
-from .freeze import make_teacher
-from .modes import still
+from .apart import prove_apart as prove_apart
+from .freeze import make_teacher as make_teacher
+from .modes import still as still
 from .pairing import Pairing, Pairs
 
 Groups = List[Tuple[List[Tensor], List[Tensor]]]
-
-__all__ = [
-    'Average',
-    'average_into',
-    'broadcast_from_rank_0',
-    'copy_into',
-    'cost_of',
-    'make_teacher',
-    'mismatches',
-    'prove_apart',
-    'still',
-    'tensors_of',
-]
 
 
 @torch.no_grad()
@@ -97,28 +84,9 @@ class Average:
         broadcast_from_rank_0(self._teacher.buffers())
 
 
-def average_into(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
-    """Take one step of an :class:`Average`; to take many, keep that.
-
-    Args:
-        teacher (nn.Module): Is changed in place.
-        student (nn.Module): The bare model.
-        momentum (float): The share that the teacher keeps.
-
-    Raises:
-        ValueError: If a parameter is missing, or a tensor has another shape.
-    """
-    Average(teacher, student).update(momentum)
-
-
 def _copy(groups: Groups) -> None:
     for ours, theirs in groups:
-        ours, theirs = _alike(ours, theirs)
-        if hasattr(torch, '_foreach_copy_'):  # since PyTorch 2.1
-            torch._foreach_copy_(ours, theirs)
-        else:
-            for mine, other in zip(ours, theirs):
-                mine.copy_(other)
+        torch._foreach_copy_(*_alike(ours, theirs))
 
 
 def _by_kind(pairs: Pairs) -> Groups:

@@ -54,8 +54,7 @@ class Term:
         """Return the loss of one pair: one number a row, or one in all."""
         # of a module that is named by its path nothing is known
         kind = {'kind': pair.kind} if pair.kind else {}
-        value: Tensor = self.loss(pair.student, pair.teacher, **kind)
-        return value
+        return self.loss(pair.student, pair.teacher, **kind)
 
 
 def resolve_terms(

@@ -11,7 +11,7 @@ import torch
 from mmengine.dist import get_rank
 from mmengine.model import BaseDataPreprocessor
 from mmengine.structures import InstanceData
-from torch import Tensor, nn
+from torch import nn
 
 from mmselfdistill.containers import tensors_in
 from mmselfdistill.core.comparison import Comparison
@@ -42,6 +42,7 @@ class Unlabeled:
             pixels count alike.
 
     Attributes:
+        batches (Batches): As given; order and transforms depend on its seed.
         comparison (Comparison): Of these batches.
 
     Raises:
@@ -62,6 +63,7 @@ class Unlabeled:
         check_takes_images(student)
         if confidence is not None:
             _check_confidence(student, plan)
+        self.batches = batches
         self.weight = weight
         self.view = view
         self.statistics = statistics
@@ -71,30 +73,20 @@ class Unlabeled:
         self._model: Any = student.get_submodule(plan.inner)
         self._inner = bool(plan.inner)
         self._run = plan.run
-        self._batches = batches
         self._held: tuple[Any, Any] | None = None
 
     @property
     def used(self) -> int:
         """The number of batches that were used up; set it to go on from there."""
-        return self._batches.drawn - (self._held is not None)
+        return self.batches.drawn - (self._held is not None)
 
     @used.setter
     def used(self, count: int) -> None:
-        self._batches.drawn = count
+        self.batches.drawn = count
 
     @cached_property
     def _keeping(self) -> list[nn.Module]:
         return [*filter(keeps_statistics, self.comparison.student.modules())]
-
-    def start(self, seed: int) -> None:
-        """Set the seed on which order and transforms depend."""
-        self._batches.seed = seed
-
-    @property
-    def skipped(self) -> int | None:
-        """The number of images that could not be loaded, if such are skipped."""
-        return self._batches.skipped if self._batches.skip_broken else None
 
     def next(self, advance: bool) -> tuple[Any, Any]:
         """Return images and data samples of a batch, as the model takes them.
@@ -104,7 +96,7 @@ class Unlabeled:
                 comes again.
         """
         if self._held is None:
-            batch = next(self._batches)
+            batch = next(self.batches)
             data = _preprocessor(self.comparison.student, self._model)(batch, True)
             self._held = data['inputs'], without_labels(data['data_samples'])
         held = self._held
@@ -153,7 +145,8 @@ class Unlabeled:
             try:
                 for module, buffers in kept:
                     module._buffers.update(
-                        {name: _copied(buffer) for name, buffer in buffers.items()}
+                        (name, buffer if buffer is None else buffer.clone())
+                        for name, buffer in buffers.items()
                     )
                 yield
             finally:
@@ -183,10 +176,6 @@ def _check_confidence(student: nn.Module, plan: Plan) -> None:
             'pixels of classes, and is weighted by the confidence of its teacher '
             'without it; remove it'
         )
-
-
-def _copied(buffer: Tensor | None) -> Tensor | None:
-    return None if buffer is None else buffer.clone()
 
 
 def _preprocessor(student: Any, model: Any) -> Any:

@@ -16,10 +16,7 @@ def uncompiled(function: Method) -> Method:
     """Return a function that a compiler does not look into: it records calls."""
     if 'torch._dynamo' not in sys.modules:
         return function  # nothing is compiled yet, and to load it takes a second
-    disabled: Method = torch.compiler.disable(  # type: ignore[no-untyped-call]
-        function
-    )
-    return disabled
+    return torch.compiler.disable(function)  # type: ignore[no-untyped-call]
 
 
 def resolve(model: nn.Module, path: str) -> tuple[nn.Module, str]:

@@ -8,9 +8,10 @@ from typing import Any
 from torch import nn
 
 from .instance_masks import masks_of
-from .plan import Call, Family, Plan, Reading, Rows, Side, Site, by_count
+from .plan import Call, Family, Plan, Reading, Rows, Side, Site
 from .predictions import READ, Predictions, read_head
 from .shared import (
+    by_count,
     feature_seam,
     features,
     foreground,
@@ -86,12 +87,16 @@ class DenseDetector(Family):
         paths = [f'bbox_head.{path}' for path in inside] or paths
         heads: list[Any] = [model.get_submodule(path) for path in paths]
         # the first of a cascade of proposals only moves anchors
-        read = {p: names_of(h) for p, h in zip(paths, heads) if _has_classes(h)}
+        read = {
+            path: names_of(head)
+            for path, head in zip(paths, heads)
+            if getattr(head, 'with_cls', True)
+        }
         returned = {*output_names(heads[-1])}
         masks = masks_of(model)
         ours = [f'{path}.forward' for path in paths]
         others = [p for p in head_seams(model) if not p.startswith('bbox_head.')]
-        known = ['bbox_head', *(['mask_head'] if masks.site else [])]
+        known = ['bbox_head', *(['mask_head'] if masks.sites else [])]
         return Plan(
             cls.name,
             (
@@ -100,14 +105,10 @@ class DenseDetector(Family):
                 *masks.seams,
                 *seams(*others),
             ),
-            (features(model), *dense_sites(read, heads[-1]), *masks.sites()),
+            (features(model), *dense_sites(read, heads[-1]), *masks.sites),
             skipped={**_skipped(heads[-1], returned), **unread_heads(model, known)},
             run=masks.run,
         )
-
-
-def _has_classes(head: Any) -> bool:
-    return bool(getattr(head, 'with_cls', True))
 
 
 def dense_sites(read: dict[str, list[str]], head: Any) -> list[Site]:
@@ -133,7 +134,11 @@ def dense_sites(read: dict[str, list[str]], head: Any) -> list[Site]:
     boxes = dict(type='BoxDistillLoss', weight=0.25)
     quality = dict(type='SoftTargetLoss', weight=0.25)
     found = [site('logits', _logits, _of_logits, **logits)]
-    if returned & _BOXES and not {'shape_preds'} & returned and not _buckets(head):
+    if (
+        returned & _BOXES
+        and not {'shape_preds'} & returned
+        and not hasattr(head, 'num_buckets')
+    ):
         found.append(site('boxes', _boxes, _of_boxes, **boxes))
     if returned & _QUALITY:
         found.append(site('quality', _quality, _of_quality, **quality))
@@ -194,16 +199,12 @@ def _named(names: list[str], call: Call) -> dict[str, Any]:
     return {**text, **dict(zip(names, call.output))}
 
 
-def _buckets(head: Any) -> bool:
-    return hasattr(head, 'num_buckets')
-
-
 def _skipped(head: Any, returned: set[str]) -> dict[str, str]:
     found = {name: why for name, why in _SKIPPED.items() if name in returned}
     if 'shape_preds' in returned:
         found['bbox_preds'] = 'offsets from anchors that each model predicts itself'
     if 'bbox_preds_refine' in returned:
         found['bbox_preds'] = 'a first guess: compared as what it is refined to'
-    if _buckets(head):
+    if hasattr(head, 'num_buckets'):
         found['bbox_preds'] = 'buckets and offsets in them: only together a box'
     return found

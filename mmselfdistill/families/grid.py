@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from torch import nn
 
 from .instance_masks import levels_of, masks_of_cells
@@ -41,7 +39,15 @@ class MaskGridDetector(Family):
     def plan(cls, model: nn.Module) -> Plan:
         """Say how features and masks are recorded and read."""
         head = model.get_submodule('mask_head')
-        read = partial(_read_logits, output_names(head), kind_of(head))
+        names, kind = output_names(head), kind_of(head)
+
+        def read(side: Side) -> list[Reading]:
+            found = []
+            for call in side.of('mask_head.forward'):
+                own = side.model.get_submodule('mask_head')
+                levels = [logits for logits, _ in levels_of(own, names, call.output)]
+                found.append(Reading(rows(levels, levels[0].shape[1]), kind))
+            return found
 
         default = dict(type='SoftTargetLoss', weight=1.0, beta=1.0)
         logits = Site(
@@ -49,12 +55,3 @@ class MaskGridDetector(Family):
         )
         sites = (features(model), logits, masks_of_cells('mask_head', head))
         return Plan(cls.name, seams(feature_seam(model), *head_seams(model)), sites)
-
-
-def _read_logits(names: list[str], kind: str, side: Side) -> list[Reading]:
-    head = side.model.get_submodule('mask_head')
-    found = []
-    for call in side.of('mask_head.forward'):
-        levels = [logits for logits, _ in levels_of(head, names, call.output)]
-        found.append(Reading(rows(levels, levels[0].shape[1]), kind))
-    return found

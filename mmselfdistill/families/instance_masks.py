@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Callable, List, Tuple, cast
+from typing import Any, Callable, List, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -29,18 +29,14 @@ class Masks:
     """The masks of a dense detector.
 
     Args:
-        site (Site, optional): Where they are read. Defaults to None: it has none.
+        sites (tuple[Site, ...]): Where they are read. Defaults to (): it has none.
         seams (tuple[Seam, ...]): What is recorded for it besides. Defaults to ().
         run (Callable, optional): See :class:`Plan`. Defaults to None.
     """
 
-    site: Site | None = None
+    sites: tuple[Site, ...] = ()
     seams: tuple[Seam, ...] = ()
     run: Callable[[Any, Tensor, Any], Any] | None = None
-
-    def sites(self) -> tuple[Site, ...]:
-        """Return the site, where there is one."""
-        return () if self.site is None else (self.site,)
 
 
 def masks_of(model: Any) -> Masks:
@@ -48,7 +44,7 @@ def masks_of(model: Any) -> Masks:
     if 'positive_infos' in output_names(getattr(model, 'mask_head', None)):
         return _masks_of_positives(model)
     if 'kernel_preds' in output_names(model.bbox_head):
-        return Masks(masks_of_cells('bbox_head', model.bbox_head))
+        return Masks((masks_of_cells('bbox_head', model.bbox_head),))
     return Masks()
 
 
@@ -87,7 +83,7 @@ def _masks_of_positives(model: Any) -> Masks:
     )
     # between the box head and the mask head, which is given its positives
     positives = Seam('bbox_head.get_positive_infos', state='_raw_positive_infos')
-    return Masks(site, (positives, Seam(base)), run)
+    return Masks((site,), (positives, Seam(base)), run)
 
 
 def _of_prototypes(
@@ -117,7 +113,7 @@ def _of_parameters(
             strides=places[cells, 2],
         )
         (found,) = model.mask_head.forward_single(features[image], info)
-        return cast(Tensor, found)
+        return found
 
     logits = outputs['cls_scores']
     both = zip(outputs['param_preds'], _places(model.bbox_head, logits))
@@ -214,10 +210,9 @@ def levels_of(head: Any, names: list[str], output: Any) -> list[Level]:
 def _places(head: Any, levels: list[Tensor]) -> list[Tensor]:
     """Return where each cell of a level is, and how large."""
     sizes = [level.shape[2:] for level in levels]
-    places: list[Tensor] = head.prior_generator.grid_priors(
+    return head.prior_generator.grid_priors(
         sizes, device=levels[0].device, with_stride=True
     )
-    return places
 
 
 def _of_cells(masks: Tensor, image: int, cells: Tensor) -> Tensor:
@@ -253,7 +248,4 @@ def _of_places(
 ) -> Tensor:
     """RTMDet-Ins: convolutions of the mask features, seen from a place."""
     weights = kernels[image].flatten(1)[:, cells].t()
-    masks: Tensor = head._mask_predict_by_feat_single(
-        features[image], weights, places[cells]
-    )
-    return masks
+    return head._mask_predict_by_feat_single(features[image], weights, places[cells])

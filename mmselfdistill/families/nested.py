@@ -7,6 +7,7 @@ from dataclasses import replace
 from torch import nn
 
 from .plan import Family, Plan
+from .shared import unread_heads
 
 
 class Nested(Family):
@@ -30,13 +31,9 @@ class Nested(Family):
 
         path = _inner(model)
         plan = find_plan(model.get_submodule(path)).under(path)
-        around = [
-            name
-            for name, part in model.named_children()
-            if name.endswith('head') and any(True for _ in part.parameters())
-        ]
         why = 'embeddings: only their differences within a batch mean something'
-        return replace(plan, skipped={**plan.skipped, **dict.fromkeys(around, why)})
+        around = dict.fromkeys(unread_heads(model), why)
+        return replace(plan, skipped={**plan.skipped, **around})
 
 
 def _inner(model: nn.Module) -> str:

@@ -114,15 +114,17 @@ class Side:
         return self.read[key]
 
     def inside(self, path: str) -> Side:
-        """Return the side of a model that this one holds."""
+        """Return the side of a model that this one holds, the same one each time."""
         start = f'{path}.'
-        calls = [
-            replace(call, path=call.path[len(start) :])
-            for call in self.calls
-            if call.path.startswith(start)
-        ]
-        inner = self.model.get_submodule(path)
-        return Side(inner, calls, self.samples, self.confidence)
+        if start not in self.read:
+            calls = [
+                replace(call, path=call.path[len(start) :])
+                for call in self.calls
+                if call.path.startswith(start)
+            ]
+            inner = self.model.get_submodule(path)
+            self.read[start] = Side(inner, calls, self.samples, self.confidence)
+        return self.read[start]
 
 
 @dataclass(frozen=True)
@@ -237,8 +239,8 @@ class Plan:
             return replace(
                 site,
                 seams=tuple(f'{path}.{seam}' for seam in site.seams),
-                read=lambda side: site.read(_inner(side, path)),
-                weigh=weigh and (lambda side: weigh(_inner(side, path))),
+                read=lambda side: site.read(side.inside(path)),
+                weigh=weigh and (lambda side: weigh(side.inside(path))),
                 unlabeled=site.unlabeled and lifted(site.unlabeled),
             )
 
@@ -250,11 +252,6 @@ class Plan:
             shared=tuple(f'{path}.{each}' for each in self.shared),
             inner=path,
         )
-
-
-def _inner(side: Side, path: str) -> Side:
-    inner: Side = side.once(f'inside {path}', lambda side: side.inside(path))
-    return inner
 
 
 class Family:
@@ -289,14 +286,3 @@ def argument(method: Any, name: str) -> Callable[[Call], Any]:
         return call.kwargs[name] if name in call.kwargs else call.args[position]
 
     return take
-
-
-def by_count(counted: Tensor) -> Rows:
-    """Return rows that count alike, and are divided by a soft count of some."""
-    return Rows(norm=counted.sum())
-
-
-def chosen(tensor: Tensor) -> Callable[[Any], Tensor]:
-    """Return what takes one entry of dimension 1 a row: (N, M, ...) to (N, ...)."""
-    rows = torch.arange(len(tensor), device=tensor.device)
-    return lambda index: tensor[rows, index]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Callable, Sequence
+from operator import attrgetter
+from typing import Any, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -68,7 +69,6 @@ class QueryDetector(Family):
             for name in names
             if hasattr(model, name)
         ]
-        queries: Callable[[Any], int] = lambda model: int(model.num_queries)  # noqa: E731
         inputs = parameters_of(model.get_submodule('bbox_head').forward)
         return Plan(
             cls.name,
@@ -77,7 +77,7 @@ class QueryDetector(Family):
                 *steps,
                 *seams(*head_seams(model)),
             ),
-            (features(model), *query_sites(model, 'bbox_head', queries)),
+            (features(model), *query_sites(model, 'bbox_head', 'num_queries')),
             skipped=skipped(model),
             run=partial(_decoded, inputs),
         )
@@ -107,21 +107,19 @@ def skipped(model: nn.Module) -> dict[str, str]:
     return found
 
 
-def query_sites(
-    model: nn.Module, path: str, queries: Callable[[Any], int]
-) -> tuple[Site, Site]:
+def query_sites(model: nn.Module, path: str, queries: str) -> tuple[Site, Site]:
     """Return the sites of the last decoder layer.
 
     Args:
         model (nn.Module): The model.
         path (str): Of the head.
-        queries (Callable): Returns the number of matching queries of a model.
+        queries (str): Dotted name of the model's number of matching queries.
     """
     seam, kind = f'{path}.forward', kind_of(model.get_submodule(path))
 
     def last(side: Side, output: int) -> list[Tensor]:
         """Return the matching queries of the last layer: (N * queries, C)."""
-        count = queries(side.model)
+        count = int(attrgetter(queries)(side.model))
         # DDQ has dense queries after them
         end = -getattr(side.model, 'cache_dict', {}).get('num_dense_queries', 0) or None
         layers = [call.output[output][-1][:, :end] for call in side.of(seam)]
@@ -177,7 +175,6 @@ class CollaborativeDetector(Family):
     def plan(cls, model: nn.Module) -> Plan:
         """Say how the features and the whole ``query_head`` are recorded."""
         decoder = 'query_head.transformer.decoder.forward'
-        queries: Callable[[Any], int] = lambda model: int(model.query_head.num_query)  # noqa: E731
         others = unread_heads(model, ['query_head'])
         inputs = parameters_of(model.get_submodule('query_head').forward)
         why = 'it helps in training, on the labels alone'
@@ -189,6 +186,9 @@ class CollaborativeDetector(Family):
                 Seam('query_head.forward', keep=tuple(inputs[1:])),
                 Seam(decoder, keep=('query', 'reference_points')),
             ),
-            (features(model), *query_sites(model, 'query_head', queries)),
+            (
+                features(model),
+                *query_sites(model, 'query_head', 'query_head.num_query'),
+            ),
             skipped={**skipped(model), **dict.fromkeys(others, why)},
         )

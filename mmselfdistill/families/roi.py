@@ -5,20 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from .dense import dense_sites, names_of
-from .plan import (
-    Call,
-    Family,
-    Plan,
-    Reading,
-    Rows,
-    Seam,
-    Side,
-    Site,
-    parameters_of,
-)
+from .plan import Family, Plan, Reading, Rows, Seam, Side, Site, parameters_of
 from .rois import boxes_and_classes, heads_of, masks_of_rois
 from .shared import (
     UNREAD,
@@ -94,15 +84,9 @@ class TwoStageDetector(Family):
         semantic = [f'{path}.forward' for path in _semantic_heads(model)]
         masks, proposals = masks_of_rois(roi_head), _proposals(model)
         observed = masks.seams if masks else ()
-        return Plan(
+        plan = Plan(
             cls.name,
-            (
-                *seams(feature_seam(model)),
-                *_steps(roi_head),
-                *seams(*(path for path in semantic if path[:9] != 'roi_head.')),
-                *seams(*(path for site in proposals for path in site.seams)),
-                *(Seam(path, repeat=False) for path in observed),
-            ),
+            (*seams(feature_seam(model)), *_steps(roi_head)),
             (
                 features(model),
                 *boxes_and_classes(roi_head),
@@ -112,6 +96,9 @@ class TwoStageDetector(Family):
             ),
             skipped=_skipped(model),
         )
+        others = [path for site in proposals for path in site.seams]
+        labels = (Seam(path, repeat=False) for path in observed)
+        return plan.with_seams(*seams(*semantic, *others), *labels)
 
 
 def _steps(roi_head: Any) -> list[Seam]:
@@ -165,20 +152,13 @@ def _semantic_heads(model: nn.Module) -> list[str]:
 
 def _semantic(paths: list[str]) -> Site:
     def read(side: Side) -> list[Reading]:
-        calls = [call for path in paths for call in side.of(path)]
-        return [Reading(_pixels(call), 'softmax') for call in calls]
+        outputs = [call.output for path in paths for call in side.of(path)]
+        scores = [o['seg_preds'] if isinstance(o, dict) else o[0] for o in outputs]
+        return [Reading(each, 'softmax') for each in scores]
 
     def weigh(side: Side) -> list[Rows]:
         scores = [reading.at(None) for reading in read(side)]
         return [rows_of_pixels(side, each, 'softmax', 255) for each in scores]
 
     default = dict(type='SoftTargetLoss', weight=0.25)
-    site = Site('semantic', tuple(paths), read, weigh, default)
-    return replace(site, by_confidence=True)
-
-
-def _pixels(call: Call) -> Tensor:
-    """Return the class scores of a semantic head: its first or named output."""
-    output = call.output
-    scores: Tensor = output['seg_preds'] if isinstance(output, dict) else output[0]
-    return scores
+    return Site('semantic', tuple(paths), read, weigh, default, by_confidence=True)

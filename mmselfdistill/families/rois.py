@@ -11,18 +11,8 @@ from torch import Tensor, nn
 
 from mmselfdistill.containers import tensors_in
 
-from .plan import (
-    Call,
-    Reading,
-    Rows,
-    Side,
-    Site,
-    argument,
-    by_count,
-    chosen,
-    parameters_of,
-)
-from .shared import as_sides, foreground, kind_of, stages
+from .plan import Call, Reading, Rows, Side, Site, argument, parameters_of
+from .shared import as_sides, by_count, foreground, kind_of, stages
 
 _BOXES = 'roi_head._bbox_forward'
 _MASKS = 'roi_head._mask_forward'
@@ -62,13 +52,12 @@ def boxes_and_classes(roi_head: Any) -> list[Site]:
         )
     ]
     # not by buckets (SABL), and not by a grid
-    if all(_has_offsets(head) for head in heads):
+    if all(
+        not hasattr(head, 'num_buckets') and getattr(head, 'with_reg', True)
+        for head in heads
+    ):
         found.append(site('boxes', _boxes, _of_boxes, **boxes))
     return found
-
-
-def _has_offsets(head: Any) -> bool:
-    return not hasattr(head, 'num_buckets') and bool(getattr(head, 'with_reg', True))
 
 
 def _logits(head: Any, call: Call) -> list[Reading]:
@@ -187,6 +176,12 @@ def _masks_of_proposals(roi_head: Any) -> Site:
         ]
 
     return Site('masks', (_MASKS, _BOXES), read, weigh)
+
+
+def chosen(tensor: Tensor) -> Callable[[Any], Tensor]:
+    """Return what takes one entry of dimension 1 a row: (N, M, ...) to (N, ...)."""
+    rows = torch.arange(len(tensor), device=tensor.device)
+    return lambda index: tensor[rows, index]
 
 
 def _of_labels(masks: Tensor, sampled: list[Any]) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, Callable, Sequence
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from mmselfdistill.containers import tensors_in
 
-from .plan import Reading, Rows, Seam, Side, Site, by_count, parameters_of
+from .plan import Reading, Rows, Seam, Side, Site, parameters_of
 
 # the call that makes a model's features, the first that there is
 _FEATURES = (
@@ -51,15 +50,17 @@ def outputs_of(path: str, name: str, default: dict[str, Any] | None = None) -> S
 
     Sequences (N, L, C), as transformers have them, are read as (N * L, C).
     """
-    return Site(name, (path,), partial(read_outputs, path), default=default)
 
+    def read(side: Side) -> list[Reading]:
+        found = [each for call in side.of(path) for each in tensors_in(call.output)]
+        flat = [each.flatten(0, 1) if each.dim() == 3 else each for each in found]
+        return [
+            Reading(each)
+            for each in flat
+            if each.dim() in (2, 4) and each.is_floating_point()
+        ]
 
-def read_outputs(path: str, side: Side) -> list[Reading]:
-    """Read the (N, C) and (N, C, H, W) tensors that a seam returned."""
-    found = [each for call in side.of(path) for each in tensors_in(call.output)]
-    flat = [each.flatten(0, 1) if each.dim() == 3 else each for each in found]
-    fit = [each for each in flat if each.dim() in (2, 4) and each.is_floating_point()]
-    return [Reading(each) for each in fit]
+    return Site(name, (path,), read, default=default)
 
 
 def head_seams(model: nn.Module) -> list[str]:
@@ -172,8 +173,7 @@ def sure_pixels(logits: Tensor, kind: str, confidence: float) -> Tensor:
 
 def decoded(model: Any, inputs: Tensor, samples: Sequence[Any]) -> Tensor:
     """Run a segmentor as inference does: its heads may have no other way."""
-    logits: Tensor = model.encode_decode(inputs, [each.metainfo for each in samples])
-    return logits
+    return model.encode_decode(inputs, [each.metainfo for each in samples])
 
 
 def kind_of(head: Any) -> str:
@@ -202,9 +202,12 @@ def foreground(logits: Tensor, kind: str) -> Tensor:
     return 1 - logits.softmax(1)[:, -1]
 
 
-def over_objects(
-    read: Callable[[Side], list[Reading]],
-) -> Callable[[Side], list[Rows]]:
+def by_count(counted: Tensor) -> Rows:
+    """Return rows that count alike, and are divided by a soft count of some."""
+    return Rows(norm=counted.sum())
+
+
+def over_objects(read: Callable[[Side], list[Reading]]) -> Callable[[Side], list[Rows]]:
     """Return what divides a site's readings by the objects that the teacher sees."""
 
     def weigh(side: Side) -> list[Rows]:

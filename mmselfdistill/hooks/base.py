@@ -142,22 +142,22 @@ class DistillHook(Hook):
         self.distiller.restart()
         if self.distiller.unlabeled is not None:
             # MMEngine has put back the seed of a resumed run by now
-            self.distiller.unlabeled.start(seed_of_all_ranks(runner))
+            self.distiller.unlabeled.batches.seed = seed_of_all_ranks(runner)
         # what a teacher cannot be made of fails here, not hours later
         teacher = make_teacher(student)
         if self._resumed is not None:
             self._restore(self._resumed, teacher)
         elif not (self._begun and runner.iter > 0):
             self.generation = self.updates = 0
-            self.init_teacher(runner, teacher)
+            self.distiller.teacher = self.init_teacher(runner, teacher)
         # where there is no teacher yet, the first iteration is checked with this one
         self.distiller.trial = None if self.distiller.teacher else teacher
         self._resumed, self._begun = None, True
         self.distiller.attach()
         self._forwards = self.distiller.forwards
 
-    def init_teacher(self, runner: Runner, teacher: nn.Module) -> None:
-        """Give the teacher its first weights; called unless a run goes on."""
+    def init_teacher(self, runner: Runner, teacher: nn.Module) -> nn.Module | None:
+        """Return the first teacher, of a copy of the student, or None if it is late."""
         raise NotImplementedError
 
     def before_train_iter(
@@ -239,14 +239,15 @@ class DistillHook(Hook):
     def _show_teacher(self) -> bool:
         if self.distiller is None or self.distiller.teacher is None:
             return False
-        self._evaluated = Evaluated(self.distiller.teacher)
-        self.distiller.predicts = True
+        # what a validation that failed has left
+        self._hide_teacher()
+        self._evaluated = Evaluated(self.distiller)
         return True
 
     def _hide_teacher(self) -> None:
-        if self._evaluated is not None and self.distiller is not None:
+        if self._evaluated is not None:
             self._evaluated.end()
-            self._evaluated, self.distiller.predicts = None, False
+            self._evaluated = None
 
     def before_save_checkpoint(
         self, runner: Runner, checkpoint: dict[str, Any]

@@ -14,8 +14,7 @@ from mmselfdistill.core.teacher import Average, copy_into
 from mmselfdistill.errors import check_number
 
 from .base import DistillHook
-from .optimizers import optim_wrappers, optimizer_steps
-from .run import bare_model
+from .run import bare_model, optim_wrappers, optimizer_steps
 
 _HORIZON = 0.01
 _FEWEST_STEPS = 10  # an average of fewer is the student itself
@@ -87,11 +86,10 @@ class EMATeacherHook(DistillHook):
             steps = max(self.horizon * optimizer_steps(runner), _FEWEST_STEPS)
             self.momentum = 1 - 1 / steps
 
-    def init_teacher(self, runner: Runner, teacher: nn.Module) -> None:
+    def init_teacher(self, runner: Runner, teacher: nn.Module) -> nn.Module:
         """Start from the student."""
-        assert self.distiller is not None
         copy_into(teacher, bare_model(runner))
-        self.distiller.teacher = teacher
+        return teacher
 
     def after_train_iter(
         self,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import nn
@@ -17,6 +16,9 @@ from .learned import losses_of
 from .restart import Beginning, reinitialize, try_fresh_model
 from .run import bare_model, epochs_done
 from .state import STATE_KEY
+
+# RTMDet's and YOLOX's change of pipeline, by name: mmdet may be absent
+_SWITCHES = {'PipelineSwitchHook', 'YOLOXModeSwitchHook'}
 
 
 @HOOKS.register_module()
@@ -114,7 +116,7 @@ class GenerationHook(DistillHook):
                 f'GenerationHook: the first generation, {self.interval} {unit}, fills '
                 f'the run of {length}: nothing will be distilled.'
             )
-        switches = {type(h).__name__ for h in runner.hooks if _is_switch(h)}
+        switches = {type(hook).__name__ for hook in runner.hooks} & _SWITCHES
         if switches and (self.generations or 1) > 1:
             runner.logger.warning(
                 f'GenerationHook: {", ".join(sorted(switches))} counts {unit} of the '
@@ -156,8 +158,6 @@ class GenerationHook(DistillHook):
 
     def init_teacher(self, runner: Runner, teacher: nn.Module) -> None:
         """Leave the first generation without a teacher."""
-        assert self.distiller is not None
-        self.distiller.teacher = None
 
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None
@@ -190,11 +190,6 @@ class GenerationHook(DistillHook):
             f'Generation {generation + 1} begins (student: {self.student}): the '
             f'teacher has the weights of iteration {runner.iter}.'
         )
-
-
-def _is_switch(hook: Hook) -> bool:
-    # RTMDet's and YOLOX's change of pipeline: mmdet may be absent
-    return type(hook).__name__ in ('PipelineSwitchHook', 'YOLOXModeSwitchHook')
 
 
 def _check_can_reinitialize(runner: Runner) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mmselfdistill.core.distiller import Distiller
 from mmselfdistill.core.teacher import broadcast_from_rank_0, tensors_of
 
-from .optimizers import optim_wrappers, schedulers_of
+from .run import optim_wrappers, schedulers_of
 
 
 def losses_of(distiller: Distiller) -> dict[str, nn.Module]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from contextlib import contextmanager
-from typing import Any, Iterator, Mapping
+from typing import Any, Mapping
 
 import torch
 from mmengine.hooks import EMAHook
@@ -12,11 +11,11 @@ from mmengine.registry import MODELS
 from mmengine.runner import Runner
 from torch import nn
 
+from mmselfdistill.core.streams import forked_rng
 from mmselfdistill.core.teacher import broadcast_from_rank_0, tensors_of
 from mmselfdistill.seeds import seeded
 
-from .optimizers import optim_wrappers, schedulers_of
-from .run import bare_model
+from .run import bare_model, optim_wrappers, schedulers_of
 
 
 class Beginning:
@@ -78,21 +77,14 @@ def fresh_model(runner: Runner, generation: int) -> nn.Module:
     preprocessor = runner.cfg.get('data_preprocessor')
     if preprocessor is not None:
         cfg.setdefault('data_preprocessor', copy.deepcopy(preprocessor))
-    with _seeded((runner.seed or 0) + generation):
+    seed = (runner.seed or 0) + generation
+    with forked_rng(), seeded(seed):
+        # those of the devices too
+        torch.manual_seed(seed)
         fresh: Any = MODELS.build(cfg)
         if hasattr(fresh, 'init_weights'):
             fresh.init_weights()
-    model: nn.Module = fresh
-    return model
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices=devices), seeded(seed):
-        # those of the devices too
-        torch.manual_seed(seed)
-        yield
+    return fresh
 
 
 def try_fresh_model(runner: Runner) -> None:

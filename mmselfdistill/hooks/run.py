@@ -1,9 +1,12 @@
-"""What is asked of a Runner: model, seed and progress."""
+"""What is asked of a Runner: model, seed, progress, optimizers and schedulers."""
 
 from __future__ import annotations
 
+from typing import Any, Iterator
+
 from mmengine.dist import get_rank
 from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
 from torch import nn
 
@@ -35,3 +38,26 @@ def bare_model(runner: Runner) -> nn.Module:
             'which is not supported; use DDP (launcher pytorch or slurm)'
         )
     return model.module if is_model_wrapper(model) else model
+
+
+def optim_wrappers(runner: Runner) -> list[OptimWrapper]:
+    """Return the optimizer wrappers, of which there are several for few models."""
+    wrapper = runner.optim_wrapper
+    several = isinstance(wrapper, OptimWrapperDict)
+    return list(wrapper.values()) if several else [wrapper]
+
+
+def schedulers_of(runner: Runner) -> Iterator[Any]:
+    """Yield the schedulers of a run, whose config may group them by optimizer."""
+    schedulers = runner.param_schedulers or []
+    if isinstance(schedulers, dict):
+        for each in schedulers.values():
+            yield from each
+    else:
+        yield from schedulers
+
+
+def optimizer_steps(runner: Runner) -> float:
+    """Return how many steps the optimizer makes in the run, of several the quickest."""
+    counts = [wrapper._accumulative_counts for wrapper in optim_wrappers(runner)]
+    return float(runner.max_iters / min(counts))

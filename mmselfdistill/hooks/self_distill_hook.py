@@ -38,24 +38,20 @@ class SelfDistillHook(DistillHook):
 
     default_schedule = 'cosine'
 
-    def __init__(
-        self,
-        teacher: str,
-        **shared: Any,
-    ) -> None:
+    def __init__(self, teacher: str, **shared: Any) -> None:
         super().__init__(**shared)
         if not isinstance(teacher, str) or not teacher:
             raise ValueError(f'teacher: expected a path or URL, but got {teacher!r}')
         self.teacher = teacher
 
-    def init_teacher(self, runner: Runner, teacher: nn.Module) -> None:
+    def init_teacher(self, runner: Runner, teacher: nn.Module) -> nn.Module:
         """Load the checkpoint."""
         assert self.distiller is not None
         part = load_strictly(teacher, self.teacher, self.distiller.labeled.plan.inner)
         broadcast_from_rank_0(tensors_of(teacher).values())
-        self.distiller.teacher = teacher
         of = f', of its {part}' if part else ''
         runner.logger.info(f'The teacher{of} is {self.teacher}.')
+        return teacher
 
 
 def load_strictly(teacher: nn.Module, path: str, inner: str) -> str:
@@ -107,16 +103,14 @@ def load_weights(path: str) -> dict[str, Tensor]:
     if not _is_state_dict(state):
         raise ValueError(f'teacher: {path!r} holds no state_dict of a model')
     if not all(key.startswith('module.') for key in state):
-        unwrapped: dict[str, Tensor] = state
-        return unwrapped
+        return state
     # written by a script that saved the DDP wrapper
     weights: Any = OrderedDict((_bare(key), value) for key, value in state.items())
     versions = getattr(state, '_metadata', None)
     if versions is not None:
         # by these a module translates what older versions of it have saved
         weights._metadata = OrderedDict((_bare(k), v) for k, v in versions.items())
-    found: dict[str, Tensor] = weights
-    return found
+    return weights
 
 
 def _bare(key: str) -> str:

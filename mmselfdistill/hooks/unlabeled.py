@@ -8,7 +8,7 @@ from typing import Any, Mapping
 from mmengine.runner import Runner
 
 from mmselfdistill.core.unlabeled import check_takes_images
-from mmselfdistill.errors import check_number, check_whole, nearest
+from mmselfdistill.errors import check_choice, check_number, check_whole
 from mmselfdistill.images import Batches, find_images, image_pipeline
 from mmselfdistill.views import build_view
 
@@ -43,8 +43,7 @@ def check_unlabeled(cfg: object) -> dict[str, Any] | None:
             f'None, but got {cfg!r}'
         )
     for key in cfg:
-        if key not in _KEYS:
-            raise ValueError(f'unlabeled: unknown {key!r}; {nearest(str(key), _KEYS)}')
+        check_choice('unlabeled', key, _KEYS)
     for key, low in (('batch_size', 1), ('num_workers', 0)):
         if cfg.get(key) is not None:
             check_whole(f'unlabeled.{key}', cfg[key], low)
@@ -105,7 +104,7 @@ def load_unlabeled(cfg: Mapping[str, Any], runner: Runner) -> dict[str, Any]:
             images,
             pipeline,
             size,
-            # the seed of a resumed run is known later: see Unlabeled.start
+            # that of a resumed run is known later, and set then
             seed=0,
             num_workers=labeled.num_workers if workers is None else workers,
             skip_broken=cfg.get('skip_broken', False),

@@ -17,20 +17,25 @@ PREFIX = 'teacher/'
 
 
 class Evaluated:
-    """A teacher in evaluation mode for a while; its own mode is of training.
+    """The other side predicts for a while, with the teacher in evaluation mode.
 
     Args:
-        teacher (nn.Module): Its modules get back the mode that each has.
+        distiller (Distiller): With a teacher, whose modules get back the mode that each
+            has: its own is of training.
     """
 
-    def __init__(self, teacher: nn.Module) -> None:
+    def __init__(self, distiller: Any) -> None:
+        self._distiller = distiller
+        teacher: nn.Module = distiller.teacher
         self._modes = [(module, module.training) for module in teacher.modules()]
         teacher.eval()
+        distiller.predicts = not distiller.predicts
 
     def end(self) -> None:
         """Put every module back into its mode."""
         for module, mode in self._modes:
             module.training = mode
+        self._distiller.predicts = not self._distiller.predicts
 
 
 def check_save_best(hook: Any, runner: Runner) -> None:
@@ -79,8 +84,7 @@ def validate(runner: Runner) -> dict[str, Any]:
         for batch in loop.dataloader:
             outputs = model.val_step(batch)
             loop.evaluator.process(data_samples=outputs, data_batch=batch)
-    metrics: dict[str, Any] = loop.evaluator.evaluate(len(loop.dataloader.dataset))
-    return metrics
+    return loop.evaluator.evaluate(len(loop.dataloader.dataset))
 
 
 @torch.no_grad()
@@ -90,13 +94,11 @@ def predict(runner: Runner, distiller: Any, batch: Any) -> Any:
     That is the teacher, or the student where the teacher is validated. No random stream
     is moved, and each module keeps its mode.
     """
-    evaluated = Evaluated(distiller.teacher)
-    distiller.predicts = not distiller.predicts
+    evaluated = Evaluated(distiller)
     try:
         with forked_rng(), autocast(enabled=runner.val_loop.fp16):
             return runner.model.val_step(batch)
     finally:
-        distiller.predicts = not distiller.predicts
         evaluated.end()
 
 

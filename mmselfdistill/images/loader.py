@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from contextlib import suppress
 from typing import Any, Iterator, Sequence
 
@@ -10,7 +11,7 @@ import torch
 from mmengine.dataset import pseudo_collate
 from mmengine.dist import get_rank, get_world_size
 from mmengine.logging import print_log
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from mmselfdistill.images.pipeline import Transform
 from mmselfdistill.seeds import seed_of, seeded
@@ -84,7 +85,7 @@ class Batches:
             loader: Any = DataLoader(
                 self._dataset,
                 batch_size=self._batch_size,
-                sampler=_Numbers(self._drawn, self._batch_size),
+                sampler=_numbers(self._drawn, self._batch_size),
                 num_workers=self._num_workers,
                 collate_fn=pseudo_collate,
                 # else it is drawn from the student's stream
@@ -106,20 +107,12 @@ class Batches:
         self.skipped += skipped
 
 
-class _Numbers(Sampler[int]):
-    """The numbers of this rank's items, without end."""
-
-    def __init__(self, begin: int, batch_size: int) -> None:
-        self._begin = begin
-        self._batch_size = batch_size
-
-    def __iter__(self) -> Iterator[int]:
-        rank, world, size = get_rank(), get_world_size(), self._batch_size
-        batch = self._begin
-        while True:
-            first = (batch * world + rank) * size
-            yield from range(first, first + size)
-            batch += 1
+def _numbers(begin: int, batch_size: int) -> Iterator[int]:
+    """Yield the numbers of this rank's items, without end."""
+    rank, world = get_rank(), get_world_size()
+    for batch in itertools.count(begin):
+        first = (batch * world + rank) * batch_size
+        yield from range(first, first + batch_size)
 
 
 class _Items(Dataset[Any]):

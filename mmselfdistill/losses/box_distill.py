@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 from mmengine.registry import MODELS
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmselfdistill.errors import check_number
 
-from .common import categorical_kl, check_kind, in_full_precision
+from .common import Loss, categorical_kl, check_kind, in_full_precision
 
 _BY_L1 = ('offsets', 'cxcywh')
 
@@ -88,7 +88,7 @@ def _area(distances: Tensor) -> Tensor:
 
 
 @MODELS.register_module()
-class BoxDistillLoss(nn.Module):
+class BoxDistillLoss(Loss):
     """Difference of boxes, by how a head encodes them: see :func:`box_distill_loss`.
 
     Args:
@@ -110,7 +110,3 @@ class BoxDistillLoss(nn.Module):
         return box_distill_loss(
             student, teacher, kind=kind, temperature=self.temperature
         )
-
-    def extra_repr(self) -> str:
-        """Show the settings in a printed model."""
-        return f'temperature={self.temperature:g}'

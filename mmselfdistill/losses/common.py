@@ -6,7 +6,7 @@ import functools
 from typing import Any, Callable, Sequence, TypeVar, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 LossFunction = TypeVar('LossFunction', bound=Callable[..., Tensor])
@@ -47,6 +47,16 @@ def in_full_precision(loss: LossFunction) -> LossFunction:
 
 def _raised(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
+
+
+class Loss(nn.Module):
+    """A loss whose settings are numbers: attributes, which a printed model shows."""
+
+    def extra_repr(self) -> str:
+        """Show the settings."""
+        settings = {k: v for k, v in vars(self).items() if k != 'training'}
+        numbers = {k: v for k, v in settings.items() if isinstance(v, (int, float))}
+        return ', '.join(f'{name}={value:g}' for name, value in numbers.items())
 
 
 def check_kind(loss: str, kind: str, kinds: Sequence[str]) -> None:

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from mmengine.registry import MODELS
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmselfdistill.errors import check_number
 
-from .common import EPS, in_full_precision
+from .common import EPS, Loss, in_full_precision
 
 
 @in_full_precision
@@ -78,7 +78,7 @@ def _info_nce(queries: Tensor, keys: Tensor, temperature: float) -> Tensor:
 
 
 @MODELS.register_module()
-class InfoNCELoss(nn.Module):
+class InfoNCELoss(Loss):
     """Gap of a mutual-information bound: see :func:`info_nce_loss`.
 
     Args:
@@ -109,7 +109,3 @@ class InfoNCELoss(nn.Module):
             temperature=self.temperature,
             max_positions=self.max_positions,
         )
-
-    def extra_repr(self) -> str:
-        """Show the settings in a printed model."""
-        return f'temperature={self.temperature:g}, max_positions={self.max_positions}'

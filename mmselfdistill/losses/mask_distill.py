@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from mmengine.registry import MODELS
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmselfdistill.errors import check_number
 
-from .common import bernoulli_kl, check_kind, in_full_precision
+from .common import Loss, bernoulli_kl, check_kind, in_full_precision
 
 
 @in_full_precision
@@ -50,7 +50,7 @@ def mask_distill_loss(
 
 
 @MODELS.register_module()
-class MaskDistillLoss(nn.Module):
+class MaskDistillLoss(Loss):
     """Divergence of instance masks: see :func:`mask_distill_loss`.
 
     Args:
@@ -69,7 +69,3 @@ class MaskDistillLoss(nn.Module):
         return mask_distill_loss(
             student, teacher, kind=kind, temperature=self.temperature
         )
-
-    def extra_repr(self) -> str:
-        """Show the settings in a printed model."""
-        return f'temperature={self.temperature:g}'

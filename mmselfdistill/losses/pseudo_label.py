@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch.nn.functional as F
 from mmengine.registry import MODELS
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmselfdistill.errors import check_number
 
-from .common import check_kind, in_full_precision
+from .common import Loss, check_kind, in_full_precision
 
 
 @in_full_precision
@@ -64,7 +64,7 @@ def pseudo_label_loss(
 
 
 @MODELS.register_module()
-class PseudoLabelLoss(nn.Module):
+class PseudoLabelLoss(Loss):
     """Cross-entropy with the teacher's decision: see :func:`pseudo_label_loss`.
 
     Args:
@@ -84,7 +84,3 @@ class PseudoLabelLoss(nn.Module):
     ) -> Tensor:
         """Return the loss of each position."""
         return pseudo_label_loss(student, teacher, kind=kind, threshold=self.threshold)
-
-    def extra_repr(self) -> str:
-        """Show the settings in a printed model."""
-        return f'threshold={self.threshold:g}'

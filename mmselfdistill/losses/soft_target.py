@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from mmengine.registry import MODELS
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmselfdistill.errors import check_number
 
-from .common import bernoulli_kl, categorical_kl, check_kind, in_full_precision
+from .common import Loss, bernoulli_kl, categorical_kl, check_kind, in_full_precision
 
 
 @in_full_precision
@@ -56,7 +56,7 @@ def soft_target_loss(
 
 
 @MODELS.register_module()
-class SoftTargetLoss(nn.Module):
+class SoftTargetLoss(Loss):
     """Divergence of class probabilities: see :func:`soft_target_loss`.
 
     Args:
@@ -84,7 +84,3 @@ class SoftTargetLoss(nn.Module):
             temperature=self.temperature,
             beta=self.beta,
         )
-
-    def extra_repr(self) -> str:
-        """Show the settings in a printed model."""
-        return f'temperature={self.temperature:g}, beta={self.beta:g}'

@@ -64,10 +64,7 @@ class Builder:
         Returns:
             dict: ``inputs`` and ``data_samples``, to call the model with.
         """
-        batch: dict[str, Any] = model.data_preprocessor(
-            self.raw_batch(model, size), True
-        )
-        return batch
+        return model.data_preprocessor(self.raw_batch(model, size), True)
 
     def first_size(self) -> int:
         """Return the side of the smallest images on which the model trains.

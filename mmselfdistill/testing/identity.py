@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mmselfdistill.core.build import build_distiller
+from mmselfdistill.core.comparison import Comparison
 from mmselfdistill.core.distiller import Distiller
 from mmselfdistill.core.teacher import copy_into, make_teacher, still
 
@@ -28,17 +29,18 @@ class Check:
         tensors (list[str]): Shapes of the tensors that are compared.
         equal (float): The loss at equal weights.
         frozen (float): The same with the student's weights frozen, as its teacher's.
-        apart (float): The loss with the teacher's weights disturbed.
-        gradient (float): Sum of the gradient's sizes at the student, then.
-        backbone (float): The part of it that is at the backbone.
+        apart (float): The loss with the teacher's weights disturbed. Defaults to 0.0.
+        gradient (float): Sum of the gradient's sizes at the student, then. Defaults to
+            0.0.
+        backbone (float): The part of it that is at the backbone. Defaults to 0.0.
     """
 
     tensors: list[str]
     equal: float
     frozen: float
-    apart: float
-    gradient: float
-    backbone: float
+    apart: float = 0.0
+    gradient: float = 0.0
+    backbone: float = 0.0
 
     def problem(self) -> str:
         """Return what is wrong, or ''."""
@@ -109,7 +111,7 @@ def check_identity(model: nn.Module, batch: dict[str, Any], **settings: Any) -> 
     distiller = build_distiller(model, schedule='constant', **settings)
     if not distiller.terms:
         return Report(distiller.labeled.plan.name, {})
-    plain = list(leaves_of(loss_of(copy.deepcopy(model), batch)))
+    plain = own_losses(loss_of(copy.deepcopy(model), batch))
     compare_all(distiller)
     teacher = distiller.teacher = make_teacher(model)
     before = {key: t.clone() for key, t in teacher.state_dict().items()}
@@ -119,9 +121,11 @@ def check_identity(model: nn.Module, batch: dict[str, Any], **settings: Any) -> 
         report.problems += [
             f'a replay changed {key} of the teacher'
             for key, tensor in teacher.state_dict().items()
-            if not _same(before.get(key), tensor)
+            # one that is registered in a forward was not there
+            if key in before and not torch.equal(before[key], tensor)
         ]
-        _disturb_all(distiller, batch, report)
+        disturb(teacher)
+        at_other_weights(model, batch, report.terms)
         copy_into(teacher, model)
         report.silent = _silent_parts(distiller, batch)
     finally:
@@ -140,36 +144,37 @@ def check_identity(model: nn.Module, batch: dict[str, Any], **settings: Any) -> 
 def _compared(
     distiller: Distiller, batch: dict[str, Any], plain: list[Tensor]
 ) -> Report:
-    losses = loss_of(distiller.student, batch)
-    equal = {k: abs(float(v.detach())) for k, v in terms_of(losses).items()}
-    stock = list(leaves_of({k: v for k, v in losses.items() if not is_ours(k)}))
-    del losses  # and its graph: large models have no room for two
-    with frozen_weights(distiller.student):
-        terms = terms_of(loss_of(distiller.student, batch))
-    frozen = {name: float(value) for name, value in terms.items()}
-    report = Report(
-        distiller.labeled.plan.name,
-        {
-            name: Check(
-                distiller.labeled.shapes[name], value, abs(frozen[name]), 0, 0, 0
-            )
-            for name, value in equal.items()
-        },
-        skipped=dict(distiller.labeled.plan.skipped),
-        found=list(distiller.labeled.found),
-    )
+    stock, checks = at_equal_weights(distiller.labeled, batch)
+    plan, found = distiller.labeled.plan, list(distiller.labeled.found)
+    report = Report(plan.name, checks, skipped=dict(plan.skipped), found=found)
     if len(plain) != len(stock) or not all(map(torch.equal, plain, stock)):
         report.problems.append('distillation changes the losses of the model itself')
     return report
 
 
-def _disturb_all(distiller: Distiller, batch: dict[str, Any], report: Report) -> None:
-    assert distiller.teacher is not None
-    disturb(distiller.teacher)
-    apart = terms_of(loss_of(distiller.student, batch))
-    for name, check in report.terms.items():
+def at_equal_weights(
+    comparison: Comparison, batch: dict[str, Any], end: str = ''
+) -> tuple[list[Tensor], dict[str, Check]]:
+    """Return the model's own losses, and the terms whose keys end so, by name."""
+    losses = loss_of(comparison.student, batch)
+    equal, own = values_of(losses, end), own_losses(losses)
+    del losses  # and its graph: large models have no room for two
+    with frozen_weights(comparison.student):
+        frozen = values_of(loss_of(comparison.student, batch), end)
+    return own, {
+        name: Check(comparison.shapes[name], abs(value), abs(frozen[name]))
+        for name, value in equal.items()
+    }
+
+
+def at_other_weights(
+    student: nn.Module, batch: dict[str, Any], checks: dict[str, Check], end: str = ''
+) -> None:
+    """Note what the terms are with a teacher that was disturbed."""
+    apart = terms_of(loss_of(student, batch), end)
+    for name, check in checks.items():
         check.apart = abs(float(apart[name].detach()))
-        check.gradient, check.backbone = gradients_of(distiller.student, apart[name])
+        check.gradient, check.backbone = gradients_of(student, apart[name])
 
 
 def _silent_parts(distiller: Distiller, batch: dict[str, Any]) -> list[str]:
@@ -179,7 +184,7 @@ def _silent_parts(distiller: Distiller, batch: dict[str, Any]) -> list[str]:
 
     def values() -> dict[str, float]:
         with torch.no_grad():
-            return {k: float(v) for k, v in terms_of(loss_of(student, batch)).items()}
+            return values_of(loss_of(student, batch))
 
     equal, silent = values(), []
     children = dict(teacher.named_children())
@@ -229,8 +234,7 @@ def disturb(teacher: nn.Module) -> None:
 def loss_of(model: nn.Module, batch: dict[str, Any], seed: int = 0) -> dict[str, Any]:
     """Return the loss dict of a batch, which models may change: give a copy."""
     torch.manual_seed(seed)
-    losses: dict[str, Any] = model(**copy.deepcopy(batch), mode='loss')
-    return losses
+    return model(**copy.deepcopy(batch), mode='loss')
 
 
 def is_ours(key: str) -> bool:
@@ -238,22 +242,29 @@ def is_ours(key: str) -> bool:
     return key.startswith(('loss_sd_', 'sd_'))
 
 
-def terms_of(losses: dict[str, Any]) -> dict[str, Tensor]:
-    """Return the terms of a loss dict by name."""
-    prefix = 'loss_sd_'
-    return {k[len(prefix) :]: v for k, v in losses.items() if k.startswith(prefix)}
+def terms_of(losses: dict[str, Any], end: str = '') -> dict[str, Tensor]:
+    """Return the terms of a loss dict by name, less what their keys end with."""
+    begin = 'loss_sd_'
+    return {
+        key[len(begin) : len(key) - len(end)]: value
+        for key, value in losses.items()
+        if key.startswith(begin) and key.endswith(end)
+    }
 
 
-def leaves_of(losses: Any) -> Iterator[Tensor]:
-    """Yield the tensors of a loss dict."""
-    for value in losses.values():
-        for each in value if isinstance(value, (list, tuple)) else [value]:
-            yield torch.as_tensor(each).detach()
+def values_of(losses: dict[str, Any], end: str = '') -> dict[str, float]:
+    """Return the numbers of :func:`terms_of`."""
+    return {name: float(v.detach()) for name, v in terms_of(losses, end).items()}
 
 
-def _same(before: Any, now: Any) -> bool:
-    # one that is registered in a forward was not there
-    return before is None or torch.equal(before, now)
+def own_losses(losses: dict[str, Any]) -> list[Tensor]:
+    """Return the tensors of a loss dict that distillation did not add."""
+    own = [value for key, value in losses.items() if not is_ours(key)]
+    return [
+        torch.as_tensor(each).detach()
+        for value in own
+        for each in (value if isinstance(value, (list, tuple)) else [value])
+    ]
 
 
 def gradients_of(student: nn.Module, value: Any) -> tuple[float, float]:

@@ -24,6 +24,7 @@ def raw_batch(zoo: str, model: Any, cfg: Any, size: int, masks: bool) -> dict[st
         masks (bool): Whether the objects of a detector have masks.
     """
     kind = type(model.data_preprocessor).__name__
+    takes_images = getattr(model.data_preprocessor, 'use_det_processor', False)
     classes = min([10, *values_of(cfg, 'num_classes', 'num_things_classes')])
     if hasattr(model, 'language_model'):
         # as many as the text below has phrases
@@ -42,7 +43,7 @@ def raw_batch(zoo: str, model: Any, cfg: Any, size: int, masks: bool) -> dict[st
             key: {name: part[key] for name, part in parts.items()}
             for key in ('inputs', 'data_samples')
         }
-    elif kind == 'TrackDataPreprocessor' and not _takes_images(model):
+    elif kind == 'TrackDataPreprocessor' and not takes_images:
         data = _video(size, classes)
     else:
         data = _detection(size, classes, masks)
@@ -72,10 +73,6 @@ def values_of(cfg: Any, *keys: str) -> Iterator[int]:
     elif isinstance(cfg, (list, tuple)):
         for value in cfg:
             yield from values_of(value, *keys)
-
-
-def _takes_images(model: Any) -> bool:
-    return bool(getattr(model.data_preprocessor, 'use_det_processor', False))
 
 
 def _detection(size: int, classes: int, masks: bool) -> dict[str, Any]:

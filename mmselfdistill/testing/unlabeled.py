@@ -13,17 +13,17 @@ from mmselfdistill.core.teacher import make_teacher, still
 from mmselfdistill.core.unlabeled import without_labels
 from mmselfdistill.testing.identity import (
     Check,
+    at_equal_weights,
+    at_other_weights,
     compare_all,
     disturb,
-    frozen_weights,
-    gradients_of,
-    is_ours,
-    leaves_of,
     loss_of,
+    own_losses,
+    values_of,
 )
 from mmselfdistill.views import View
 
-_PREFIX, _SUFFIX = 'loss_sd_', '_unlabeled'
+_END = '_unlabeled'  # of the keys of these terms
 
 
 class Same:
@@ -95,37 +95,22 @@ def _checked(
     distiller.teacher = teacher
     distiller.attach()
     try:
-        losses = loss_of(model, batch)
-        own = list(leaves_of({k: v for k, v in losses.items() if not is_ours(k)}))
-        equal = _values(losses)
-        del losses  # and its graph: large models have no room for two
-        with frozen_weights(model):
-            frozen = _values(loss_of(model, batch))
+        own, found = at_equal_weights(unlabeled.comparison, batch, _END)
         distiller.restart()
         unlabeled.view = View(brightness=0.5, noise=0.5)
-        seen = [_values(loss_of(model, batch))]
+        seen = [values_of(loss_of(model, batch), _END)]
         disturb(teacher)
-        seen.append(_values(loss_of(model, batch)))
+        seen.append(values_of(loss_of(model, batch), _END))
         unlabeled.view = None
-        apart = _terms(loss_of(model, batch))
-        found = {
-            name: Check(
-                unlabeled.comparison.shapes[name],
-                abs(equal[name]),
-                abs(frozen[name]),
-                abs(float(apart[name].detach())),
-                *gradients_of(model, apart[name]),
-            )
-            for name in equal
-        }
+        at_other_weights(model, batch, found, _END)
     finally:
         distiller.detach()
     problems = [f'{name}: {c.problem()}' for name, c in found.items() if c.problem()]
     problems += [
         f'{name}: it does not see the view'
-        for name in found
+        for name, check in found.items()
         # at equal weights a small difference may be lost in float32
-        if not seen[0][name] > 0 and seen[1][name] == float(apart[name].detach())
+        if not seen[0][name] > 0 and abs(seen[1][name]) == check.apart
     ]
     problems += _moved(model, own, *before)
     return found, problems
@@ -136,7 +121,7 @@ def _alone(
 ) -> tuple[list[Tensor], dict[str, Tensor]]:
     """Return the losses without images without labels, and the buffers that stay."""
     alone = copy.deepcopy(model)
-    plain = list(leaves_of(loss_of(alone, batch)))
+    plain = own_losses(loss_of(alone, batch))
     # a loss may count something in each iteration
     after = dict(alone.named_buffers())
     still_there = {
@@ -163,15 +148,3 @@ def _moved(
         if name in buffers and not torch.equal(tensor, buffers[name])
     ]
     return problems
-
-
-def _terms(losses: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key[len(_PREFIX) : -len(_SUFFIX)]: value
-        for key, value in losses.items()
-        if key.startswith(_PREFIX) and key.endswith(_SUFFIX)
-    }
-
-
-def _values(losses: dict[str, Any]) -> dict[str, float]:
-    return {name: float(value.detach()) for name, value in _terms(losses).items()}

@@ -11,7 +11,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
 from mmselfdistill.visualization.differences import Boxes, match
-from mmselfdistill.visualization.panels import Panels
+from mmselfdistill.visualization.panels import Panels, class_name
 
 # told apart by colour-blind readers too (Okabe and Ito)
 STUDENT = '#e69f00'
@@ -74,7 +74,7 @@ def _differences(
         _box(panels, 2, teacher.corners[j], BOTH, text)
     for i, j in found.other:
         sides = (student.labels[i], teacher.labels[j])
-        text = ' → '.join(_name(classes, label) for label in sides)
+        text = ' → '.join(class_name(classes, label) for label in sides)
         _box(panels, 2, teacher.corners[j], OTHER, text)
     _draw(panels, 2, student, found.first, STUDENT, classes)
     _draw(panels, 2, teacher, found.second, TEACHER, classes)
@@ -99,12 +99,8 @@ def _draw(
     classes: Sequence[str] | None,
 ) -> None:
     for i in chosen:
-        text = f'{_name(classes, boxes.labels[i])} {boxes.scores[i]:.2f}'
+        text = f'{class_name(classes, boxes.labels[i])} {boxes.scores[i]:.2f}'
         _box(panels, panel, boxes.corners[i], colour, text)
-
-
-def _name(classes: Sequence[str] | None, label: Any) -> str:
-    return str(classes[label]) if classes and label < len(classes) else str(label)
 
 
 def _box(panels: Panels, panel: int, corners: Any, colour: str, text: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any, Sequence
 import numpy as np
 
 from mmselfdistill.visualization.boxes import STUDENT, TEACHER
-from mmselfdistill.visualization.panels import FONT, Panels
+from mmselfdistill.visualization.panels import FONT, Panels, class_name
 
 MOST_CLASSES = 6
 _BAR = 0.38
@@ -47,7 +47,7 @@ def draw_class_scores(
         values = scores[likeliest]
         handles.append(axes.barh(at, values, _BAR, color=colour, label=name))
     for row, label in enumerate(likeliest):
-        named = str(classes[label]) if classes else str(label)
-        axes.text(0.01, row - 0.22, named, fontsize=FONT, va='bottom')
+        name = class_name(classes, label)
+        axes.text(0.01, row - 0.22, name, fontsize=FONT, va='bottom')
     panels.legend(0, handles, columns=2)
     return panels.render()

@@ -9,7 +9,7 @@ from matplotlib import colormaps
 from matplotlib.colors import PowerNorm
 from matplotlib.patches import Patch
 
-from mmselfdistill.visualization.panels import FONT, LEGEND, TITLE, Panels
+from mmselfdistill.visualization.panels import FONT, LEGEND, TITLE, Panels, class_name
 
 MOST_NAMES = 12  # a legend of two panels holds as many
 _OPACITY = 0.65
@@ -53,7 +53,7 @@ def draw_label_maps(
     _colour_bar(panels, difference, meaning)
     common = present[np.argsort(-counts, kind='stable')][:MOST_NAMES]
     handles = [
-        Patch(color=colours[label], label=_name(classes, label))
+        Patch(color=colours[label], label=class_name(classes, label))
         for label in sorted(int(each) for each in common)
     ]
     if len(present) > len(common):
@@ -76,10 +76,6 @@ def _colour_bar(panels: Panels, difference: Any, meaning: str) -> None:
     bar.ax.tick_params(labelsize=FONT - 1.5, pad=2)
     bar.set_label(meaning, fontsize=FONT, labelpad=2)
     assert top + 12 < TITLE + panels.down + LEGEND
-
-
-def _name(classes: Sequence[str] | None, label: int) -> str:
-    return str(classes[label]) if classes and label < len(classes) else str(label)
 
 
 def _colour(palette: Sequence[Sequence[int]] | None, label: int) -> Any:

@@ -19,6 +19,11 @@ FONT = 9.5
 _LINE = 13  # of the labels in an image, in pixels
 
 
+def class_name(classes: Sequence[str] | None, label: Any) -> str:
+    """Return the name of a class, or its number where it has none."""
+    return str(classes[label]) if classes and label < len(classes) else str(label)
+
+
 class Panels:
     """A picture of a few panels over images of one shape.
 

@@ -204,13 +204,6 @@ def test_the_proof_names_what_is_shared(share: Any, path: str) -> None:
     assert path in str(caught.value)
 
 
-def test_storage_may_be_shared_if_it_is_meant_to_be() -> None:
-    student = model()
-    teacher = make_teacher(student)
-    shares_a_storage(student, teacher)
-    prove_apart(teacher, student, shared=[student[1].factor])
-
-
 def doubled(module: nn.Module, args: Any, output: Tensor) -> Tensor:
     return output * 2
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Iterator
 
@@ -15,7 +14,6 @@ from torch import Tensor, nn
 from mmselfdistill.core.pairing import Pairing
 from mmselfdistill.core.teacher import (
     Average,
-    average_into,
     broadcast_from_rank_0,
     copy_into,
     cost_of,
@@ -111,7 +109,7 @@ def test_average_over_steps_is_the_weighted_sum_of_students(
     history = [{name: t.double() for name, t in values_of(student).items()}]
     for _ in range(4):
         train_a_step(student)
-        average_into(teacher, student, momentum)
+        Average(teacher, student).update(momentum)
         history.append({name: t.double() for name, t in values_of(student).items()})
     # theta_n = m^n theta_0 + sum_i (1 - m) m^(n - i) theta_i
     shares = [momentum**4] + [(1 - momentum) * momentum ** (4 - i) for i in range(1, 5)]
@@ -135,7 +133,7 @@ def test_the_ends_of_momentum_are_exact(student: Student, momentum: float) -> No
     teacher = make_teacher(student)
     before = values_of(teacher)
     train_a_step(student)
-    average_into(teacher, student, momentum)
+    Average(teacher, student).update(momentum)
     expected = values_of(student) if momentum == 0.0 else before
     for name in AVERAGED:
         assert torch.equal(tensors_of(teacher)[name], expected[name]), name
@@ -146,7 +144,7 @@ def test_averaging_is_in_place_and_keeps_the_student_out(student: Student) -> No
     addresses = {name: t.data_ptr() for name, t in tensors_of(teacher).items()}
     train_a_step(student)
     before = values_of(student)
-    average_into(teacher, student, 0.5)
+    Average(teacher, student).update(0.5)
     copy_into(teacher, student)
     assert {name: t.data_ptr() for name, t in tensors_of(teacher).items()} == addresses
     assert_bitwise(student, before)
@@ -167,7 +165,7 @@ def test_a_mask_of_infinities_is_copied() -> None:
     mask = torch.full((3, 3), float('-inf')).triu(1)
     student.register_buffer('mask', mask)
     teacher = make_teacher(student)
-    average_into(teacher, student, 0.5)
+    Average(teacher, student).update(0.5)
     assert torch.equal(teacher.get_buffer('mask'), mask)
 
 
@@ -176,7 +174,7 @@ def test_complex_parameters_are_averaged() -> None:
     teacher = make_teacher(student)
     with torch.no_grad():
         student[0].copy_(torch.tensor([5 + 6j, -1 - 5j]))
-    average_into(teacher, student, 0.75)
+    Average(teacher, student).update(0.75)
     assert torch.equal(tensors_of(teacher)['0'], torch.tensor([2 + 3j, 2 - 2j]))
     copy_into(teacher, student)
     assert_bitwise(teacher, values_of(student))
@@ -199,7 +197,7 @@ def test_parts_on_two_devices_are_averaged() -> None:
     teacher = make_teacher(student)
     assert [str(p.device) for p in teacher.parameters()] == ['cpu'] * 2 + ['meta'] * 2
     student.get_buffer('0.running_mean').fill_(4)
-    average_into(teacher, student, 0.75)
+    Average(teacher, student).update(0.75)
     assert torch.equal(teacher.get_buffer('0.running_mean'), torch.ones(2))
     assert teacher.get_buffer('1.running_mean').device.type == 'meta'
 
@@ -212,11 +210,15 @@ def test_a_tied_parameter_is_moved_once() -> None:
     before = teacher[0].weight.clone()
     with torch.no_grad():
         student[0].weight.add_(1)
-    average_into(teacher, student, 0.5)
+    Average(teacher, student).update(0.5)
     torch.testing.assert_close(teacher[0].weight, before + 0.5)
 
 
-@pytest.mark.parametrize('move', [copy_into, partial(average_into, momentum=0.5)])
+def average_into(teacher: nn.Module, student: nn.Module) -> None:
+    Average(teacher, student).update(0.5)
+
+
+@pytest.mark.parametrize('move', [copy_into, average_into])
 def test_a_parameter_that_is_tied_no_more_is_moved_alone(move: Any) -> None:
     student = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     student[1].weight = student[0].weight
@@ -236,7 +238,7 @@ def test_a_norm_of_another_precision_is_averaged() -> None:
     student = nn.BatchNorm1d(2)
     teacher = make_teacher(student)
     student.double().running_mean.fill_(4)
-    average_into(teacher, student, 0.75)
+    Average(teacher, student).update(0.75)
     assert torch.equal(teacher.get_buffer('running_mean'), torch.ones(2))
 
 
@@ -332,10 +334,10 @@ def test_a_tensor_that_is_exchanged_between_updates_is_seen(
     average = Average(teacher, student)
     for _ in range(3):
         average.update(0.75)
-        average_into(once, student, 0.75)
+        Average(once, student).update(0.75)
         exchange(student)
     average.update(0.75)
-    average_into(once, student, 0.75)
+    Average(once, student).update(0.75)
     assert_bitwise(teacher, values_of(once))
 
 
@@ -419,7 +421,7 @@ def test_mmcv_s_own_sync_bn_is_copied_and_stilled(group: Any) -> None:
     assert torch.equal(teacher(images), student(images))
     assert torch.equal(teacher[1].running_mean, torch.zeros(4))
     student[1].running_mean.fill_(1)
-    average_into(teacher, student, 0.5)
+    Average(teacher, student).update(0.5)
     assert torch.equal(teacher[1].running_mean, torch.full((4,), 0.5))
 
 

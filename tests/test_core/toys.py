@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mmselfdistill.core.build import build_distiller
 from mmselfdistill.core.distiller import Distiller
 from mmselfdistill.core.given import groups_of
+from mmselfdistill.core.handed import Handed
 from mmselfdistill.core.replay import replay
 from mmselfdistill.core.teacher import make_teacher
 from mmselfdistill.families.plan import Call, Plan, Seam
@@ -25,7 +26,8 @@ def repeat(
 ) -> list[Call]:
     """Let a teacher make all of some calls."""
     plan = Plan('toy', tuple(seams))
-    return replay(teacher, groups_of(calls), plan, own or {})
+    groups, handed = groups_of(calls), Handed([])
+    return replay(teacher, groups, plan, own or {}, (), None, {}, handed)
 
 
 class Gap(nn.Module):

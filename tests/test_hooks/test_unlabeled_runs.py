@@ -216,7 +216,7 @@ def test_resumed_without_a_seed_of_ones_own(runs: Runs, folder: str) -> None:
     for resume, stop_at in ((False, 3), (True, None)):
         cfg.resume = resume
         runner = runs.train(cfg, stop_at=stop_at)
-        batches = runs.hook(runner).distiller.unlabeled._batches
+        batches = runs.hook(runner).distiller.unlabeled.batches
         seeds.append((batches.seed, batches.drawn))
         assert batches.seed == runner.seed
     (first, _), (second, drawn) = seeds

@@ -9,7 +9,7 @@ import torch
 
 from mmselfdistill.core.build import build_distiller
 from mmselfdistill.core.distiller import Distiller
-from mmselfdistill.core.teacher import average_into, make_teacher
+from mmselfdistill.core.teacher import Average, make_teacher
 from mmselfdistill.testing import check_identity
 from mmselfdistill.testing.builder import Builder
 from mmselfdistill.testing.identity import loss_of, terms_of
@@ -96,7 +96,7 @@ def check_steps(
         optimizer.zero_grad()
         student.parse_losses(losses)[0].backward()
         optimizer.step()
-        average_into(teacher, student, (1 + step) / (10 + step))
+        Average(teacher, student).update((1 + step) / (10 + step))
     distiller.detach()
     if not any(value > 0 for value in values.values()):
         raise RuntimeError(f'no term is positive: {values}')
