@@ -172,7 +172,7 @@ def test_a_term_that_nothing_moves_is_an_error() -> None:
         check_identity(Toy(), batch(), terms=terms)
 
 
-def test_retinanet_is_distilled_truly() -> None:
+def test_retinanet_is_distilled_correctly() -> None:
     cfg = Config.fromfile(ROOT / 'configs/digits/retinanet_r18_fpn_50e_digits.py')
     init_default_scope('mmdet')
     torch.manual_seed(0)

@@ -36,7 +36,9 @@ def describe(distiller: Distiller) -> str:
         table.add_row(*row)
     parameters, size = cost_of(distiller.student)
     # in a notebook, rich would show the table instead of returning it
-    console = Console(width=110, file=io.StringIO(), force_jupyter=False)
+    console = Console(
+        width=110, file=io.StringIO(), force_terminal=False, force_jupyter=False
+    )
     with console.capture() as capture:
         console.print(table)
     plan = labeled.plan

@@ -1,4 +1,4 @@
-"""Is a model distilled truly? What tests, the sweep of the zoos and users run."""
+"""Is a model distilled correctly? What tests, the sweep of the zoos and users run."""
 
 from .identity import Check, Report, check_identity
 

@@ -67,7 +67,7 @@ class Report:
         skipped (dict[str, str]): What the plan leaves out, and why.
         found (list[str]): Modules that are repeated though no plan names them.
         problems (list[str]): All that is wrong; empty for a model that is distilled
-            truly.
+            correctly.
         unlabeled (dict[str, Check]): Terms on images without labels, where these were
             tried.
     """
@@ -82,7 +82,7 @@ class Report:
 
 
 def check_identity(model: nn.Module, batch: dict[str, Any], **settings: Any) -> Report:
-    """Check that a model is distilled truly, with a teacher that is a copy of it.
+    """Check that a model is distilled correctly, with a teacher that is a copy of it.
 
     - At equal weights, with dropout and statistics off in the student too, every term
       is 0.

@@ -46,7 +46,7 @@ class Same:
 def check_unlabeled(
     model: nn.Module, raw: dict[str, Any], batch: dict[str, Any], **settings: Any
 ) -> dict[str, Check]:
-    """Check that a model is distilled truly on images without labels.
+    """Check that a model is distilled correctly on images without labels.
 
     - At equal weights, with dropout and statistics off, every term is 0 on images that
       both sides see alike.
@@ -67,7 +67,7 @@ def check_unlabeled(
 
     Raises:
         ValueError: If the model does not run without labels.
-        RuntimeError: If it is not distilled truly.
+        RuntimeError: If it is not distilled correctly.
     """
     found, problems = _checked(copy.deepcopy(model), raw, batch, settings)
     if problems:

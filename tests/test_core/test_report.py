@@ -14,8 +14,10 @@ from mmselfdistill.core.teacher import tensors_of
 
 
 def test_the_table_says_what_is_compared_and_what_the_teacher_costs(
-    built: Small,
+    built: Small, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # notebooks and hosted runs set it: the log has no colours all the same
+    monkeypatch.setenv('FORCE_COLOR', '1')
     terms = dict(logits=dict(weight=3.0), boxes=dict(schedule='cosine'))
     setting = Setting(built, terms, loss_weight=0.5)
     # before there is a teacher, the student's own shapes are shown

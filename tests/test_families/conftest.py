@@ -92,7 +92,7 @@ class Iteration:
 
 
 def build_zoo(key: str, **few: int) -> tuple[Any, dict[str, Any]]:
-    """Build a zoo's model with random weights, stilled, and a batch of noise."""
+    """Build a zoo's model with random weights, nothing random in it, and a batch."""
     model, batch = Builder(read_config(key, None), {**FEW, **few}).calibrated(64)
     still(model)
     return model, batch

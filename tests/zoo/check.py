@@ -27,7 +27,7 @@ def check_config(key: str, save: Callable[[dict[str, Any]], None]) -> None:
         save (Callable): Called with the record whenever it grows.
 
     Raises:
-        RuntimeError: If the model is not distilled truly.
+        RuntimeError: If the model is not distilled correctly.
     """
     record: dict[str, Any] = dict(part='stock')
     save(record)
