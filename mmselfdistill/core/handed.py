@@ -36,7 +36,7 @@ class _Record(NamedTuple):
 
     Args:
         read (Moment): The student's, when its call began.
-        end (Moment): The student's, after all calls.
+        end (Moment): The student's, after the calls that changed it.
         theirs (Moment): The teacher's.
         made (bool): Whether a call of the teacher has left it there.
     """
@@ -110,9 +110,12 @@ class Handed:
         """Note what both sides hold after the calls."""
         for (key, name), record in self._last.items():
             theirs = moment(self._held[key].get(name))
-            made = record.made or not _is_same(theirs, record.theirs)
-            end = moment(self._ours[key].get(name))
-            self._last[key, name] = _Record(record.read, end, theirs, made)
+            moved = not _is_same(theirs, record.theirs)
+            # what the teacher's calls left alone was changed outside of the student's
+            end = moment(self._ours[key].get(name)) if moved else record.read
+            self._last[key, name] = _Record(
+                record.read, end, theirs, record.made or moved
+            )
 
     def give(self, attributes: Sequence[Held], versions: Mapping[int, Any]) -> None:
         """Give the teacher's modules what the student's held when a call began.

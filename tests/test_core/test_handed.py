@@ -278,6 +278,41 @@ def test_a_memory_of_a_teacher_that_rests_is_refused() -> None:
             step(distiller)
 
 
+class Queue(Toy):
+    """Its head multiplies by how many numbers are in a queue, which is filled later."""
+
+    def __init__(self, in_place: bool) -> None:
+        super().__init__()
+        self.in_place = in_place
+        self.bbox_head = Reading(torch.zeros(4), torch.count_nonzero)
+
+    def logits(self, inputs: Tensor) -> Any:
+        features = self.extract_feat(inputs)
+        logits = self.bbox_head(features)
+        queue = torch.cat([self.bbox_head.held[1:], features.detach()[:1, 0]])
+        if self.in_place:
+            self.bbox_head.held.copy_(queue)
+        else:
+            self.bbox_head.held = queue
+        return logits
+
+
+@pytest.mark.parametrize('schedule', [None, dict(type='constant', begin=0.5)])
+def test_a_queue_that_is_filled_after_the_calls_is_the_students(schedule: Any) -> None:
+    with distilled(Queue(False), OTHERS, schedule=schedule) as distiller:
+        for number in range(4):
+            distiller.progress = number / 4
+            due = schedule is None or number >= 2
+            assert step(distiller)['logits'] == (number * LOGITS if due else 0)
+
+
+def test_a_queue_that_is_filled_in_place_is_refused() -> None:
+    with distilled(Queue(True), OTHERS) as distiller:
+        assert step(distiller)['logits'] == 0
+        with pytest.raises(RuntimeError, match='changed in place'):
+            step(distiller)
+
+
 class Counting(Scale):
     """Multiplies by the number of its calls, which it counts in place."""
 
