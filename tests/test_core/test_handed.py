@@ -189,6 +189,14 @@ def test_a_mask_that_is_left_at_a_module_is_the_students() -> None:
             assert step(distiller)['logits'] == pytest.approx((7 - 3) * 2 / 3)
 
 
+@pytest.mark.parametrize('part', [Tensor.detach, lambda features: features[:]])
+def test_a_part_of_what_a_call_returned_is_left_as_the_teachers(part: Any) -> None:
+    student = LeavingToy(lambda inputs, features: part(features))
+    with distilled(student, OTHERS) as distiller:
+        for _ in range(2):
+            assert step(distiller)['logits'] == LOGITS
+
+
 def test_what_depends_on_weights_is_not_left_unnoticed() -> None:
     student = LeavingToy(lambda inputs, features: features * 2)
     message = r"no attribute 'held'\. The student has a tensor there of which the teach"
