@@ -89,7 +89,7 @@ def attributes(data: Any) -> dict[str, Any]:
 def flat(data: Any) -> Iterator[Any]:
     """Yield what dicts, lists and tuples hold, at any depth."""
     if isinstance(data, dict):
-        data = tuple(data.values())
+        data = tuple(dict.values(data))
     if isinstance(data, _ITEMS):
         for each in data:
             yield from flat(each)
@@ -99,7 +99,7 @@ def flat(data: Any) -> Iterator[Any]:
 
 def snapshot(data: Any) -> Any:
     """Copy containers and data elements as they are now; all else is the very same."""
-    return _rebuilt(data, snapshot)
+    return rebuilt(data, snapshot)
 
 
 def replaced(data: Any, versions: Mapping[int, Any]) -> Any:
@@ -126,7 +126,7 @@ def _replaced(data: Any, versions: Mapping[int, Any], made: dict[int, Any]) -> A
         return _replaced(value, versions, made)
 
     if isinstance(data, (*_BARE, BaseDataElement)):
-        new = _rebuilt(data, change)
+        new = rebuilt(data, change)
     elif any(id(value) in versions for _, value in leaves(data)):
         new = made[id(data)] = copy.copy(data)
     else:
@@ -142,7 +142,8 @@ def _replaced(data: Any, versions: Mapping[int, Any], made: dict[int, Any]) -> A
     return new
 
 
-def _rebuilt(data: Any, change: Callable[[Any], Any]) -> Any:
+def rebuilt(data: Any, change: Callable[[Any], Any]) -> Any:
+    """Copy a container or a data element, with each item changed."""
     if isinstance(data, tuple):
         return _rebuilt_tuple(data, [change(value) for value in data])
     if isinstance(data, frozenset):
@@ -152,7 +153,7 @@ def _rebuilt(data: Any, change: Callable[[Any], Any]) -> Any:
     # a copy keeps the class, which may be made of something else than its items
     new: Any = copy.copy(data)
     if isinstance(data, dict):
-        for key, value in data.items():
+        for key, value in dict.items(data):
             dict.__setitem__(new, key, change(value))
     elif isinstance(data, BaseDataElement):
         vars(new).update((key, change(value)) for key, value in vars(data).items())

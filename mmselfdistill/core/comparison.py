@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Callable, Sequence
 
@@ -13,6 +14,7 @@ from mmselfdistill.core.apart import uncalled
 from mmselfdistill.core.attributes import Attributes
 from mmselfdistill.core.average import averaged
 from mmselfdistill.core.flow import Flow
+from mmselfdistill.core.foreign import Foreign
 from mmselfdistill.core.freeze import add_hooks
 from mmselfdistill.core.given import check_given, of_the_loss
 from mmselfdistill.core.handed import Left
@@ -233,10 +235,16 @@ class Comparison:
         if self._left is None:
             self._left = twin.handed.left(not self.checked or self.reuse.proves)
         left = self._left
+        first = [] if self.checked else [Foreign(groups, twin.memory)]
 
         def repeat() -> list[Call]:
             twin.handed.put_back(left)
-            with lend(self.student, teacher, self.plan.shared), twin.unmoved.held():
+            with ExitStack() as stack:
+                stack.enter_context(lend(self.student, teacher, self.plan.shared))
+                stack.enter_context(twin.unmoved.held())
+                if first:
+                    # once: later it may be answered with what the student returned
+                    stack.enter_context(first.pop())
                 made = replay(
                     *(teacher, groups, self.plan, twin.versions, batch.views),
                     dtype=self.dtype,

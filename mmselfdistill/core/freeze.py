@@ -8,7 +8,7 @@ import threading
 import types
 import weakref
 from collections import OrderedDict
-from typing import Any, Callable, Collection, Dict
+from typing import Any, Callable, Collection, Dict, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -83,15 +83,26 @@ def add_hooks(teacher: nn.Module, student: nn.Module, hooks: Collection[Hook]) -
         student (nn.Module): Has the hooks.
         hooks (Collection[Callable]): Those that return new values: they are a part of
             the model.
+
+    Raises:
+        RuntimeError: If the student has made a part with weights since.
     """
     copies, ours = _Copies(student, hooks), dict(teacher.named_modules())
-    for path, module in student.named_modules():
+    theirs = dict(teacher.named_parameters(remove_duplicate=False))
+    for name, _ in student.named_parameters(remove_duplicate=False):
+        if name not in theirs:
+            raise RuntimeError(
+                f'self_distill: {name!r} was made in the first iteration: the teacher, '
+                'which was copied before, would begin with another. Make it where the '
+                'model is built'
+            )
+    for path, module in _in_both(student, ours):
         copies[id(module)] = ours[path]
         for held in ('_parameters', '_buffers'):
-            theirs = vars(ours[path])[held]
+            twins = vars(ours[path])[held]
             for name, tensor in vars(module)[held].items():
-                copies[id(tensor)] = theirs.get(name)
-    for path, module in student.named_modules():
+                copies[id(tensor)] = twins.get(name)
+    for path, module in _in_both(student, ours):
         for name, companions in HOOKS.items():
             for key, hook in vars(module)[name].items():
                 if copies.keeps(hook):
@@ -101,6 +112,15 @@ def add_hooks(teacher: nn.Module, student: nn.Module, hooks: Collection[Hook]) -
                         if key in flags:
                             vars(ours[path])[each][key] = flags[key]
     copies.forget()
+
+
+def _in_both(
+    student: nn.Module, ours: Mapping[str, nn.Module]
+) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the student's modules but those made since, such as a resizing."""
+    for path, module in student.named_modules():
+        if path in ours:
+            yield path, module
 
 
 def _copy(student: nn.Module, hooks: Collection[Hook]) -> nn.Module:

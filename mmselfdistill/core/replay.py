@@ -122,7 +122,10 @@ def _parts(
     versions: Mapping[int, Any],
     returned: Mapping[int, tuple[Tensor, Tensor]],
 ) -> Iterator[tuple[int, Tensor]]:
-    """Yield the teacher's version of parts of what calls returned: slices, views."""
+    """Yield the teacher's version of parts of what calls returned: slices, views.
+
+    They are arguments, or a module holds them.
+    """
 
     def is_part(value: Any) -> bool:
         if not isinstance(value, Tensor) or id(value) in versions:
@@ -131,6 +134,11 @@ def _parts(
         # the data of a parameter may be in another place by now
         return place in returned and address(returned[place][0]) == place
 
+    for value in [v for held in call.attributes for v in held.tensors()]:
+        if is_part(value):
+            part = same_part(value, *returned[address(value)])
+            if part is not None:
+                yield id(value), part
     # to ask for the names of arguments takes longer
     if not any(is_part(value) for _, value in call.given):
         return

@@ -189,6 +189,14 @@ def test_a_mask_that_is_left_at_a_module_is_the_students() -> None:
             assert step(distiller)['logits'] == pytest.approx((7 - 3) * 2 / 3)
 
 
+@pytest.mark.parametrize('part', [Tensor.detach, lambda features: features[:]])
+def test_a_part_of_what_a_call_returned_is_left_as_the_teachers(part: Any) -> None:
+    student = LeavingToy(lambda inputs, features: part(features))
+    with distilled(student, OTHERS) as distiller:
+        for _ in range(2):
+            assert step(distiller)['logits'] == LOGITS
+
+
 def test_what_depends_on_weights_is_not_left_unnoticed() -> None:
     student = LeavingToy(lambda inputs, features: features * 2)
     message = r"no attribute 'held'\. The student has a tensor there of which the teach"
@@ -275,6 +283,41 @@ def test_a_memory_of_a_teacher_that_rests_is_refused() -> None:
         distiller.seed = (0, 2)
         message = 'of an iteration in which the teacher was not run'
         with pytest.raises(RuntimeError, match=message):
+            step(distiller)
+
+
+class Queue(Toy):
+    """Its head multiplies by how many numbers are in a queue, which is filled later."""
+
+    def __init__(self, in_place: bool) -> None:
+        super().__init__()
+        self.in_place = in_place
+        self.bbox_head = Reading(torch.zeros(4), torch.count_nonzero)
+
+    def logits(self, inputs: Tensor) -> Any:
+        features = self.extract_feat(inputs)
+        logits = self.bbox_head(features)
+        queue = torch.cat([self.bbox_head.held[1:], features.detach()[:1, 0]])
+        if self.in_place:
+            self.bbox_head.held.copy_(queue)
+        else:
+            self.bbox_head.held = queue
+        return logits
+
+
+@pytest.mark.parametrize('schedule', [None, dict(type='constant', begin=0.5)])
+def test_a_queue_that_is_filled_after_the_calls_is_the_students(schedule: Any) -> None:
+    with distilled(Queue(False), OTHERS, schedule=schedule) as distiller:
+        for number in range(4):
+            distiller.progress = number / 4
+            due = schedule is None or number >= 2
+            assert step(distiller)['logits'] == (number * LOGITS if due else 0)
+
+
+def test_a_queue_that_is_filled_in_place_is_refused() -> None:
+    with distilled(Queue(True), OTHERS) as distiller:
+        assert step(distiller)['logits'] == 0
+        with pytest.raises(RuntimeError, match='changed in place'):
             step(distiller)
 
 

@@ -175,3 +175,35 @@ def test_a_teacher_that_would_run_the_student_is_refused() -> None:
                 step(distiller)
     # what watched over it is gone
     assert torch.equal(student(torch.ones(1)), torch.full((1,), 6.0))
+
+
+class Late(Scale):
+    """Makes a part of itself when it is called first."""
+
+    def __init__(self, make: Callable[[], nn.Module]) -> None:
+        super().__init__(3.0)
+        self.make = make
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not hasattr(self, 'part'):
+            self.part = self.make()
+        result: Tensor = self.part(super().forward(x))
+        return result
+
+
+def test_a_part_without_weights_may_be_made_in_the_first_iteration() -> None:
+    student = Toy()
+    student.bbox_head = Late(nn.Identity)
+    with distilled(student, OTHERS) as distiller:
+        for _ in range(2):
+            assert step(distiller)['logits'] == 5 * 7 - 2 * 3
+
+
+def test_weights_that_are_made_in_the_first_iteration_are_refused() -> None:
+    student = Toy()
+    student.bbox_head = Late(lambda: Scale(2.0))
+    message = r"'bbox_head\.part\.factor' was made in the first iteration"
+    with distilled(student, OTHERS) as distiller, pytest.raises(
+        RuntimeError, match=message
+    ):
+        step(distiller)
