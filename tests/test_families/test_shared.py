@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from mmselfdistill.families import Plan, Reading, Rows, Seam, Side, Site
-from mmselfdistill.families.plan import Call, argument, chosen
+from mmselfdistill.families.plan import Call, argument
+from mmselfdistill.families.rois import chosen
 from mmselfdistill.families.shared import foreground, kind_of, seams, stages
 
 
