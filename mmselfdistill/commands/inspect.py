@@ -16,7 +16,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mmselfdistill.commands.launching import add_cfg_options
 from mmselfdistill.commands.quiet import quietly
-from mmselfdistill.core.build import build_distiller
 from mmselfdistill.core.distiller import Distiller
 from mmselfdistill.core.report import describe
 from mmselfdistill.core.teacher import make_teacher
@@ -92,18 +91,9 @@ def distiller_of(hook: DistillHook, model: Any, bare: dict[str, Any]) -> Distill
         weight=source['weight'],
         view=source['view'],
         statistics=source.get('statistics', False),
+        confidence=source.get('confidence'),
     )
-    distiller = build_distiller(
-        model,
-        hook.terms,
-        hook.schedule,
-        hook.loss_weight,
-        hook.seams,
-        unlabeled,
-        view=hook.view,
-        task_weight=hook.task_weight,
-        teacher_norm=hook.teacher_norm,
-    )
+    distiller = hook.distiller_of(model, unlabeled)
     distiller.teacher = make_teacher(model)
     return distiller
 
@@ -151,6 +141,8 @@ def inspect(cfg: Config, size: int | None) -> str:
     # in the first iteration, every term is tried besides
     step(subject.model, subject.batch)
     ours = operations(lambda: step(subject.model, subject.batch))
+    # where the teacher rests, a step is a stock one
+    ours = stock + (ours - stock) // subject.hook.every
     lines = [describe(distiller), *_more(subject, ours, stock)]
     if subject.default:
         lines.insert(0, 'The config has no hook: these are the defaults.')

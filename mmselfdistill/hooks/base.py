@@ -118,20 +118,28 @@ class DistillHook(Hook):
         """Build the terms: losses may have parameters for the run's optimizer."""
         _check_alone(self, runner)
         check_save_best(self, runner)
-        self.distiller = build_distiller(
-            bare_model(runner),
-            self.terms,
-            self.schedule,
-            self.loss_weight,
-            self.seams,
-            self.unlabeled and load_unlabeled(self.unlabeled, runner),
+        unlabeled = self.unlabeled and load_unlabeled(self.unlabeled, runner)
+        self.distiller = self.distiller_of(bare_model(runner), unlabeled)
+        train_losses(runner, self.distiller)
+
+    def distiller_of(
+        self, model: nn.Module, unlabeled: dict[str, Any] | None
+    ) -> Distiller:
+        """Build a distiller by the hook's settings, without a teacher.
+
+        Args:
+            model (nn.Module): The student, not its DDP wrapper.
+            unlabeled (dict, optional): Arguments of :class:`Unlabeled`.
+        """
+        return build_distiller(
+            *(model, self.terms, self.schedule, self.loss_weight, self.seams),
+            unlabeled,
             view=self.view,
             task_weight=self.task_weight,
             teacher_norm=self.teacher_norm,
             every=self.every,
             teacher_dtype=self.teacher_dtype,
         )
-        train_losses(runner, self.distiller)
 
     def before_train(self, runner: Runner) -> None:
         """Make the teacher: weights are loaded, no step is made yet."""

@@ -46,6 +46,19 @@ def test_shows_the_defaults_of_a_config_that_knows_nothing_of_us() -> None:
     assert 20 <= int(share[1]) <= 30 and 1.25 <= float(share[2]) <= 1.43
 
 
+def test_a_teacher_that_rests_costs_a_share() -> None:
+    def cost(every: int) -> float:
+        hook = 'default_hooks.self_distill'
+        options = [f'{hook}.type=mmselfdistill.EMATeacherHook', f'{hook}.every={every}']
+        done = inspect(RETINANET, '--size', '64', '--cfg-options', *options)
+        found = re.search(r'\((\d\.\d\d) of stock\)', done.stdout)
+        assert found is not None, done.stderr
+        return float(found[1]) - 1
+
+    # to the two digits that are shown
+    assert cost(4) == pytest.approx(cost(1) / 4, abs=0.01)
+
+
 def test_shows_the_hook_of_a_config() -> None:
     options = [
         'default_hooks.self_distill.type=mmselfdistill.EMATeacherHook',
