@@ -10,6 +10,7 @@ config by a flag, and serves MMDetection and MMSegmentation alike.
 from __future__ import annotations
 
 import argparse
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,10 @@ def prepare(args: argparse.Namespace) -> Config:
         )
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)
+    try:
+        pop_self_distill(copy.deepcopy(cfg))
+    except ValueError as error:  # a hook is misspelt
+        raise SystemExit(str(error)) from error
     if args.amp:
         use_amp(cfg)
     if args.auto_scale_lr:

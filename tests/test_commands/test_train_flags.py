@@ -122,3 +122,9 @@ def test_wrong_flags(flags: list[str], message: str, data: Path) -> None:
 def test_config_without_base_batch_size(data: Path) -> None:
     with pytest.raises(SystemExit, match='base_batch_size'):
         prepare(data / 'mmseg.py', '--auto-scale-lr')
+
+
+def test_a_misspelt_hook_is_named_next_to_the_nearest(data: Path) -> None:
+    option = 'default_hooks.self_distill.type=mmselfdistill.EMATeacherHok'
+    with pytest.raises(SystemExit, match=r'Hok.*mmselfdistill\.EMATeacherHook'):
+        prepare(data / 'mmdet.py', '--cfg-options', option)
