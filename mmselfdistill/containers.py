@@ -89,7 +89,7 @@ def attributes(data: Any) -> dict[str, Any]:
 def flat(data: Any) -> Iterator[Any]:
     """Yield what dicts, lists and tuples hold, at any depth."""
     if isinstance(data, dict):
-        data = tuple(dict.values(data))
+        data = tuple(data.values())
     if isinstance(data, _ITEMS):
         for each in data:
             yield from flat(each)
@@ -99,7 +99,7 @@ def flat(data: Any) -> Iterator[Any]:
 
 def snapshot(data: Any) -> Any:
     """Copy containers and data elements as they are now; all else is the very same."""
-    return rebuilt(data, snapshot)
+    return _rebuilt(data, snapshot)
 
 
 def replaced(data: Any, versions: Mapping[int, Any]) -> Any:
@@ -126,7 +126,7 @@ def _replaced(data: Any, versions: Mapping[int, Any], made: dict[int, Any]) -> A
         return _replaced(value, versions, made)
 
     if isinstance(data, (*_BARE, BaseDataElement)):
-        new = rebuilt(data, change)
+        new = _rebuilt(data, change)
     elif any(id(value) in versions for _, value in leaves(data)):
         new = made[id(data)] = copy.copy(data)
     else:
@@ -142,8 +142,7 @@ def _replaced(data: Any, versions: Mapping[int, Any], made: dict[int, Any]) -> A
     return new
 
 
-def rebuilt(data: Any, change: Callable[[Any], Any]) -> Any:
-    """Copy a container or a data element, with each item changed."""
+def _rebuilt(data: Any, change: Callable[[Any], Any]) -> Any:
     if isinstance(data, tuple):
         return _rebuilt_tuple(data, [change(value) for value in data])
     if isinstance(data, frozenset):
@@ -153,7 +152,7 @@ def rebuilt(data: Any, change: Callable[[Any], Any]) -> Any:
     # a copy keeps the class, which may be made of something else than its items
     new: Any = copy.copy(data)
     if isinstance(data, dict):
-        for key, value in dict.items(data):
+        for key, value in data.items():
             dict.__setitem__(new, key, change(value))
     elif isinstance(data, BaseDataElement):
         vars(new).update((key, change(value)) for key, value in vars(data).items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -15,25 +16,14 @@ from mmselfdistill.core.terms import Term
 CELLS = 8
 
 
-class Runs:
-    """A count of which a model and its teacher have one each.
-
-    What is in slots is not read: a teacher would be given its student's.
-    """
-
-    __slots__ = ('count',)
-
-    def __init__(self) -> None:
-        self.count = 0
-
-
 class Scale(nn.Module):
     """Multiplies by one number."""
 
     def __init__(self, factor: float) -> None:
         super().__init__()
         self.factor = nn.Parameter(torch.tensor(factor))
-        self._runs = Runs()
+        # a teacher is given plain numbers and lists of its student's
+        self._runs = SimpleNamespace(count=0)
 
     @property
     def runs(self) -> int:

@@ -6,24 +6,73 @@ at another: see :class:`Handed`, which gives it to the teacher's modules.
 
 from __future__ import annotations
 
-from itertools import chain
-from operator import is_
-from typing import Any, Sequence
+import random
+import weakref
+from collections import deque
+from dataclasses import dataclass
+from enum import Enum
+from operator import is_, itemgetter
+from types import BuiltinFunctionType, FunctionType, ModuleType
+from typing import Any, Callable, Tuple
 
-from torch import nn
+import numpy as np
+import torch
+from mmengine.config import ConfigDict
+from torch import Tensor, nn
 
-from mmselfdistill.core.held import Held, Reader
-from mmselfdistill.core.modes import is_dropout, keeps_statistics
-from mmselfdistill.core.objects import (
-    BASE,
-    Key,
-    held_by,
-    objects_in,
+from mmselfdistill.containers import flat, snapshot
+from mmselfdistill.core.modes import holds_rate, is_dropout, keeps_statistics
+from mmselfdistill.core.streams import copied
+
+_KINDS = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
+_EXACT = frozenset(_KINDS)
+PLAIN = (*_KINDS, np.generic, Enum)
+GENERATORS = (
+    *(torch.Generator, random.Random),
+    *(np.random.Generator, np.random.RandomState),
 )
+CONTAINERS = (list, tuple, dict, set, frozenset, deque)
+# what every module has
+BASE = frozenset(vars(nn.Module()))
+# items of a container or an array: more are a vocabulary
+_MOST = 256
+
+
+# some tensors at one moment: which they are, and how often each was changed
+Moment = Tuple[Tuple['weakref.ref[Tensor]', int], ...]
+
+
+@dataclass
+class Held:
+    """What one module held at a moment.
+
+    Args:
+        key (int): The ``id`` of the module.
+        names (tuple[str, ...]): Attributes that nothing changes in place.
+        values (tuple): Theirs, and that of the first name once more.
+        read (Callable): Returns such a tuple of a dict of attributes.
+        numbers (dict): Containers and arrays of numbers and text alone.
+        others (dict): What may hold tensors, or draws numbers.
+        moments (dict): Of the tensors in these: which they were.
+        gone (tuple[str, ...]): Attributes that it no longer holds.
+    """
+
+    key: int
+    names: tuple[str, ...]
+    values: tuple[Any, ...]
+    read: Callable[[dict[str, Any]], tuple[Any, ...]]
+    numbers: dict[str, Any]
+    others: dict[str, Any]
+    moments: dict[str, Moment]
+    gone: tuple[str, ...]
+
+    def tensors(self) -> list[Tensor]:
+        """Return the tensors in it."""
+        return tensors_at(self.others)
 
 
 class Attributes:
-    """Reads the attributes of a student's modules, and of objects that they hold.
+    """Reads the attributes of a student's modules.
 
     Those of PyTorch's own modules are left out where these have weights.
 
@@ -32,23 +81,16 @@ class Attributes:
     """
 
     def __init__(self, student: nn.Module) -> None:
-        modules = [
-            module
+        readers = [
+            _Reader(module, vars(module))
             for module in student.modules()
             if not (_has_constants(module) or is_dropout(module))
         ]
-        readers = map(_reader_of, modules)
-        self._readers = [each for each in readers if each is not None]
-        self._objects = _Objects(modules)
+        self._readers = [each for each in readers if each.reads]
 
     def now(self) -> list[Held]:
         """Return numbers and text, and what may hold tensors or draws numbers."""
-        if self._objects.look():
-            for each in self._readers:
-                # a number may be where an object was
-                each.sort()
-        held = [reader.now() for reader in self._readers]
-        return held + self._objects.now()
+        return [reader.now() for reader in self._readers]
 
 
 def _has_constants(module: nn.Module) -> bool:
@@ -59,59 +101,145 @@ def _has_constants(module: nn.Module) -> bool:
     return of_pytorch and not (known and not holds)
 
 
-def _reader_of(module: nn.Module) -> Reader | None:
-    of_pytorch = type(module).__module__.startswith('torch.')
-    # of a norm, it is off in the teacher
-    no_mode = of_pytorch or keeps_statistics(module)
-    left_out = BASE if no_mode else BASE - {'training'}
-    reader = Reader((id(module),), module, left_out)
-    # PyTorch's own are given nothing new
-    return reader if not of_pytorch or reader.names - {'inplace'} else None
+class _Reader:
+    """Reads one module: a thousand attributes have to be looked at in each call."""
 
+    def __init__(self, module: nn.Module, held: dict[str, Any]) -> None:
+        self._key = id(module)
+        self._held = held
+        of_pytorch = type(module).__module__.startswith('torch.')
+        # of a norm, it is off in the teacher
+        no_mode = of_pytorch or keeps_statistics(module)
+        self._left_out = BASE if no_mode else BASE - {'training'}
+        self._seen: set[str] = set()
+        self._sort()
+        # PyTorch's own are given nothing new
+        self.reads = bool(self._seen - {'inplace'}) or not of_pytorch
 
-class _Objects:
-    """Reads the objects that modules hold; most of these never change."""
-
-    def __init__(self, modules: Sequence[nn.Module]) -> None:
-        self._modules = modules
-        self._lost: dict[Key, Held] = {}
-        self._readers: dict[Key, Reader] = {}
-        self._find()
-
-    def _find(self) -> None:
-        self._places = [each for module in self._modules for each in objects_in(module)]
-        # in another object, a look at all values shows it
-        tables = [held_by(place.value) for place in self._places]
-        inside = {*map(id, tables)}
-        self._outer = [each for each in self._places if id(each.holder) not in inside]
-        self._tables, known = tables, {*self._readers, *self._lost}
-        self._readers = {
-            each.key: Reader(each.key, each.value) for each in self._places
+    def _sort(self) -> None:
+        kept = {
+            name: value
+            for name, value in self._held.items()
+            if name not in self._left_out
+            and not holds_rate(name, value)
+            and _is_kept(value)
         }
-        self._lost = {key: Held.nothing(key) for key in known - self._readers.keys()}
-        self._values = self._values_now()
-        self._still: list[Held] | None = None
+        self._size = len(self._held)
+        self._fixed = tuple(name for name, value in kept.items() if _is_fixed(value))
+        self._open = {name for name in kept if name not in self._fixed}
+        self._seen.update(kept)
+        self._gone = tuple(self._seen - self._held.keys())
+        self._numbers: dict[str, Any] = {}
+        # with one name it would return no tuple
+        names = (*self._fixed, *self._fixed[:1])
+        self._read = itemgetter(*names) if names else _nothing
+        self._values = self._read(self._held)
+        self._last: Held | None = None
 
-    def _values_now(self) -> list[Any]:
-        return [*chain.from_iterable(map(dict.values, self._tables))]
+    def now(self) -> Held:
+        try:
+            same = all(map(is_, self._read(self._held), self._values))
+        except KeyError:
+            same = False
+        if not (
+            same and self._size == len(self._held) and self._held.keys() >= self._open
+        ):
+            self._sort()
+        if self._last is not None and not self._open:
+            return self._last
+        others = {}
+        for name in self._open:
+            value = self._held[name]
+            # a container of numbers is most often what it was
+            if name in self._numbers and are_equal(self._numbers[name], value):
+                continue
+            self._numbers.pop(name, None)
+            if _is_numbers(value):
+                self._numbers[name] = copy_of(value)
+            else:
+                others[name] = copy_of(value)
+        self._last = Held(
+            *(self._key, self._fixed, self._values, self._read),
+            *({**self._numbers}, others),
+            {name: moment(value) for name, value in others.items()},
+            self._gone,
+        )
+        return self._last
 
-    def look(self) -> bool:
-        """Look again where the objects are, and say whether there are others."""
-        values = self._values_now()
-        same = len(values) == len(self._values) and all(map(is_, values, self._values))
-        if same and all(place.is_same() for place in self._outer):
-            return False
-        self._values, self._still = values, None
-        moved = not all(place.is_same() for place in self._places)
-        if moved:
-            self._find()
-        return moved
 
-    def now(self) -> list[Held]:
-        """Return what each object holds."""
-        if self._still is None:
-            held = [(reader, reader.now()) for reader in self._readers.values()]
-            self._moving = [reader for reader, _ in held if reader.open]
-            self._still = [each for reader, each in held if not reader.open]
-            self._still += self._lost.values()
-        return self._still + [reader.now() for reader in self._moving]
+def _nothing(_: dict[str, Any]) -> tuple[Any, ...]:
+    return ()
+
+
+def _is_kept(value: Any) -> bool:
+    if isinstance(value, CONTAINERS):
+        return len(value) <= _MOST and not isinstance(value, ConfigDict)
+    if isinstance(value, np.ndarray):
+        return value.size <= _MOST and value.dtype != object
+    return isinstance(value, (*PLAIN, *GENERATORS, Tensor)) or holds_nothing(value)
+
+
+def holds_nothing(value: Any) -> bool:
+    """Say whether a value is a function that holds nothing: an activation."""
+    if isinstance(value, BuiltinFunctionType):
+        return isinstance(value.__self__, (ModuleType, type(None)))
+    return isinstance(value, FunctionType) and not (
+        value.__closure__ or value.__defaults__ or value.__kwdefaults__
+    )
+
+
+def _is_fixed(value: Any) -> bool:
+    # a tuple of such never holds anything else
+    return (
+        type(value) in _EXACT
+        or isinstance(value, (np.generic, Enum))
+        or (type(value) is tuple and _is_plain(value))
+        or holds_nothing(value)
+    )
+
+
+def _is_numbers(value: Any) -> bool:
+    plain = isinstance(value, CONTAINERS) and _is_plain(value)
+    return plain or isinstance(value, np.ndarray)
+
+
+def _is_plain(value: Any) -> bool:
+    """Say whether a container holds nothing but numbers and text, at any depth."""
+    items = value.values() if isinstance(value, dict) else value
+    if _EXACT.issuperset(map(type, items)):
+        return True
+    return all(isinstance(each, PLAIN) for each in flat(value))
+
+
+def are_equal(numbers: Any, value: Any) -> bool:
+    """Say whether a container or array of numbers is what it was."""
+    if type(numbers) is not type(value):
+        return False
+    if isinstance(value, np.ndarray):
+        return bool(value.dtype == numbers.dtype and np.array_equal(numbers, value))
+    try:
+        return bool(numbers == value)
+    except (RuntimeError, ValueError):  # a tensor or an array is there by now
+        return False
+
+
+def copy_of(value: Any) -> Any:
+    """Return a value as it is now: a container or a generator may change."""
+    if isinstance(value, GENERATORS):
+        return copied(value)
+    if isinstance(value, np.ndarray):
+        return value.copy()
+    return snapshot(value) if isinstance(value, CONTAINERS) else value
+
+
+def tensors_at(value: Any) -> list[Tensor]:
+    """Return the tensors that a module holds by an attribute."""
+    return [each for each in flat(value) if isinstance(each, Tensor)]
+
+
+def moment(value: Any) -> Moment:
+    """Return which tensors a module holds by an attribute at this moment."""
+    return tuple(
+        (weakref.ref(each), -1 if each.is_inference() else each._version)
+        for each in tensors_at(value)
+    )

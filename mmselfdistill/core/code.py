@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from mmselfdistill.core.held import holds_nothing
+from mmselfdistill.core.attributes import holds_nothing
 
 _FUNCTIONS = (types.FunctionType, types.MethodType, functools.partial)
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from mmselfdistill.containers import PLAIN
 
+from .attributes import BASE
 from .modes import draws, is_dropout, keeps_statistics
-from .objects import BASE
 
 # items of a container in a module: more are a vocabulary, and no state
 _MOST = 32

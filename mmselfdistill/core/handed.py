@@ -9,34 +9,26 @@ student's, as an argument would be.
 from __future__ import annotations
 
 from operator import is_
-from typing import Any, Dict, Mapping, MutableMapping, NamedTuple, Sequence, Tuple
-from weakref import WeakKeyDictionary
+from typing import Any, Dict, Mapping, NamedTuple, Sequence, Tuple
 
-import numpy as np
 from torch import Tensor, nn
 
 from mmselfdistill.containers import flat, replaced
-from mmselfdistill.core.frozen import equal_tensors
-from mmselfdistill.core.held import (
-    Held,
-    Moment,
-    are_equal,
-    copy_of,
-    is_same,
-    moment,
-    tensors_at,
-)
-from mmselfdistill.core.objects import (
+from mmselfdistill.core.attributes import (
     BASE,
     CONTAINERS,
     GENERATORS,
     PLAIN,
-    Key,
-    held_by,
-    object_at,
+    Held,
+    Moment,
+    are_equal,
+    copy_of,
+    moment,
+    tensors_at,
 )
+from mmselfdistill.core.frozen import equal_tensors
 
-_Place = Tuple[Key, str]
+_Place = Tuple[int, str]
 
 
 class _Record(NamedTuple):
@@ -59,16 +51,13 @@ class _Record(NamedTuple):
 Left = Tuple[bool, Dict[_Place, Tuple[_Record, bool, Any]]]
 _ABSENT = object()
 _NONE = _Record((), (), (), made=False)
-# of a teacher's objects, what each was given last, on whatever kind of batch
-_given: MutableMapping[nn.Module, dict[Key, Held]] = WeakKeyDictionary()
 
 
 class Handed:
     """Gives the modules of one teacher what the student's held when a call began.
 
     Args:
-        pairs (Sequence[tuple[nn.Module, nn.Module]]): The student's and its, the whole
-            models first.
+        pairs (Sequence[tuple[nn.Module, nn.Module]]): The student's and its.
         rests (bool): Whether the teacher is left out of some iterations again and
             again: what its calls left before is then not of the iteration before.
             Defaults to False.
@@ -81,12 +70,9 @@ class Handed:
         self._held = {id(ours): vars(theirs) for ours, theirs in pairs}
         self._rests = rests
         self._begins = True
-        # not if the same calls are made again
-        self._given = _given.setdefault(pairs[0][1], {})
-        self._again = False
         self._taken: set[str] = set()
         self._last = {
-            ((key,), name): _Record((), (), moment(value), made=False)
+            (key, name): _Record((), (), moment(value), made=False)
             for key, held in self._held.items()
             for name, value in held.items()
             if name not in BASE
@@ -101,22 +87,18 @@ class Handed:
             again (bool): Whether it may make them more than once, each time from here.
         """
         found, copies = {}, _Copies()
-        self._again = False
         for (key, name), record in self._last.items():
-            value = self._theirs(key).get(name, _ABSENT)
-            holds = is_same(moment(value), record.theirs)
+            value = self._held[key].get(name, _ABSENT)
+            holds = _is_same(moment(value), record.theirs)
             found[key, name] = record, holds, copies.of(value) if again else None
         return again, found
 
     def put_back(self, left: Left) -> None:
         """Put back what :meth:`left` returned."""
         self._begins, self._taken, self._last = True, set(), {}
-        if self._again:
-            self._given.clear()
-        self._again = True
         (again, found), copies = left, _Copies()
         for (key, name), (record, holds, saved) in found.items():
-            held = self._theirs(key)
+            held = self._held[key]
             if again and saved is _ABSENT:
                 held.pop(name, None)
             elif again:
@@ -127,10 +109,10 @@ class Handed:
     def end(self) -> None:
         """Note what both sides hold after the calls."""
         for (key, name), record in self._last.items():
-            theirs = moment(self._theirs(key).get(name))
-            moved = not is_same(theirs, record.theirs)
+            theirs = moment(self._held[key].get(name))
+            moved = not _is_same(theirs, record.theirs)
             # what the teacher's calls left alone was changed outside of the student's
-            end = moment(_at(self._ours, key).get(name)) if moved else record.read
+            end = moment(self._ours[key].get(name)) if moved else record.read
             self._last[key, name] = _Record(
                 record.read, end, theirs, record.made or moved
             )
@@ -147,9 +129,6 @@ class Handed:
             self._put(each, versions)
         self._begins = False
 
-    def _theirs(self, key: Key) -> dict[str, Any]:
-        return _at(self._held, key)
-
     def hint(self, message: str) -> str:
         """Return what to add to an error of the teacher's call."""
         if not any(f"'{name}'" in message for name in self._taken):
@@ -158,31 +137,19 @@ class Handed:
             '. The student has a tensor there of which the teacher has no version: it '
             'depends on weights, and no recorded call returned it; or it is of an '
             'iteration in which the teacher was not run; or the call has changed in '
-            'place what a hook has put there; or the object there is of another class'
+            'place what a hook has put there'
         )
 
     def _put(self, each: Held, versions: Mapping[int, Any]) -> None:
-        held: Any = self._held.get(each.key[0])
-        if held is None or (len(each.key) > 1 and self._given.get(each.key) is each):
+        held = self._held.get(each.key)
+        if held is None:
             return
-        if len(each.key) > 1:
-            self._given.pop(each.key, None)
-            if not any(t.requires_grad for t in each.tensors()):  # no graph is held
-                self._given[each.key] = each
-            ours = object_at(self._ours[each.key[0]], each.key[1:])
-            theirs = object_at(held, each.key[1:])
-            if type(theirs) is not each.kind:
-                self._exchange(each.key)
-            # one object may be both's
-            if theirs is None or type(theirs) is not each.kind or theirs is ours:
-                return
-            held = held_by(theirs)
         try:
             same = all(map(is_, each.read(held), each.values))
         except KeyError:
             same = False
         if not same:
-            dict.update(held, zip(each.names, each.values))
+            held.update(zip(each.names, each.values))
         for name in each.gone:
             self._take(held, name)
         for name, value in each.numbers.items():
@@ -197,7 +164,7 @@ class Handed:
     def _put_tensors(
         self, each: Held, name: str, value: Any, versions: Mapping[int, Any]
     ) -> None:
-        held, place = self._theirs(each.key), (each.key, name)
+        held, place = self._held[each.key], (each.key, name)
         mine, parts = held.get(name), [*flat(value)]
         known = any(id(part) in versions for part in parts)
         others = [t for t in tensors_at(parts) if id(t) not in versions]
@@ -210,9 +177,9 @@ class Handed:
             return
         now, record = each.moments[name], self._last.get(place, _NONE)
         # the call itself may have changed it in place since, as the teacher's will
-        changed = not known and not is_same(now, moment(value))
+        changed = not known and not _is_same(now, moment(value))
         # what a call of the teacher has left there is its own
-        moved = bool(moment(mine)) and not is_same(moment(mine), record.theirs)
+        moved = bool(moment(mine)) and not _is_same(moment(mine), record.theirs)
         if known:
             given = not (moved and others)
         else:
@@ -232,28 +199,13 @@ class Handed:
         """Say whether the student's tensors are others than those last given."""
         before = record.end if self._begins else record.read
         if before or record.end:
-            return not is_same(each.moments[name], before)
-        mine = self._theirs(each.key).get(name)
+            return not _is_same(each.moments[name], before)
+        mine = self._held[each.key].get(name)
         return not (changed or _are_alike(each.others[name], mine))
-
-    def _exchange(self, key: Key) -> None:
-        """Take an object from the teacher where the student has none, or another."""
-        ours, theirs = (_at(held, key[:-1]) for held in (self._ours, self._held))
-        if not isinstance(ours.get(key[-1], _ABSENT), PLAIN):
-            self._take(theirs, key[-1])
 
     def _take(self, held: dict[str, Any], name: str) -> None:
         held.pop(name, None)
         self._taken.add(name)
-
-
-def _at(held: Mapping[int, dict[str, Any]], key: Key) -> dict[str, Any]:
-    """Return what a module holds, or an object of it; nothing if it is not there."""
-    found = held.get(key[0], {})
-    if len(key) > 1:
-        owner = object_at(found, key[1:])
-        return {} if owner is None else held_by(owner)
-    return found
 
 
 def _put_in(held: dict[str, Any], name: str, value: Any) -> None:
@@ -274,8 +226,8 @@ def _put_numbers(mine: Any, value: Any) -> None:
         return
     keys = range(len(value)) if isinstance(value, list) else value
     for key in keys if len(mine) == len(value) else ():
-        if isinstance(value[key], (*PLAIN, *GENERATORS, np.ndarray)):
-            mine[key] = copy_of(value[key])
+        if isinstance(value[key], PLAIN):
+            mine[key] = value[key]
 
 
 class _Copies(Dict[int, Tensor]):
@@ -287,6 +239,13 @@ class _Copies(Dict[int, Tensor]):
             if id(each) not in self:
                 self[id(each)] = each.detach().clone()
         return replaced(value, self)
+
+
+def _is_same(one: Moment, other: Moment) -> bool:
+    return len(one) == len(other) and all(
+        ref() is ref_before() is not None and version == before
+        for (ref, version), (ref_before, before) in zip(one, other)
+    )
 
 
 def _are_alike(one: Any, other: Any) -> bool:
