@@ -68,7 +68,8 @@ class Held:
 
     def tensors(self) -> list[Tensor]:
         """Return the tensors in it."""
-        return tensors_at(self.others)
+        # most modules hold none, and each call asks all of them
+        return tensors_at(self.others) if self.others else []
 
 
 class Attributes:
