@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,11 @@ def pop_self_distill(cfg: Config) -> dict[str, Any] | None:
             found = hook
             cfg.custom_hooks.remove(hook)
     return found
+
+
+def find_self_distill(cfg: Config) -> dict[str, Any] | None:
+    """Return what :func:`pop_self_distill` does of a config that stays as it is."""
+    return pop_self_distill(copy.deepcopy(cfg))
 
 
 def _is_ours(where: str, hook: Any) -> bool:

@@ -16,7 +16,7 @@ from mmselfdistill.commands.stretch import length_of, stretched
 from mmselfdistill.errors import check_number
 from mmselfdistill.hooks import GenerationHook
 from mmselfdistill.hooks.base import DistillHook
-from mmselfdistill.zoo import find_config, pop_self_distill
+from mmselfdistill.zoo import find_config, find_self_distill, pop_self_distill
 
 HEADER = '# Written by `mmselfdistill control`.'
 
@@ -87,7 +87,7 @@ def hook_of(cfg: Config) -> DistillHook:
         ValueError: If there is none, or it compares nothing, or it counts in another
             unit than the config's loop.
     """
-    settings = pop_self_distill(copy.deepcopy(cfg))
+    settings = find_self_distill(cfg)
     if settings is None:
         raise ValueError(
             'the config has no hook of mmselfdistill, neither in default_hooks nor in '

@@ -10,7 +10,6 @@ config by a flag, and serves MMDetection and MMSegmentation alike.
 from __future__ import annotations
 
 import argparse
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from mmselfdistill.commands.launching import (
 )
 from mmselfdistill.commands.stretch import counts_epochs
 from mmselfdistill.errors import nearest
-from mmselfdistill.zoo import pop_self_distill
+from mmselfdistill.zoo import find_self_distill, pop_self_distill
 
 SCHEMES = ('generation', 'ema')
 
@@ -154,7 +153,7 @@ def prepare(args: argparse.Namespace) -> Config:
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)
     try:
-        pop_self_distill(copy.deepcopy(cfg))
+        find_self_distill(cfg)
     except ValueError as error:  # a hook is misspelt
         raise SystemExit(str(error)) from error
     if args.amp:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Callable, Sequence
 
@@ -15,7 +15,7 @@ from mmselfdistill.core.attributes import Attributes
 from mmselfdistill.core.average import averaged
 from mmselfdistill.core.flow import Flow
 from mmselfdistill.core.foreign import Foreign
-from mmselfdistill.core.freeze import add_hooks
+from mmselfdistill.core.freeze import add_hooks, check_same_weights
 from mmselfdistill.core.given import check_given, of_the_loss
 from mmselfdistill.core.handed import Left
 from mmselfdistill.core.pairs import Pair, pair
@@ -167,6 +167,7 @@ class Comparison:
         alone = [batch.side(self.student, calls) for _ in range(2)]
         sides = alone
         if teacher is not None and due:
+            check_same_weights(teacher, self.student)
             add_hooks(teacher, self.student, self.acting)
             with uncalled(self.student):
                 sides = [*self.sides(teacher, due, calls, batch)]
@@ -235,16 +236,13 @@ class Comparison:
         if self._left is None:
             self._left = twin.handed.left(not self.checked or self.reuse.proves)
         left = self._left
-        first = [] if self.checked else [Foreign(groups, twin.memory)]
+        # once: later it may be answered with what the student returned
+        watched = iter([] if self.checked else [Foreign(groups, twin.memory)])
 
         def repeat() -> list[Call]:
             twin.handed.put_back(left)
-            with ExitStack() as stack:
-                stack.enter_context(lend(self.student, teacher, self.plan.shared))
-                stack.enter_context(twin.unmoved.held())
-                if first:
-                    # once: later it may be answered with what the student returned
-                    stack.enter_context(first.pop())
+            lent = lend(self.student, teacher, self.plan.shared)
+            with lent, twin.unmoved.held(), next(watched, nullcontext()):
                 made = replay(
                     *(teacher, groups, self.plan, twin.versions, batch.views),
                     dtype=self.dtype,

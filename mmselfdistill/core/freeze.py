@@ -8,7 +8,7 @@ import threading
 import types
 import weakref
 from collections import OrderedDict
-from typing import Any, Callable, Collection, Dict, Iterator, Mapping
+from typing import Any, Callable, Collection, Dict
 
 import torch
 from torch import Tensor, nn
@@ -75,19 +75,12 @@ def make_teacher(student: nn.Module, hooks: Collection[Hook] = ()) -> nn.Module:
     return teacher
 
 
-def add_hooks(teacher: nn.Module, student: nn.Module, hooks: Collection[Hook]) -> None:
-    """Give a teacher that is there hooks of the student, as :func:`make_teacher` does.
-
-    Args:
-        teacher (nn.Module): A copy of the student.
-        student (nn.Module): Has the hooks.
-        hooks (Collection[Callable]): Those that return new values: they are a part of
-            the model.
+def check_same_weights(teacher: nn.Module, student: nn.Module) -> None:
+    """See that a student has made no weights since its teacher was copied.
 
     Raises:
-        RuntimeError: If the student has made a part with weights since.
+        RuntimeError: If it has.
     """
-    copies, ours = _Copies(student, hooks), dict(teacher.named_modules())
     theirs = dict(teacher.named_parameters(remove_duplicate=False))
     for name, _ in student.named_parameters(remove_duplicate=False):
         if name not in theirs:
@@ -96,31 +89,39 @@ def add_hooks(teacher: nn.Module, student: nn.Module, hooks: Collection[Hook]) -
                 'which was copied before, would begin with another. Make it where the '
                 'model is built'
             )
-    for path, module in _in_both(student, ours):
-        copies[id(module)] = ours[path]
+
+
+def add_hooks(teacher: nn.Module, student: nn.Module, hooks: Collection[Hook]) -> None:
+    """Give a teacher that is there hooks of the student, as :func:`make_teacher` does.
+
+    Args:
+        teacher (nn.Module): A copy of the student.
+        student (nn.Module): Has the hooks.
+        hooks (Collection[Callable]): Those that return new values: they are a part of
+            the model.
+    """
+    copies, ours = _Copies(student, hooks), dict(teacher.named_modules())
+    pairs = [
+        (module, ours[path])
+        for path, module in student.named_modules()
+        # one without weights may have been made since
+        if path in ours
+    ]
+    for module, twin in pairs:
+        copies[id(module)] = twin
         for held in ('_parameters', '_buffers'):
-            twins = vars(ours[path])[held]
             for name, tensor in vars(module)[held].items():
-                copies[id(tensor)] = twins.get(name)
-    for path, module in _in_both(student, ours):
+                copies[id(tensor)] = vars(twin)[held].get(name)
+    for module, twin in pairs:
         for name, companions in HOOKS.items():
             for key, hook in vars(module)[name].items():
                 if copies.keeps(hook):
-                    vars(ours[path])[name][key] = copies.copied(hook)
+                    vars(twin)[name][key] = copies.copied(hook)
                     for each in companions:
                         flags = vars(module)[each]
                         if key in flags:
-                            vars(ours[path])[each][key] = flags[key]
+                            vars(twin)[each][key] = flags[key]
     copies.forget()
-
-
-def _in_both(
-    student: nn.Module, ours: Mapping[str, nn.Module]
-) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the student's modules but those made since, such as a resizing."""
-    for path, module in student.named_modules():
-        if path in ours:
-            yield path, module
 
 
 def _copy(student: nn.Module, hooks: Collection[Hook]) -> nn.Module:
