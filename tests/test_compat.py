@@ -192,11 +192,19 @@ def test_a_loader_inside_leaves_the_guard_to_the_block_around(
 
 @strict_loading
 def test_the_old_name_of_numpys_core_is_not_needed(
-    monkeypatch: pytest.MonkeyPatch,
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if hasattr(np, '_core'):
         monkeypatch.delattr(np, 'core', raising=False)
-    allow_mmengine_checkpoints()
+    known = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    try:
+        allow_mmengine_checkpoints()
+        with mmengine_checkpoints():
+            assert torch.load(checkpoint, weights_only=True)['meta']['iter'] == 4
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(known)
 
 
 class Forged:
