@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Mapping
 
 from mmselfdistill.errors import check_choice, check_number
@@ -71,6 +71,12 @@ class Schedule:
         elapsed = progress - self.begin
         ramp = min(elapsed / self.warmup, 1.0) if self.warmup > 0 else 1.0
         return ramp * self._decay(progress)
+
+    def __str__(self) -> str:
+        """Return the type, and the settings that are not the default."""
+        given = {f.name: getattr(self, f.name) for f in fields(self)}
+        changed = [f for f in fields(self)[1:] if given[f.name] != f.default]
+        return ', '.join([self.type, *(f'{f.name}={given[f.name]}' for f in changed)])
 
     def clamped(self, progress: float) -> float:
         """Return the factor where it does not end: of what is never off.

@@ -123,3 +123,10 @@ def test_a_schedule_that_is_no_dict():
         ValueError, match=r'^schedule: expected a dict, .*, but got 0\.5'
     ):
         build_schedule(0.5, 'schedule')
+
+
+def test_it_is_written_with_what_is_not_the_default():
+    assert str(build(type='cosine', begin=0.0, stop=0.01)) == 'cosine'
+    assert str(build(begin=0.3, warmup=0.2)) == 'constant, begin=0.3, warmup=0.2'
+    step = build(type='step', milestones=[0.5], over='run')
+    assert str(step) == 'step, milestones=(0.5,), over=run'

@@ -28,7 +28,7 @@ def describe(distiller: Distiller) -> str:
             term.site.name,
             type(term.loss).__name__,
             f'{distiller.loss_weight * term.weight:g}',
-            term.schedule.type,
+            str(term.schedule),
             ' '.join(labeled.shapes.get(term.name, [])) or '-',
         ]
         if unlabeled is not None:
