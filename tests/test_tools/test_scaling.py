@@ -12,7 +12,9 @@ from tools.benchmarks.memory import peak_bytes
 from tools.benchmarks.scaling import (
     AXES,
     DETECTOR,
+    DETR,
     MORE,
+    SEGMENTOR,
     Shares,
     growth,
     points,
@@ -42,6 +44,20 @@ def test_terms_alone_are_the_terms_of_an_iteration() -> None:
         alone = shares.term(term) / pairs
         assert alone > 0
         torch.testing.assert_close(alone, losses[f'sd_{term.name}'].detach())
+
+
+def test_the_smallest_batch_of_a_segmentor_trains() -> None:
+    smallest = points(SEGMENTOR)['batch'][0]
+    shares = Shares(smallest._replace(size=64, classes=19).subject())
+    names = {term.name for term in shares.terms}
+    assert names == {'features', 'logits', *MORE}
+
+
+def test_queries_are_counted() -> None:
+    point = points(DETR)['queries'][0]._replace(size=64, classes=20, queries=50)
+    shares = Shares(point.subject())
+    shapes = shares.distiller.labeled.shapes
+    assert shapes['logits'] == ['50x20']
 
 
 def test_growth_is_the_exponent() -> None:

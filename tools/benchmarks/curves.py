@@ -18,6 +18,7 @@ _LABELS = dict(
     size='side of the images, pixels',
     batch='images in the batch',
     classes='classes',
+    queries='queries',
     terms='terms',
 )
 Costs = Mapping[int, Mapping[str, float]]  # by the value on the axis, and by term
@@ -36,8 +37,9 @@ def draw(
             forward.
         path (Path): Of the picture.
     """
+    rows, columns = len(axes), len(_LABELS)
     figure, panels = plt.subplots(
-        len(axes), len(_LABELS), squeeze=False, sharey='row', figsize=(13, 6)
+        rows, columns, squeeze=False, sharey='row', figsize=(3 * columns, 3 * rows)
     )
     names = list(dict.fromkeys(name for found in ratios.values() for name in found))
     colors = {name: f'C{index}' for index, name in enumerate(names)}
@@ -50,7 +52,10 @@ def draw(
         every = list(ratios[each['batch'][0]].items())
         costs['terms'] = {n: dict(every[:n]) for n in range(1, len(every) + 1)}
         for panel, axis in zip(row, _LABELS):
-            _panel(panel, axis, costs[axis], colors)
+            if axis in costs:
+                _panel(panel, axis, costs[axis], colors)
+            else:
+                panel.axis('off')
         row[0].set_ylabel(f'{short(model)}\ncost / teacher forward')
     handles = [Line2D([], [], color=c, marker='o') for c in colors.values()]
     handles.append(Line2D([], [], color='black', linestyle='--'))

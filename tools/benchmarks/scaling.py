@@ -1,4 +1,4 @@
-"""The cost of each term against the size of images, of batches and of class lists.
+"""The cost of each term against the size of images and the number of what there is.
 
 Everything is a ratio to the teacher's forward, of the same model on the same batch: the
 arithmetic of both grows with the image, so that small images on a CPU tell what large
@@ -36,14 +36,22 @@ from tools.benchmarks.memory import peak_bytes
 from tools.benchmarks.results import Results, short
 from tools.benchmarks.subjects import MODELS, Subject, device_name, subject_of
 
-DETECTOR, SEGMENTOR = MODELS[0], MODELS[6]
+DETECTOR, DETR, SEGMENTOR = MODELS[0], MODELS[4], MODELS[6]
 # one axis varies while the others stay at their first value
 AXES: dict[str, dict[str, tuple[int, ...]]] = {
     DETECTOR: dict(
         size=(96, 64, 128, 192), batch=(1, 2, 4), classes=(80, 20, 320, 1203)
     ),
+    # its queries are chosen among the positions of all levels
+    DETR: dict(
+        size=(256, 192, 384),
+        batch=(1, 2, 4),
+        classes=(80, 20, 320, 1203),
+        queries=(300, 100, 900),
+    ),
+    # the norm of its pooled branch needs two images
     SEGMENTOR: dict(
-        size=(96, 64, 128, 192), batch=(1, 2, 4), classes=(150, 19, 40, 80)
+        size=(96, 64, 128, 192), batch=(2, 4, 8), classes=(150, 19, 40, 80)
     ),
 }
 # terms besides the defaults, by name
@@ -55,26 +63,28 @@ MORE: dict[str, dict[str, Any]] = dict(
 
 
 class Point(NamedTuple):
-    """A model at one size, with so many images and classes."""
+    """A model at one size, with so many images, classes and queries."""
 
     model: str
     size: int
     batch: int
     classes: int
+    queries: int = 0
 
     def subject(self) -> Subject:
         """Return the model and its batch."""
         cfg = read_config(self.model, None)
-        _set_classes(cfg.model, self.classes)
+        _set(cfg.model, 'num_classes', self.classes)
+        _set(cfg.model, 'num_queries', self.queries)
         return subject_of(cfg, self.size, self.batch)
 
 
-def _set_classes(cfg: Any, count: int) -> None:
+def _set(cfg: Any, name: str, count: int) -> None:
     for value in cfg.values() if isinstance(cfg, dict) else cfg:
         if isinstance(value, (dict, list)):
-            _set_classes(value, count)
-    if isinstance(cfg, (dict, Config)) and 'num_classes' in cfg:
-        cfg['num_classes'] = count
+            _set(value, name, count)
+    if isinstance(cfg, (dict, Config)) and name in cfg:
+        cfg[name] = count
 
 
 def points(model: str) -> dict[str, list[Point]]:
