@@ -17,7 +17,7 @@ $(if $(filter $(STACK),$(stacks)),,$(error STACK=$(STACK): choose one of $(stack
 # openmmlab, the default, has the plain names
 suffix = $(STACK:openmmlab=)
 venv := .venv$(if $(suffix),-$(suffix))
-zoo_dir := work_dirs/zoo_$(STACK)
+zoo_dir := docs/benchmarks/zoo_$(STACK)
 python := $(venv)/bin/python
 zoo := docs/zoo$(if $(suffix),_$(suffix)).md
 # what depends on the versions of PyTorch and the frameworks
@@ -82,8 +82,8 @@ zoo: install
 			--zoo-dir=$(zoo_dir) --zoo-filter='$(FILTER)' --zoo-choice=$$choice; \
 		case $$? in 0) ;; 1) failed=1 ;; 5) break ;; *) exit 1 ;; esac; \
 	done; \
-	PYTHONPATH="tests:$$PYTHONPATH" $(python) -m zoo.report \
-		$(zoo_dir)/results.jsonl $(zoo) --filter='$(FILTER)' && exit $$failed
+	PYTHONPATH="tests:$$PYTHONPATH" $(python) -m zoo.report $(zoo_dir) $(zoo) && \
+		exit $$failed
 
 bench-accuracy: install
 	PYTHONWARNINGS=ignore $(python) -m tools.benchmarks.accuracy $(ACCURACY_ARGS)

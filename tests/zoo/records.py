@@ -37,11 +37,17 @@ class Records:
         """Return the records of this version by their configs."""
         return {r['key']: r for r in self.every() if r['version'] == self.version}
 
-    def latest(self) -> dict[str, dict[str, Any]]:
-        """Return the same or, if there are none, the records of the last version."""
-        every = self.every()
-        last = every[-1]['version'] if every else self.version
-        return self.read() or {r['key']: r for r in every if r['version'] == last}
+    def newest(self) -> list[dict[str, Any]]:
+        """Return the newest record of each config, of any version, by their keys."""
+        newest = {r['key']: r for r in self.every()}
+        return [newest[key] for key in sorted(newest)]
+
+    def compact(self) -> None:
+        """Leave the newest record of each config in the file."""
+        lines = [f'{json.dumps(record)}\n' for record in self.newest()]
+        partial = self.path.with_suffix('.partial')
+        partial.write_text(''.join(lines))
+        partial.replace(self.path)
 
     def add(self, key: str, record: dict[str, Any], seconds: float) -> dict[str, Any]:
         """Keep the record of a config at once, next to what other processes write."""

@@ -1,15 +1,14 @@
 """Write docs/zoo.md from the records of the configs that were tried.
 
-    PYTHONPATH=tests python -m zoo.report work_dirs/zoo/results.jsonl docs/zoo.md
+    PYTHONPATH=tests python -m zoo.report docs/benchmarks/zoo_openmmlab docs/zoo.md
 
-Those of this version of the package are written or, if there are none, those of the
-version that was tried last.
+The newest record of each config is written. The page says how many of them are of this
+version of the package. Older records of a config are removed from the file.
 """
 
 from __future__ import annotations
 
 import argparse
-import re
 from collections import Counter
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as version_of
@@ -52,27 +51,24 @@ left out.
 """
 
 
-def write_report(
-    path: Path, records: Sequence[dict[str, Any]], pattern: str = ''
-) -> None:
+def write_report(path: Path, records: Sequence[dict[str, Any]], version: str) -> None:
     """Write the counts, then one row for each config.
 
     Args:
         path (Path): The file.
         records (Sequence[dict]): What was found, in the zoo's order.
-        pattern (str): The regular expression by which configs were chosen. Defaults
-            to '': all were tried.
+        version (str): The version of the package, as in the records.
     """
     stock = [record for record in records if record['part'] != 'stock']
     done = [record for record in stock if record['part'] == 'done']
     ratios = [max(_ratios(record)) for record in done]
     unlabeled = sum('terms' in record['unlabeled'] for record in done)
     exact, largest = sum(ratio == 0 for ratio in ratios), max(ratios, default=0)
-    sentence = f'Only configs whose name matches `{pattern}` were tried.\n'
-    only = [sentence] if pattern else []
+    today = sum(record['version'] == version for record in records)
     lines = [
         HEAD,
-        *only,
+        f'{today} of the {len(records)} rows were tried on the present source of the',
+        'package, the others on earlier ones.\n',
         f'Versions: {", ".join(_versions())}.\n',
         '| | configs |',
         '|---|---|',
@@ -198,15 +194,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('results', type=Path, help='results.jsonl')
+    parser.add_argument('folder', type=Path, help='of results.jsonl')
     parser.add_argument('out', type=Path, help='the page to write')
-    parser.add_argument('--filter', default='', help='regular expression on names')
     args = parser.parse_args()
-    records = Records(args.results).latest()
-    if not records:
-        raise SystemExit(f'{args.results}: no config was tried')
-    chosen = [records[key] for key in sorted(records) if re.search(args.filter, key)]
-    write_report(args.out, chosen, args.filter)
+    records = Records(args.folder / 'results.jsonl')
+    if not records.every():
+        raise SystemExit(f'{records.path}: no config was tried')
+    records.compact()
+    write_report(args.out, records.newest(), records.version)
 
 
 if __name__ == '__main__':
