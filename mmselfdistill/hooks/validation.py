@@ -73,12 +73,15 @@ def check_save_best(hook: Any, runner: Runner) -> None:
 
 @torch.no_grad()
 def validate(runner: Runner) -> dict[str, Any]:
-    """Return the metrics of the model as it is, by the loader and evaluator of the run.
+    """Return the metrics of the teacher, which is in the model's place by now.
+
+    They are of the run's own loader and evaluator, which may print what they find.
 
     No random stream is moved: a loader draws the seed of its workers.
     """
     loop: Any = runner.val_loop
     model: Any = runner.model
+    runner.logger.info('self_distill: what follows is of the teacher')
     model.eval()
     with forked_rng(), autocast(enabled=loop.fp16):
         for batch in loop.dataloader:
