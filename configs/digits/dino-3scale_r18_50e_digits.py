@@ -4,7 +4,7 @@ _base_ = [
 ]
 attention = dict(embed_dims=256, num_heads=8, dropout=0.0)
 deformable = dict(**attention, num_levels=3)
-ffn = dict(embed_dims=256, feedforward_channels=256, ffn_drop=0.0)
+ffn = dict(embed_dims=256, feedforward_channels=128, ffn_drop=0.0)
 model = dict(
     type='DINO',
     num_queries=30,
@@ -35,11 +35,11 @@ model = dict(
         num_outs=3,
     ),
     encoder=dict(
-        num_layers=2,
+        num_layers=1,
         layer_cfg=dict(self_attn_cfg=deformable, ffn_cfg=ffn),
     ),
     decoder=dict(
-        num_layers=3,
+        num_layers=2,
         return_intermediate=True,
         layer_cfg=dict(self_attn_cfg=attention, cross_attn_cfg=deformable, ffn_cfg=ffn),
         post_norm_cfg=None,
@@ -76,5 +76,5 @@ optim_wrapper = dict(
     _delete_=True,
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=0.002, weight_decay=0.0001),
-    clip_grad=dict(max_norm=0.1, norm_type=2),
+    clip_grad=dict(max_norm=1.0, norm_type=2),
 )
