@@ -191,6 +191,7 @@ def main() -> None:
     for cell in cells:
         print(f'\n### {cell.model}, {cell.regime}\n\n{table(cell)}')
     if args.out:
+        args.out.mkdir(parents=True, exist_ok=True)
         draw(cells, args.out / 'benchmark.png')
 
 
