@@ -213,10 +213,11 @@ def ratios(record: dict[str, Any]) -> dict[str, float]:
 def _line(point: Point, record: dict[str, Any]) -> str:
     shares = [f'{name} {value:.3f}' for name, value in ratios(record).items()]
     teacher = record['seconds']['teacher']
+    queries = f', {point.queries} queries' if point.queries else ''
     return (
-        f'{short(point.model)}, {point.batch} x {point.size}, {point.classes} classes: '
-        f'the teacher '
-        f'{1000 * teacher:.0f} ms; of that, {", ".join(shares)}'
+        f'{short(point.model)}, {point.batch} x {point.size}, {point.classes} '
+        f'classes{queries}: the teacher {1000 * teacher:.0f} ms; of that, '
+        f'{", ".join(shares)}'
     )
 
 
