@@ -81,7 +81,8 @@ def _state_of(model: nn.Module, seam: Seam) -> dict[str, Any]:
 def _recording(
     seam: Seam, state: dict[str, Any], recording: Recording, method: Method
 ) -> Method:
-    @wraps(method)
+    # PyTorch 2.1 skips a wrapper that has the attributes of a method it does not compile
+    @wraps(method, updated=())
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         outermost = recording.to_repeat and recording.depth == 0
         # a module in the state is the model's own: the teacher has another
