@@ -81,7 +81,7 @@ def _state_of(model: nn.Module, seam: Seam) -> dict[str, Any]:
 def _recording(
     seam: Seam, state: dict[str, Any], recording: Recording, method: Method
 ) -> Method:
-    # PyTorch 2.1 skips a wrapper that has the attributes of a method it does not compile
+    # PyTorch 2.1 skips a wrapper with the attributes of a method it does not compile
     @wraps(method, updated=())
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         outermost = recording.to_repeat and recording.depth == 0
