@@ -25,8 +25,18 @@ def inspect(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def rows(text: str) -> dict[str, list[str]]:
     """Return the cells of each row of the table by its term."""
-    lines = [x.strip('|').split('|') for x in text.splitlines() if '| ' in x]
-    return {cells[0].strip(): [c.strip() for c in cells[1:]] for cells in lines}
+    found: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        if '| ' not in line:
+            continue
+        term, *cells = [cell.strip() for cell in line.strip('|').split('|')]
+        if term:
+            found[term] = cells
+        else:  # a row goes on
+            last = [*found][-1]
+            pairs = zip(found[last], cells)
+            found[last] = [f'{one} {more}'.strip() for one, more in pairs]
+    return found
 
 
 def test_shows_the_defaults_of_a_config_that_knows_nothing_of_us() -> None:
@@ -36,8 +46,8 @@ def test_shows_the_defaults_of_a_config_that_knows_nothing_of_us() -> None:
     table = rows(done.stdout)
     # 4 anchors at strides 4, 8 and 16, of two images of 64 pixels
     anchors = 2 * 4 * (16**2 + 8**2 + 4**2)
-    values = ['logits', 'SoftTargetLoss', '1', 'constant', f'{anchors}x10']
-    assert table['logits'] == values
+    time = 'constant, begin=0.5, warmup=0.2'
+    assert table['logits'] == ['logits', 'SoftTargetLoss', '1', time, f'{anchors}x10']
     assert table['boxes'][-1] == f'{anchors}x4'
     assert 'needs it: extract_feat, bbox_head.forward.' in done.stdout
     # a forward and about two backward passes, and the teacher's forward
