@@ -74,9 +74,11 @@ class Schedule:
 
     def __str__(self) -> str:
         """Return the type, and the settings that are not the default."""
-        given = {f.name: getattr(self, f.name) for f in fields(self)}
-        changed = [f for f in fields(self)[1:] if given[f.name] != f.default]
-        return ', '.join([self.type, *(f'{f.name}={given[f.name]}' for f in changed)])
+        given = [(f.name, getattr(self, f.name), f.default) for f in fields(self)[1:]]
+        changed = [
+            f'{name}={value}' for name, value, default in given if value != default
+        ]
+        return ', '.join([self.type, *changed])
 
     def clamped(self, progress: float) -> float:
         """Return the factor where it does not end: of what is never off.

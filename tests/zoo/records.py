@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from mmselfdistill.version import source_hash
+from tools.benchmarks.results import write_whole
 
 
 def version() -> str:
@@ -45,9 +46,7 @@ class Records:
     def compact(self) -> None:
         """Leave the newest record of each config in the file."""
         lines = [f'{json.dumps(record)}\n' for record in self.newest()]
-        partial = self.path.with_suffix('.partial')
-        partial.write_text(''.join(lines))
-        partial.replace(self.path)
+        write_whole(self.path, ''.join(lines))
 
     def add(self, key: str, record: dict[str, Any], seconds: float) -> dict[str, Any]:
         """Keep the record of a config at once, next to what other processes write."""

@@ -198,10 +198,11 @@ def main() -> None:
     parser.add_argument('out', type=Path, help='the page to write')
     args = parser.parse_args()
     records = Records(args.folder / 'results.jsonl')
-    if not records.every():
+    newest = records.newest()
+    if not newest:
         raise SystemExit(f'{records.path}: no config was tried')
     records.compact()
-    write_report(args.out, records.newest(), records.version)
+    write_report(args.out, newest, records.version)
 
 
 if __name__ == '__main__':
