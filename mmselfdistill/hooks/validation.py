@@ -81,7 +81,7 @@ def validate(runner: Runner) -> dict[str, Any]:
     """
     loop: Any = runner.val_loop
     model: Any = runner.model
-    runner.logger.info('self_distill: what follows is of the teacher')
+    runner.logger.info('self_distill: the teacher is validated next')
     model.eval()
     with forked_rng(), autocast(enabled=loop.fp16):
         for batch in loop.dataloader:

@@ -162,7 +162,7 @@ def test_the_teachers_metrics_are_those_of_its_weights(runs: Runs) -> None:
     student.load_state_dict(runs.hook(runner).distiller.teacher.state_dict())
     (log,) = Path(runner.log_dir).glob('*.log')
     # two tables of metrics, and which is whose
-    parts = log.read_text().split('what follows is of the teacher')
+    parts = log.read_text().split('self_distill: the teacher is validated next')
     assert [part.count('per class results') for part in parts] == [1, 1]
     again = runner.val()
     assert again['aAcc'] == pytest.approx(found['teacher/aAcc'])
