@@ -150,6 +150,8 @@ def compare(
 ) -> list[Table]:
     """Compare runs: write the picture, and return the tables.
 
+    The teacher of a run that validated it is in them too, under a name of its own.
+
     Args:
         folders (Sequence[Path]): Their work dirs.
         picture (Path): To be written.
@@ -166,15 +168,17 @@ def compare(
         ValueError: If a folder holds no run, or runs and files do not go together.
     """
     called = names_of(folders, names)
-    runs = [Run.read(folder, name) for folder, name in zip(folders, called)]
-    chosen = shared_metrics(runs, metrics)
+    read = [Run.read(folder, name) for folder, name in zip(folders, called)]
+    runs = [run.sides()[0] for run in read]
+    shown = [*runs, *(side for run in read for side in run.sides()[1:])]
+    chosen = shared_metrics(shown, metrics)
     if predictions and len(predictions) != len(runs):
         raise ValueError(f'--predictions: {len(predictions)} for {len(runs)} runs')
     judged = [
         judge(read_predictions(path), annotations, min_score, class_names(folder))
         for path, folder in zip(predictions, folders)
     ]
-    tables = [table_of(runs, metric) for metric in chosen]
+    tables = [table_of(shown, metric) for metric in chosen]
     tables[0].caption = caution_of([seed_of(folder) for folder in folders])
     classes = [j.classes for j in judged] or [run.classes() for run in runs]
     gains = differences_of(*classes[:2]) if len(runs) > 1 else {}
@@ -185,10 +189,10 @@ def compare(
     # matplotlib takes a second to import
     from mmselfdistill.commands.pictures import draw_comparison
 
-    curves = {run.name: run.curve(chosen[0]) for run in runs}
+    curves = {m: {run.name: run.curve(m) for run in shown} for m in chosen}
     calibrations = {run.name: j.calibration for run, j in zip(runs, judged)}
     picture.parent.mkdir(parents=True, exist_ok=True)
-    draw_comparison(picture, chosen[0], curves, gains, calibrations)
+    draw_comparison(picture, curves, gains, calibrations)
     return tables
 
 

@@ -40,8 +40,7 @@ STYLE: Any = {
 
 def draw_comparison(
     path: Path,
-    metric: str,
-    curves: Mapping[str, Curve],
+    curves: Mapping[str, Mapping[str, Curve]],
     differences: Mapping[str, float],
     calibrations: Mapping[str, Calibration],
 ) -> None:
@@ -49,21 +48,23 @@ def draw_comparison(
 
     Args:
         path (Path): The picture to write.
-        metric (str): Its name.
-        curves (Mapping[str, Curve]): The metric of each run, by the run's name.
+        curves (Mapping[str, Mapping[str, Curve]]): Of each metric, by the run's name.
         differences (Mapping[str, float]): Of each class, between the first two runs;
             may be empty.
         calibrations (Mapping[str, Calibration]): Of the runs' predictions; may be
             empty.
     """
-    more = [bool(differences), bool(calibrations)]
+    rows = len(curves) + bool(differences or calibrations)
     with plt.rc_context(STYLE):
-        rows = 2 if any(more) else 1
         figure, grid = plt.subplots(rows, 3, figsize=(13, 4.2 * rows), squeeze=False)
-        draw_curves(grid[0], metric, curves)
-        free = list(grid[1]) if rows == 2 else []
+        first, *others = curves.items()
+        draw_curves(grid[0], *first)
+        for row, (metric, each) in zip(grid[1:], others):
+            draw_metric(row[0], row[1], metric, each)
+            row[2].set_visible(False)
+        free = list(grid[len(curves)]) if rows > len(curves) else []
         if differences:
-            draw_classes(free.pop(0), list(curves), differences)
+            draw_classes(free.pop(0), list(first[1]), differences)
         if calibrations:
             draw_calibration(free.pop(0), calibrations)
             draw_counts(free.pop(0), calibrations)
@@ -75,39 +76,51 @@ def draw_comparison(
 def draw_curves(row: Any, metric: str, curves: Mapping[str, Curve]) -> None:
     """Draw a metric by length and by time, the task's loss, and the figure's legend."""
     left, middle, right = row
+    draw_metric(left, middle, metric, curves)
+    draw_losses(right, curves)
+    # above the panels: on them, long names would hide the curves
+    named = left.get_legend_handles_labels()
+    left.figure.legend(*named, loc='upper center', ncol=COLUMNS)
+
+
+def draw_metric(
+    left: Axes, right: Axes, metric: str, curves: Mapping[str, Curve]
+) -> None:
+    """Draw a metric by length and by time."""
     # of another unit than the rest: all by iteration
     units = {curve.unit for curve in curves.values()}
     unit = units.pop() if len(units) == 1 else 'iterations'
     longest = max(curve.hours_at([curve.length])[0] for curve in curves.values())
-    minutes = longest < 1
+    time, factor = ('minutes', 60) if longest < 1 else ('hours', 1)
     for (name, curve), tone, mark in _styled(curves):
         how: Any = dict(marker=mark, color=tone, label=name, lw=1.8, ms=4.5)
         at = np.array(sorted(curve.scores))
         scores = [curve.scores[i] for i in at]
         x = at if unit == curve.unit else [curve.iterations_at(i) for i in at]
         left.plot(x, scores, **how)
-        middle.plot(curve.hours_at(at) * (60 if minutes else 1), scores, **how)
+        right.plot(curve.hours_at(at) * factor, scores, **how)
+    left.set(title='validation, by length', xlabel=unit)
+    right.set(title='validation, by time', xlabel=f'{time} of training')
+    left.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    right.xaxis.set_major_locator(MaxNLocator(6))
+    for axes in (left, right):
+        axes.set_ylabel(f'{metric}, %')
+        axes.grid(color=GRID, lw=0.6)
+
+
+def draw_losses(axes: Axes, curves: Mapping[str, Curve]) -> None:
+    """Draw the loss on labels."""
+    for (name, curve), tone, _ in _styled(curves):
         steps = [entry['step'] for entry in curve.train]
         losses = [task_loss(entry) for entry in curve.train]
-        right.plot(steps, losses, color=tone, label=name, lw=1.2)
-    time = 'minutes' if minutes else 'hours'
-    left.set(title='validation, by length', xlabel=unit)
-    middle.set(title='validation, by time', xlabel=f'{time} of training')
-    right.set(title='training', xlabel='iterations', ylabel='task loss', yscale='log')
-    for axes in (left, middle):
-        axes.set_ylabel(f'{metric}, %')
-    left.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    middle.xaxis.set_major_locator(MaxNLocator(6))
-    right.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.plot(steps, losses, color=tone, label=name, lw=1.2)
+    axes.set(title='training', xlabel='iterations', ylabel='task loss', yscale='log')
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     # 0.6, not 6 x 10^-1
-    right.yaxis.set_minor_formatter(NullFormatter())
-    right.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    right.yaxis.set_major_formatter(StrMethodFormatter('{x:g}'))
-    for axes in row:
-        axes.grid(color=GRID, lw=0.6)
-    # above the panels: on them, long names would hide the curves
-    named = left.get_legend_handles_labels()
-    left.figure.legend(*named, loc='upper center', ncol=COLUMNS)
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(StrMethodFormatter('{x:g}'))
+    axes.grid(color=GRID, lw=0.6)
 
 
 def draw_classes(

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from mmengine.config import Config
 from mmengine.registry import DATASETS
+
+# begins the names of the teacher's metrics
+TEACHER = 'teacher/'
 
 
 def percent(metric: str, value: float) -> float:
@@ -136,6 +139,26 @@ class Run:
             )
         unit = 'epochs' if self.by_epoch else 'iterations'
         return Curve(unit, max(scores), self.train, scores)
+
+    def sides(self) -> list[Run]:
+        """Return the student's run and the teacher's, of which each was validated.
+
+        The teacher's has the stock names of its metrics: `validate='both'` logs them as
+        ``teacher/coco/bbox_mAP``.
+        """
+        student: dict[int, dict[str, float]] = {}
+        teacher: dict[int, dict[str, float]] = {}
+        for at, values in self.metrics.items():
+            for key, value in values.items():
+                if key.startswith(TEACHER):
+                    teacher.setdefault(at, {})[key[len(TEACHER) :]] = value
+                else:
+                    student.setdefault(at, {})[key] = value
+        found = [replace(self, metrics=student)]
+        if teacher:
+            name = f'{self.name} (teacher)'
+            found.append(replace(self, name=name, metrics=teacher))
+        return [run for run in found if run.names()] or [self]
 
     def classes(self) -> dict[str, float]:
         """Return the last AP of each class, where COCO's metric is ``classwise``."""

@@ -319,7 +319,7 @@ def test_the_picture_has_a_panel_for_all_that_is_known(tmp_path: Path) -> None:
     assert centres == pytest.approx([33, 93, 37, 97])
     line = drawn['calibration'].lines[1]
     assert line.get_xydata().tolist() == [[35, 20], [100, 90]]
-    draw_comparison(tmp_path / 'a.png', 'mIoU', dict(p=curve), {}, {})
+    draw_comparison(tmp_path / 'a.png', dict(mIoU=dict(p=curve)), {}, {})
     assert cv2.imread(str(tmp_path / 'a.png')).shape == (462, 1430, 3)
 
 
@@ -337,6 +337,35 @@ def test_predictions_of_each_run(tmp_path: Path) -> None:
     assert calibration == [['one', '1', '25.00 %'], ['other', '1', '75.00 %']]
     with pytest.raises(ValueError, match='--predictions: 1 for 2 runs'):
         compare(folders, tmp_path / 'a.png', predictions=files[:1])
+
+
+def test_a_teacher_that_was_validated_is_a_row_of_its_own(tmp_path: Path) -> None:
+    steps = epochs(1, 1.0, 1.0)
+    # both, as `validate='both'` logs them; there is no teacher at the first validation
+    both = {MAP: 0.3, f'teacher/{MAP}': 0.5, 'step': 2}
+    log(tmp_path / 'ours/1', *steps, {MAP: 0.2, 'step': 1}, both)
+    log(tmp_path / 'other/1', *steps, {f'teacher/{MAP}': 0.6, 'step': 2})
+    log(tmp_path / 'plain/1', *steps, {MAP: 0.4, 'step': 2})
+    folders = [tmp_path / name for name in ('ours', 'other', 'plain')]
+    (table,) = cells(compare(folders, tmp_path / 'a.png'))
+    assert [row[:4] for row in table] == [
+        ['ours', '30.0', '30.0', '2'],
+        ['other (teacher)', '60.0', '60.0', '2'],
+        ['plain', '40.0', '40.0', '2'],
+        ['ours (teacher)', '50.0', '50.0', '2'],
+    ]
+
+
+def test_each_metric_has_panels_of_its_own(tmp_path: Path) -> None:
+    scores = {MAP: 0.3, 'coco/segm_mAP': 0.2, 'step': 1}
+    log(tmp_path / 'one/1', *epochs(1, 1.0), scores)
+    tables = compare([tmp_path / 'one'], tmp_path / 'a.png')
+    assert [table.title for table in tables] == [MAP, 'coco/segm_mAP']
+    height, width, _ = cv2.imread(str(tmp_path / 'a.png')).shape
+    assert height / width == pytest.approx(2 * 4.2 / 13, abs=0.01)
+    compare([tmp_path / 'one'], tmp_path / 'a.png', metrics=['coco/segm_mAP'])
+    height, width, _ = cv2.imread(str(tmp_path / 'a.png')).shape
+    assert height / width == pytest.approx(4.2 / 13, abs=0.01)
 
 
 def test_says_what_cannot_be_compared(tmp_path: Path) -> None:
