@@ -109,8 +109,12 @@ def draw_metric(
 
 
 def draw_losses(axes: Axes, curves: Mapping[str, Curve]) -> None:
-    """Draw the loss on labels."""
+    """Draw the loss on labels, once for a run and its teacher."""
+    drawn: list[int] = []
     for (name, curve), tone, _ in _styled(curves):
+        if id(curve.train) in drawn:
+            continue
+        drawn.append(id(curve.train))
         steps = [entry['step'] for entry in curve.train]
         losses = [task_loss(entry) for entry in curve.train]
         axes.plot(steps, losses, color=tone, label=name, lw=1.2)

@@ -6,6 +6,7 @@ import io
 import json
 import pickle
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from mmselfdistill.commands.pictures import (
     draw_classes,
     draw_comparison,
     draw_counts,
+    draw_losses,
 )
 from mmselfdistill.commands.predictions import Calibration, judge, read_predictions
 from mmselfdistill.commands.runs import Curve, Run, class_names
@@ -319,6 +321,9 @@ def test_the_picture_has_a_panel_for_all_that_is_known(tmp_path: Path) -> None:
     assert centres == pytest.approx([33, 93, 37, 97])
     line = drawn['calibration'].lines[1]
     assert line.get_xydata().tolist() == [[35, 20], [100, 90]]
+    # a run and its teacher have one training
+    draw_losses(plt.figure().add_subplot(), dict(p=curve, q=replace(curve)))
+    assert [line.get_label() for line in plt.gca().lines] == ['p']
     draw_comparison(tmp_path / 'a.png', dict(mIoU=dict(p=curve)), {}, {})
     assert cv2.imread(str(tmp_path / 'a.png')).shape == (462, 1430, 3)
 
