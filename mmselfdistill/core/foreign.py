@@ -35,11 +35,13 @@ class Foreign(TorchDispatchMode):  # type: ignore[no-untyped-call]
         made = [tensor for call in calls for tensor in tensors_in(call.output)]
         places = {place(t) for t in weights}
         places |= {place(t) for t in made if t.requires_grad}
-        known = Known(calls)
+        known = Known()
         for call in calls:
-            # of calls within others, the student may choose what they are given
+            # of calls within others, the student may choose what they are given; a
+            # decoder returns the points that it was given
             given = tensors_in((call.args, call.kwargs, call.state))
             places -= {place(t) for t in given if call.depth > 0 or t not in known}
+            known.add(call)
         self._places = places - {None}
 
     def __torch_dispatch__(

@@ -42,10 +42,10 @@ class QueryToy(nn.Module):
             self.bbox_head.noted.update(shift=x * 2)
         query = x if self.same else inputs if self.noting else x * 2
         logits = self.bbox_head(x, query=query)
-        return dict(loss_cls=self.loss_of(logits * 2))
+        return dict(loss_cls=self.loss_of(logits))
 
     def loss_of(self, logits: Tensor) -> Tensor:
-        return logits.square().mean()
+        return (logits * 2).square().mean()
 
 
 def terms_of(student: QueryToy, *seams: Seam) -> list[dict[str, float]]:
@@ -87,6 +87,23 @@ def test_what_a_plan_keeps_is_the_students() -> None:
     # the student's query is 4
     expected = dict(logits=7 * (5 + 4) - 3 * (2 + 4))
     assert terms_of(QueryToy(), kept) == [expected] * 2
+
+
+class Passing(QueryHead):
+    """Returns its queries too, as a decoder returns the points at which it began."""
+
+    def forward(self, x: Tensor, query: Tensor) -> Any:  # type: ignore[override]
+        return super().forward(x, query), query
+
+
+def test_a_call_may_return_what_a_plan_keeps() -> None:
+    student: Any = QueryToy()
+    student.bbox_head = Passing(3.0)
+    student.loss_of = lambda outputs: outputs[0].square().mean()
+    kept = Seam('bbox_head.forward', keep=('query',))
+    # the mean of two pairs: the second one is the same query
+    expected = dict(logits=(7 * (5 + 4) - 3 * (2 + 4)) / 2)
+    assert terms_of(student, kept) == [expected] * 2
 
 
 def test_what_a_call_returned_is_the_teachers_though_it_is_kept() -> None:

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from mmselfdistill.families import find_plan
+from mmselfdistill.testing import check_identity
 
 LAST = 'decoder layers but the last'
 DENOISING, DENSE = 'denoising queries', 'dense queries'
 DETR = 'mmdet::detr/detr_r50_8xb2-150e_coco.py'
 DINO = 'mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py'
+DEFORMABLE = 'mmdet::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py'
 DDQ = 'mmdet::ddq/ddq-detr-4scale_r50_8xb2-12e_coco.py'
 
 
@@ -86,6 +88,15 @@ def test_both_sides_decode_the_students_queries(seen: tuple[str, Any]) -> None:
     ((ours, theirs),) = iteration.of('forward_decoder')
     assert torch.equal(ours.kwargs['query'], theirs.kwargs['query'])
     assert not torch.equal(ours.kwargs['memory'], theirs.kwargs['memory'])
+
+
+def test_a_decoder_returns_the_points_that_the_student_chose(
+    zoo: Callable[..., Any],
+) -> None:
+    model, batch = zoo(DEFORMABLE, num_layers=2)
+    report = check_identity(model, batch)
+    assert report.problems == []
+    assert [*report.terms] == ['features', 'logits', 'boxes']
 
 
 def test_queries_that_are_left_out_are_named(seen: tuple[str, Any]) -> None:
