@@ -68,8 +68,11 @@ class Flow:
     _errors: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        recording = self.recording
+
         def outside() -> bool:
-            return self.recording.depth == 0
+            # not by way of this object: a cycle would keep all activations
+            return recording.depth == 0
 
         weights = chain(self.model.parameters(), self.model.buffers())
         self._weights = Traced(weights, outside)

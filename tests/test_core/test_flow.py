@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, Callable
@@ -271,3 +273,29 @@ def test_a_seam_that_is_not_there_is_refused(path: str) -> None:
     message = rf"^seams: ScaledToy has no method or module '{path}'$"
     with pytest.raises(ValueError, match=message):
         build_distiller(ScaledToy(), TERMS, seams=[path])
+
+
+class Noting(Toy):
+    """Notes where its features are, and does not hold them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.noted: list[Any] = []
+
+    def extract_feat(self, inputs: Tensor) -> Tensor:
+        features: Tensor = super().extract_feat(inputs)
+        self.noted.append(weakref.ref(features))
+        return features
+
+
+def test_the_first_iteration_leaves_no_features_to_the_garbage_collector() -> None:
+    student = Noting()
+    with distilled(student, OTHERS) as distiller:
+        gc.disable()
+        try:
+            step(distiller)
+            # of the student, and of its copies that are tried
+            held = [each() is not None for each in student.noted]
+        finally:
+            gc.enable()
+    assert held and not any(held)
