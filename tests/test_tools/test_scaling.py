@@ -60,6 +60,14 @@ def test_queries_are_counted() -> None:
     assert shapes['logits'] == ['50x20']
 
 
+def test_levels_are_counted() -> None:
+    fewest, *_, most = points(DETECTOR)['levels']
+    for point in (fewest, most):
+        shares = Shares(point._replace(size=64, classes=20).subject())
+        assert len(shares.distiller.labeled.shapes['features']) == point.levels
+    assert (fewest.levels, most.levels) == (3, 6)
+
+
 def test_growth_is_the_exponent() -> None:
     assert growth([1, 2, 4], [3, 12, 48]) == pytest.approx(2)
 

@@ -19,6 +19,7 @@ _LABELS = dict(
     batch='images in the batch',
     classes='classes',
     queries='queries',
+    levels='levels of the pyramid',
     terms='terms',
 )
 Costs = Mapping[int, Mapping[str, float]]  # by the value on the axis, and by term

@@ -40,7 +40,10 @@ DETECTOR, DETR, SEGMENTOR = MODELS[0], MODELS[4], MODELS[6]
 # one axis varies while the others stay at their first value
 AXES: dict[str, dict[str, tuple[int, ...]]] = {
     DETECTOR: dict(
-        size=(96, 64, 128, 192), batch=(1, 2, 4), classes=(80, 20, 320, 1203)
+        size=(96, 64, 128, 192),
+        batch=(1, 2, 4),
+        classes=(80, 20, 320, 1203),
+        levels=(5, 3, 4, 6),
     ),
     # its queries are chosen among the positions of all levels
     DETR: dict(
@@ -63,19 +66,25 @@ MORE: dict[str, dict[str, Any]] = dict(
 
 
 class Point(NamedTuple):
-    """A model at one size, with so many images, classes and queries."""
+    """A model at one size, with so many images, classes, queries and levels."""
 
     model: str
     size: int
     batch: int
     classes: int
     queries: int = 0
+    levels: int = 0
 
     def subject(self) -> Subject:
         """Return the model and its batch."""
         cfg = read_config(self.model, None)
         _set(cfg.model, 'num_classes', self.classes)
         _set(cfg.model, 'num_queries', self.queries)
+        if self.levels:
+            # of RetinaNet's pyramid, from stride 8 on
+            cfg.model.neck.num_outs = self.levels
+            strides = [8 * 2**level for level in range(self.levels)]
+            cfg.model.bbox_head.anchor_generator.strides = strides
         return subject_of(cfg, self.size, self.batch)
 
 
@@ -90,7 +99,7 @@ def _set(cfg: Any, name: str, count: int) -> None:
 def points(model: str) -> dict[str, list[Point]]:
     """Return the points of every axis of a model, in order."""
     axes = AXES[model]
-    base = Point(model, *(values[0] for values in axes.values()))
+    base = Point(model, **{axis: values[0] for axis, values in axes.items()})
     return {
         axis: [Point(**{**base._asdict(), axis: value}) for value in sorted(values)]
         for axis, values in axes.items()
@@ -214,9 +223,10 @@ def _line(point: Point, record: dict[str, Any]) -> str:
     shares = [f'{name} {value:.3f}' for name, value in ratios(record).items()]
     teacher = record['seconds']['teacher']
     queries = f', {point.queries} queries' if point.queries else ''
+    levels = f', {point.levels} levels' if point.levels else ''
     return (
         f'{short(point.model)}, {point.batch} x {point.size}, {point.classes} '
-        f'classes{queries}: the teacher {1000 * teacher:.0f} ms; of that, '
+        f'classes{queries}{levels}: the teacher {1000 * teacher:.0f} ms; of that, '
         f'{", ".join(shares)}'
     )
 
