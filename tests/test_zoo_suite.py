@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from zoo.configs import Entry, chosen, discover, kind_of, next_of_kind
-from zoo.process import tried
+from zoo.process import portable, tried
 from zoo.records import Records
 from zoo.report import write_report
 
@@ -145,25 +145,29 @@ def test_the_report_counts_its_rows(tmp_path: Path) -> None:
             ),
             dict(
                 key='mmdet::b/b.py',
-                version='',
+                version='old',
                 part='done',
                 terms=dict(boxes=term(1e-8)),
                 unlabeled=dict(terms=['boxes', 'proposals']),
             ),
-            dict(key='mmdet::c/c.py', version='', part='plugin', error='KeyError: c'),
+            dict(
+                key='mmdet::c/c.py', version='old', part='plugin', error='KeyError: c'
+            ),
             dict(
                 key='mmseg::d/d.py',
-                version='',
+                version='old',
                 part='stock',
                 error='No module | at all',
             ),
         ],
         'today',
+        untried=7,
     )
     text = (tmp_path / 'zoo.md').read_text()
     for line in (
-        '1 of the 4 rows were tried on the present source of the',
+        'and PyTorch): `old`: 3, `today` (the present one): 1.',
         '| tried | 4 |',
+        '| not tried yet | 7 |',
         '| train in stock | 3 |',
         '| train with the plugin | 2 |',
         '| of these, on images without labels too | 1 |',
@@ -176,3 +180,13 @@ def test_the_report_counts_its_rows(tmp_path: Path) -> None:
         '| d/d |  |  |  |  | does not train in stock: No module \\| at all |',
     ):
         assert line in text
+
+
+def test_records_name_no_folder_of_this_machine() -> None:
+    for given, kept in (
+        ('File "/a/b/lib/python3.11/site-packages/mmdet/x.py"', 'File "mmdet/x.py"'),
+        ('File "/a/lib/python3.11/re.py", line 1', 'File "re.py", line 1'),
+        (f'in {Path(__file__).resolve()}', 'in tests/test_zoo_suite.py'),
+        ('size 4 / 55', 'size 4 / 55'),
+    ):
+        assert portable(given) == kept

@@ -8,6 +8,7 @@ import importlib
 import io
 import json
 import multiprocessing
+import re
 import resource
 import signal
 import traceback
@@ -21,6 +22,8 @@ from mmengine.logging import MMLogger
 
 from zoo.check import check_config
 
+ROOT = Path(__file__).resolve().parents[2]
+_PACKAGES = re.compile(r'/[^\s"\']*/(?:site-packages|python3\.\d+)/')
 # a model that asks for more must not stop what else the machine does
 MEMORY_LIMIT = 16 * 2**30
 
@@ -84,9 +87,11 @@ def try_config(key: str, path: Path) -> None:
             check_config(key, save)
         except BaseException as error:
             lines = str(error).strip().splitlines() or ['']
-            save(
-                dict(
-                    error=f'{type(error).__name__}: {lines[0]}'[:300],
-                    trace=traceback.format_exc()[-3000:],
-                )
-            )
+            first = portable(f'{type(error).__name__}: {lines[0]}')[:300]
+            trace = portable(traceback.format_exc())[-3000:]
+            save(dict(error=first, trace=trace))
+
+
+def portable(text: str) -> str:
+    """Return a message without the folders of this machine: records are published."""
+    return _PACKAGES.sub('', text).replace(f'{ROOT}/', '')

@@ -2,7 +2,7 @@
 
     PYTHONPATH=tests python -m zoo.report docs/benchmarks/zoo_openmmlab docs/zoo.md
 
-The newest record of each config is written. The page says how many of them are of this
+The newest record of each config is written. The page says how many of them are of which
 version of the package. Older records of a config are removed from the file.
 """
 
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Sequence
 
 from mmselfdistill.testing.identity import TOLERANCE
+from zoo.configs import chosen
 from zoo.records import Records
 
 NEEDED = ('torch', 'mmengine', 'mmcv', 'mmdet', 'mmsegmentation')
@@ -51,28 +52,31 @@ left out.
 """
 
 
-def write_report(path: Path, records: Sequence[dict[str, Any]], version: str) -> None:
+def write_report(
+    path: Path, records: Sequence[dict[str, Any]], version: str, untried: int
+) -> None:
     """Write the counts, then one row for each config.
 
     Args:
         path (Path): The file.
         records (Sequence[dict]): What was found, in the zoo's order.
         version (str): The version of the package, as in the records.
+        untried (int): How many configs there are without a record.
     """
     stock = [record for record in records if record['part'] != 'stock']
     done = [record for record in stock if record['part'] == 'done']
     ratios = [max(_ratios(record)) for record in done]
     unlabeled = sum('terms' in record['unlabeled'] for record in done)
     exact, largest = sum(ratio == 0 for ratio in ratios), max(ratios, default=0)
-    today = sum(record['version'] == version for record in records)
     lines = [
         HEAD,
-        f'{today} of the {len(records)} rows were tried on the present source of the',
-        'package, the others on earlier ones.\n',
+        'The rows were tried on these versions of the package (a hash of its source,',
+        f'and PyTorch): {_sources(records, version)}.\n',
         f'Versions: {", ".join(_versions())}.\n',
         '| | configs |',
         '|---|---|',
         f'| tried | {len(records)} |',
+        f'| not tried yet | {untried} |',
         f'| train in stock | {len(stock)} |',
         f'| train with the plugin | {len(done)} |',
         f'| of these, on images without labels too | {unlabeled} |',
@@ -85,6 +89,14 @@ def write_report(path: Path, records: Sequence[dict[str, Any]], version: str) ->
     lines += ['', *_refusals(done)]
     lines += ['', *_silent(done)]
     path.write_text('\n'.join(lines) + '\n')
+
+
+def _sources(records: Sequence[dict[str, Any]], version: str) -> str:
+    counts = Counter(record['version'] for record in records)
+    return ', '.join(
+        f'`{each}`{" (the present one)" if each == version else ""}: {count}'
+        for each, count in counts.most_common()
+    )
 
 
 def _silent(records: Sequence[dict[str, Any]]) -> list[str]:
@@ -202,7 +214,9 @@ def main() -> None:
     if not newest:
         raise SystemExit(f'{records.path}: no config was tried')
     records.compact()
-    write_report(args.out, newest, records.version)
+    known = {record['key'] for record in newest}
+    untried = sum(entry.key not in known for entry in chosen('', 1, {}))
+    write_report(args.out, newest, records.version, untried)
 
 
 if __name__ == '__main__':
