@@ -168,9 +168,9 @@ def compare(
         ValueError: If a folder holds no run, or runs and files do not go together.
     """
     called = names_of(folders, names)
-    read = [Run.read(folder, name) for folder, name in zip(folders, called)]
-    runs = [run.sides()[0] for run in read]
-    shown = [*runs, *(side for run in read for side in run.sides()[1:])]
+    sides = [Run.read(folder, n).sides() for folder, n in zip(folders, called)]
+    runs = [each[0] for each in sides]
+    shown = [*runs, *(side for each in sides for side in each[1:])]
     chosen = shared_metrics(shown, metrics)
     if predictions and len(predictions) != len(runs):
         raise ValueError(f'--predictions: {len(predictions)} for {len(runs)} runs')

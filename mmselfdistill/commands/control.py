@@ -16,6 +16,7 @@ from mmselfdistill.commands.stretch import length_of, stretched
 from mmselfdistill.errors import check_number
 from mmselfdistill.hooks import GenerationHook
 from mmselfdistill.hooks.base import DistillHook
+from mmselfdistill.hooks.validation import PREFIX
 from mmselfdistill.zoo import find_config, find_self_distill, pop_self_distill
 
 HEADER = '# Written by `mmselfdistill control`.'
@@ -158,10 +159,10 @@ def of_student(default_hooks: dict[str, Any]) -> dict[str, Any]:
     """Let the best checkpoint be chosen by the student's metric: there is no other."""
     saving = default_hooks.get('checkpoint') or {}
     best = saving.get('save_best')
-    if not best or 'teacher/' not in str(best):
+    if not best or PREFIX not in str(best):
         return default_hooks
     names = [best] if isinstance(best, str) else best
-    bare = [name.replace('teacher/', '') for name in names]
+    bare = [name.replace(PREFIX, '') for name in names]
     kept = bare[0] if isinstance(best, str) else bare
     return {**default_hooks, 'checkpoint': {**saving, 'save_best': kept}}
 

@@ -13,8 +13,7 @@ import numpy as np
 from mmengine.config import Config
 from mmengine.registry import DATASETS
 
-# begins the names of the teacher's metrics
-TEACHER = 'teacher/'
+from mmselfdistill.hooks.validation import PREFIX
 
 
 def percent(metric: str, value: float) -> float:
@@ -150,8 +149,8 @@ class Run:
         teacher: dict[int, dict[str, float]] = {}
         for at, values in self.metrics.items():
             for key, value in values.items():
-                if key.startswith(TEACHER):
-                    teacher.setdefault(at, {})[key[len(TEACHER) :]] = value
+                if key.startswith(PREFIX):
+                    teacher.setdefault(at, {})[key[len(PREFIX) :]] = value
                 else:
                     student.setdefault(at, {})[key] = value
         found = [replace(self, metrics=student)]

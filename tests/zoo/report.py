@@ -159,9 +159,7 @@ def _result(record: dict[str, Any]) -> str:
 
 
 def _written(error: str) -> str:
-    # a path of this machine says nothing to others
-    words = [word for word in error.split() if '/site-packages/' not in word]
-    return ' '.join(words)[:160].replace('|', '\\|')
+    return ' '.join(error.split())[:160].replace('|', '\\|')
 
 
 def _ratios(record: dict[str, Any]) -> list[float]:
