@@ -20,7 +20,7 @@ import matplotlib
 import matplotlib.pyplot as plt
 from scipy.stats import t
 
-from .arms import MODELS, REGIMES
+from .arms import MODELS, REGIMES, TITLES
 
 matplotlib.use('Agg')
 AVERAGE = ' (average)'
@@ -101,6 +101,17 @@ class Cell:
         ours, theirs = self.scores(arm), self.scores(control)
         return Compared([ours[s] - theirs[s] for s in sorted(ours.keys() & theirs)])
 
+    def rows_drawn(self) -> list[tuple[str, Compared]]:
+        """Return the comparisons on three seeds or more, to each control by itself."""
+        controls, arms = self.arms()
+        rows = [
+            (f'{TITLES[arm]}, over {TITLES[control]}', self.compared(arm, control))
+            for arm in arms
+            for control in controls
+            if not control.endswith(AVERAGE)
+        ]
+        return [(name, found) for name, found in rows if len(found.differences) > 2]
+
     def mean_of(self, arm: str, what: str) -> float:
         """Return the mean of what else was measured, NaN where it was not."""
         prefix = 'teacher/' if arm.endswith(AVERAGE) else ''
@@ -154,28 +165,26 @@ def cells_of(results: dict[str, Any]) -> list[Cell]:
 
 
 def draw(cells: list[Cell], path: Path) -> None:
-    """Draw the paired differences of the arms with a teacher, with their intervals.
-
-    To each control by itself, where they have three seeds or more.
-    """
-    rows = [
-        (f'{cell.model}, {cell.regime}: {arm} to {control}', found)
-        for cell in cells
-        for arm in cell.arms()[1]
-        for control in cell.arms()[0]
-        for found in [cell.compared(arm, control)]
-        if not control.endswith(AVERAGE) and len(found.differences) > 2
-    ]
-    figure, axes = plt.subplots(figsize=(8, 1 + 0.35 * len(rows)))
-    for height, (_, found) in enumerate(reversed(rows)):
+    """Draw the paired differences of the arms with a teacher, with their intervals."""
+    rows: list[tuple[str, Compared | None]] = []
+    for cell in cells:
+        if drawn := cell.rows_drawn():
+            title = f'{MODELS[cell.model].title}, {REGIMES[cell.regime].title}'
+            rows += [(title, None), *drawn]
+    figure, axes = plt.subplots(figsize=(10, 1 + 0.28 * len(rows)))
+    axes.set_yticks(range(len(rows)), [name for name, _ in rows])
+    axes.tick_params(axis='y', length=0)
+    for height, (_, found) in enumerate(rows):
+        if found is None:
+            axes.get_yticklabels()[height].set_fontweight('bold')
+            continue
         color = 'tab:green' if found.mean - found.half > 0 else 'tab:gray'
         color = 'tab:red' if found.mean + found.half < 0 else color
         axes.errorbar(found.mean, height, xerr=found.half, fmt='o', c=color, capsize=3)
         axes.plot(found.differences, [height] * len(found.differences), '|', c=color)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.axvline(0, color='black', linewidth=0.8)
-    axes.set_yticks(range(len(rows)))
-    axes.set_yticklabels([name for name, _ in reversed(rows)])
-    axes.set_xlabel('points over a run without a teacher, by seed, and 95 % interval')
+    axes.set_xlabel('points gained: each seed, mean and 95 % interval')
     axes.grid(axis='x', alpha=0.3)
     figure.tight_layout()
     figure.savefig(path, dpi=110)

@@ -17,6 +17,7 @@ from .scenes import write_scenes
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / 'configs'
+BOXES = 'coco/bbox_mAP'
 SCHEDULE = CONFIGS / '_base_' / 'schedules' / 'digits_benchmark.py'
 
 
@@ -25,11 +26,13 @@ class Model:
     """A model, and what it is measured by.
 
     Args:
+        title (str): Its name in a picture.
         config (str): File in configs/digits; the benchmark's schedule replaces its own.
         metric (str): The benchmark's figure, as the evaluator names it.
         iterations (int): Length of a run; a regime may stretch it.
     """
 
+    title: str
     config: str
     metric: str
     iterations: int
@@ -45,6 +48,7 @@ class Regime:
     """What there is to learn from, and for how long.
 
     Args:
+        title (str): Its name in a picture.
         train (int): Scenes with labels.
         unlabeled (int): Scenes without.
         wrong (float): Share of the objects with a wrong class.
@@ -54,6 +58,7 @@ class Regime:
         arms (tuple[str, ...]): The arms with one.
     """
 
+    title: str
     train: int
     controls: tuple[str, ...]
     arms: tuple[str, ...]
@@ -71,26 +76,53 @@ class Regime:
 
 
 MODELS = dict(
-    retinanet=Model('retinanet_r18_fpn_50e_digits', 'coco/bbox_mAP', 1200),
-    faster_rcnn=Model('faster-rcnn_r18_fpn_50e_digits', 'coco/bbox_mAP', 1200),
-    mask_rcnn=Model('mask-rcnn_r18_fpn_50e_digits', 'coco/segm_mAP', 1200),
-    deeplabv3plus=Model('deeplabv3plus_r18-d8_1xb8-1500_digits-64x64', 'mIoU', 1200),
-    unet=Model('unet-s4-d8_fcn_1xb8-1500_digits-64x64', 'mIoU', 4800),
-    gfl=Model('gfl_r18_fpn_50e_digits', 'coco/bbox_mAP', 1200),
+    retinanet=Model('RetinaNet', 'retinanet_r18_fpn_50e_digits', BOXES, 1200),
+    faster_rcnn=Model('Faster R-CNN', 'faster-rcnn_r18_fpn_50e_digits', BOXES, 1200),
+    mask_rcnn=Model(
+        'Mask R-CNN', 'mask-rcnn_r18_fpn_50e_digits', 'coco/segm_mAP', 1200
+    ),
+    deeplabv3plus=Model(
+        'DeepLabV3+', 'deeplabv3plus_r18-d8_1xb8-1500_digits-64x64', 'mIoU', 1200
+    ),
+    unet=Model('UNet', 'unet-s4-d8_fcn_1xb8-1500_digits-64x64', 'mIoU', 4800),
+    gfl=Model('GFL', 'gfl_r18_fpn_50e_digits', BOXES, 1200),
 )
 REGIMES = dict(
-    clean=Regime(240, ('plain', 'longer'), ('ema', 'strong'), length=2.5),
-    wrong=Regime(240, ('plain',), ('strong',), wrong=0.4),
-    missing=Regime(240, ('plain',), ('strong',), missing=0.4),
+    clean=Regime('all labels', 240, ('plain', 'longer'), ('ema', 'strong'), length=2.5),
+    wrong=Regime('wrong classes', 240, ('plain',), ('strong',), wrong=0.4),
+    missing=Regime('missing labels', 240, ('plain',), ('strong',), missing=0.4),
     few=Regime(
+        'few labels, and images without labels',
         100,
         ('plain', 'same_time', 'longest', 'view'),
         ('unlabeled',),
         unlabeled=1000,
     ),
     # the plain run has converged
-    few_long=Regime(100, ('same_time',), ('unlabeled',), unlabeled=1000, length=2.0),
-    short=Regime(1000, ('plain',), ('ema', 'former', 'strong'), length=0.4),
+    few_long=Regime(
+        'few labels, twice the schedule',
+        100,
+        ('same_time',),
+        ('unlabeled', 'default'),
+        unlabeled=1000,
+        length=2.0,
+    ),
+    short=Regime(
+        'a short schedule', 1000, ('plain',), ('ema', 'former', 'strong'), length=0.4
+    ),
+)
+# the arms' names in a picture, under those of model and regime
+TITLES = dict(
+    plain='plain',
+    longer='plain for 1.5 times as long',
+    same_time='plain for the same time',
+    longest='plain for 2.5 times as long',
+    view='plain with views',
+    ema='one line, no other setting',
+    former='the former default',
+    strong='large weights',
+    unlabeled='tuned settings',
+    default='one line, no other setting',
 )
 
 
@@ -192,5 +224,7 @@ def settings_of(model: Model, arm: str) -> dict[str, Any]:
         unlabeled=dict(
             strong, schedule=EARLY, terms=UNLABELED[model.task], unlabeled=dict()
         ),
+        # images without labels, and no setting besides
+        default=dict(hook, unlabeled=dict()),
     )
     return arms[arm]
