@@ -79,6 +79,10 @@ def test_a_longer_arm_stretches_the_whole_schedule(tmp_path: Path) -> None:
     longer = compose(model, regime, root, settings_of(model, 'longer'), 0)
     expected = round(round(model.iterations * regime.length) * 1.5)
     assert longer.train_cfg.max_iters == longer.train_cfg.val_interval == expected
+    often = compose(
+        model, replace(regime, validations=6), root, settings_of(model, 'longer'), 0
+    )
+    assert often.train_cfg.val_interval == expected // 6
     assert (
         longer.param_scheduler[-1].end == longer.param_scheduler[-1].T_max == expected
     )
@@ -137,6 +141,37 @@ def test_arms_are_compared_to_the_best_control_seed_by_seed() -> None:
     assert drawn == pytest.approx({'plain with views, over plain': -1, one_line: 4})
     two = {key: run for key, run in results.items() if key[-1] != '2'}
     assert Cell('retinanet', 'clean', two).rows_drawn() == []
+
+
+def test_the_best_of_all_validations_is_a_control_where_there_are_several() -> None:
+    scores = dict(same_time=[(10, 12), (20, 21)], default=[(14, 13), (22, 24)])
+    results = {
+        f'retinanet/clean_unlabeled/{arm}/{seed}': dict(run_of(*pair), best=best / 100)
+        for arm, pairs in scores.items()
+        for seed, (pair, best) in enumerate(zip(pairs, (13.5, 23)))
+    }
+    cell = Cell('retinanet', 'clean_unlabeled', results)
+    assert cell.best_control('default') == 'same_time (best)'
+    # the last score of the run with a teacher, not its best
+    found = cell.compared('default', 'same_time (best)')
+    assert found.differences == pytest.approx([14 - 13.5, 22 - 23])
+    assert '| same_time (best) | 2 | 18.2 | 6.7 |  | - | 1 |' in table(cell)
+
+
+def test_the_best_score_is_of_the_student_or_its_average(tmp_path: Path) -> None:
+    lines = [
+        {'coco/bbox_mAP': 0.3, 'teacher/coco/bbox_mAP': 0.35, 'step': 5},
+        {'coco/bbox_mAP': 0.2, 'teacher/coco/bbox_mAP': 0.1, 'step': 10},
+    ]
+    folder = tmp_path / '20260101_000000' / 'vis_data'
+    folder.mkdir(parents=True)
+    train = [{'loss': 1.0, 'time': 0.1, 'iter': at, 'step': at} for at in (5, 10)]
+    text = '\n'.join(map(json.dumps, [train[0], lines[0], train[1], lines[1]]))
+    (folder / 'scalars.json').write_text(text)
+    metrics, best = accuracy.scores_of(tmp_path, 'coco/bbox_mAP')
+    assert best == 0.35
+    assert metrics['coco/bbox_mAP'] == 0.2
+    assert metrics['teacher/coco/bbox_mAP'] == 0.1
 
 
 def test_a_run_is_measured_and_kept(

@@ -52,22 +52,29 @@ def train(job: Job, scenes: Path) -> dict[str, Any]:
         started = time.time()
         runner.train()
         seconds = time.time() - started
-        metrics = scores_of(Path(folder))
+        metrics, best = scores_of(Path(folder), MODELS[job[0]].metric)
         for name in ('mmengine', cfg.experiment_name):
             logging.getLogger(name).handlers.clear()
     return dict(
         digest=wanted,
         metrics=metrics,
+        best=best,
         seconds=round(seconds, 1),
         iterations=cfg.train_cfg.max_iters,
     )
 
 
-def scores_of(folder: Path) -> dict[str, float]:
-    """Return the metrics of the last validation in a work folder."""
+def scores_of(folder: Path, metric: str) -> tuple[dict[str, float], float]:
+    """Return the last metrics of a work folder, and the best score of all validations.
+
+    The best is that of the student or of its average, and is chosen on the scenes that
+    it is measured on: more than a user can get by stopping early.
+    """
     run = Run.read(folder)
     last = run.metrics[max(run.metrics)]
-    return {name: last[name] for name in run.names()}
+    names = (metric, f'teacher/{metric}')
+    best = max(each[name] for each in run.metrics.values() for name in names)
+    return {name: last[name] for name in run.names()}, best
 
 
 def config_of(job: Job, scenes: Path) -> Any:

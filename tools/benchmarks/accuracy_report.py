@@ -3,7 +3,8 @@
     python -m tools.benchmarks.accuracy_report docs/benchmark.json --out docs
 
 What counts is the difference to the best control, seed by seed: that over which an arm
-gains the least, averaged weights included.
+gains the least. Averaged weights are controls too, and so is the best of all
+validations of a control, where a regime has several.
 """
 
 from __future__ import annotations
@@ -23,8 +24,18 @@ from scipy.stats import t
 from .arms import MODELS, REGIMES, TITLES
 
 matplotlib.use('Agg')
-AVERAGE = ' (average)'
+AVERAGE, BEST = ' (average)', ' (best)'
 NAMES = dict(bbox_mAP='box AP', segm_mAP='mask AP', mIoU='mIoU')
+
+
+def title_of(control: str) -> str:
+    """Return a control's name in a picture."""
+    return TITLES[run_of(control)] + (' at its best' if control.endswith(BEST) else '')
+
+
+def run_of(arm: str) -> str:
+    """Return the arm whose runs these are, such as 'plain' for 'plain (best)'."""
+    return arm.replace(AVERAGE, '').replace(BEST, '')
 
 
 @dataclass(frozen=True)
@@ -76,19 +87,24 @@ class Cell:
                 self.runs.setdefault(arm, {})[int(seed)] = run
 
     def scores(self, arm: str) -> dict[int, float]:
-        """Return an arm's score by seed; its averaged weights' for 'arm (average)'."""
-        key = self.metric
-        if arm.endswith(AVERAGE):
-            arm, key = arm[: -len(AVERAGE)], f'teacher/{key}'
-        runs = self.runs.get(arm, {})
+        """Return an arm's score by seed.
+
+        For 'arm (average)' it is that of its averaged weights, for 'arm (best)' that of
+        its best validation, of student or average.
+        """
+        runs = self.runs.get(run_of(arm), {})
+        if arm.endswith(BEST):
+            return {s: self.factor * run['best'] for s, run in runs.items()}
+        key = f'teacher/{self.metric}' if arm.endswith(AVERAGE) else self.metric
         return {s: self.factor * run['metrics'][key] for s, run in runs.items()}
 
     def arms(self) -> tuple[list[str], list[str]]:
         """Return the controls and the arms with a teacher that were run."""
         known = REGIMES[self.regime]
         controls = [arm for arm in known.controls if arm in self.runs]
+        kinds = ['', AVERAGE, BEST] if known.validations > 1 else ['', AVERAGE]
         return (
-            [name for arm in controls for name in (arm, arm + AVERAGE)],
+            [arm + kind for arm in controls for kind in kinds],
             [arm for arm in self.runs if arm not in known.controls],
         )
 
@@ -105,7 +121,7 @@ class Cell:
         """Return the comparisons on three seeds or more, to each control by itself."""
         controls, arms = self.arms()
         rows = [
-            (f'{TITLES[arm]}, over {TITLES[control]}', self.compared(arm, control))
+            (f'{TITLES[arm]}, over {title_of(control)}', self.compared(arm, control))
             for arm in arms
             for control in controls
             if not control.endswith(AVERAGE)
@@ -115,7 +131,7 @@ class Cell:
     def mean_of(self, arm: str, what: str) -> float:
         """Return the mean of what else was measured, NaN where it was not."""
         prefix = 'teacher/' if arm.endswith(AVERAGE) else ''
-        runs = self.runs[arm.replace(AVERAGE, '')].values()
+        runs = self.runs[run_of(arm)].values()
         found = [
             value
             for run in runs
@@ -136,7 +152,7 @@ class Cell:
         for arm in [*controls, *arms]:
             scores = list(self.scores(arm).values())
             gain = '' if arm in controls else self._gain(arm)
-            runs = self.runs[arm.replace(AVERAGE, '')].values()
+            runs = self.runs[run_of(arm)].values()
             seconds = [run['seconds'] for run in runs]
             yield [
                 arm,
@@ -144,7 +160,7 @@ class Cell:
                 f'{statistics.fmean(scores):.1f}',
                 f'{statistics.stdev(scores):.1f}' if len(scores) > 1 else '-',
                 gain,
-                f'{self.mean_of(arm, "ece"):.1f}',
+                '-' if arm.endswith(BEST) else f'{self.mean_of(arm, "ece"):.1f}',
                 f'{statistics.median(seconds):.0f}',
             ]
 

@@ -54,6 +54,8 @@ class Regime:
         wrong (float): Share of the objects with a wrong class.
         missing (float): Share of the objects without a label.
         length (float): Length of a run, as a share of the model's own.
+        validations (int): Validations of a run, evenly spaced, the last at its end.
+            With more than one, what a control was at its best is a control too.
         controls (tuple[str, ...]): The arms without a teacher, to be the best of.
         arms (tuple[str, ...]): The arms with one.
     """
@@ -66,6 +68,7 @@ class Regime:
     wrong: float = 0.0
     missing: float = 0.0
     length: float = 1.0
+    validations: int = 1
 
     def scenes(self, folder: Path, seed: int) -> Path:
         """Return the folder of a seed's scenes, which are drawn if need be."""
@@ -106,6 +109,25 @@ REGIMES = dict(
         ('unlabeled', 'default'),
         unlabeled=1000,
         length=2.0,
+    ),
+    clean_unlabeled=Regime(
+        'all labels, and images without labels',
+        240,
+        ('same_time',),
+        ('default',),
+        unlabeled=1000,
+        length=2.5,
+        validations=6,
+    ),
+    wrong_unlabeled=Regime(
+        'wrong classes, and images without labels',
+        240,
+        ('same_time',),
+        ('default',),
+        unlabeled=1000,
+        wrong=0.4,
+        length=2.0,
+        validations=6,
     ),
     short=Regime(
         'a short schedule', 1000, ('plain',), ('ema', 'former', 'strong'), length=0.4
@@ -173,6 +195,7 @@ def compose(
     cfg.val_evaluator = cfg.test_evaluator = evaluators
     stretched(cfg, model.iterations / cfg.train_cfg.max_iters * regime.length)
     stretched(cfg, length)
+    cfg.train_cfg.val_interval = cfg.train_cfg.max_iters // regime.validations
     return cfg
 
 
