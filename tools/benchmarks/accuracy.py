@@ -72,8 +72,7 @@ def scores_of(folder: Path, metric: str) -> tuple[dict[str, float], float]:
     """
     run = Run.read(folder)
     last = run.metrics[max(run.metrics)]
-    names = (metric, f'teacher/{metric}')
-    best = max(each[name] for each in run.metrics.values() for name in names)
+    best = max(at[metric] for side in run.sides() for at in side.metrics.values())
     return {name: last[name] for name in run.names()}, best
 
 

@@ -21,6 +21,8 @@ import matplotlib
 import matplotlib.pyplot as plt
 from scipy.stats import t
 
+from mmselfdistill.hooks.validation import PREFIX
+
 from .arms import MODELS, REGIMES, TITLES
 
 matplotlib.use('Agg')
@@ -95,7 +97,7 @@ class Cell:
         runs = self.runs.get(run_of(arm), {})
         if arm.endswith(BEST):
             return {s: self.factor * run['best'] for s, run in runs.items()}
-        key = f'teacher/{self.metric}' if arm.endswith(AVERAGE) else self.metric
+        key = PREFIX + self.metric if arm.endswith(AVERAGE) else self.metric
         return {s: self.factor * run['metrics'][key] for s, run in runs.items()}
 
     def arms(self) -> tuple[list[str], list[str]]:
@@ -130,7 +132,7 @@ class Cell:
 
     def mean_of(self, arm: str, what: str) -> float:
         """Return the mean of what else was measured, NaN where it was not."""
-        prefix = 'teacher/' if arm.endswith(AVERAGE) else ''
+        prefix = PREFIX if arm.endswith(AVERAGE) else ''
         runs = self.runs[run_of(arm)].values()
         found = [
             value

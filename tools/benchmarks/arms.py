@@ -151,7 +151,7 @@ TITLES = dict(
 def stretched(cfg: Config, length: float) -> None:
     """Make a run longer or shorter, and its schedule with it, in place."""
     iterations = round(cfg.train_cfg.max_iters * length)
-    cfg.train_cfg.update(max_iters=iterations, val_interval=iterations)
+    cfg.train_cfg.max_iters = iterations
     cfg.param_scheduler[-1].update(T_max=iterations, end=iterations)
 
 
