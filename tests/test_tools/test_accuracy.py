@@ -13,9 +13,10 @@ import torch
 from pycocotools import mask as coco_mask
 
 from tools.benchmarks import accuracy, scenes
-from tools.benchmarks.accuracy_report import Cell, Compared, table
+from tools.benchmarks.accuracy_report import Cell, Compared, corrupted_table, table
 from tools.benchmarks.arms import MODELS, REGIMES, compose, digest, settings_of
 from tools.benchmarks.calibration import binned, calibration_error, matched
+from tools.benchmarks.corruption import CORRUPTIONS
 
 FEW = dict(train=12, unlabeled=4)
 
@@ -158,6 +159,22 @@ def test_the_best_of_all_validations_is_a_control_where_there_are_several() -> N
     assert '| same_time (best) | 2 | 18.2 | 6.7 |  | - | 1 |' in table(cell)
 
 
+def test_perturbed_scenes_have_a_table_of_the_runs_that_saw_them() -> None:
+    plain, ema = run_of(20, 20), run_of(24, 24)
+    plain['corrupted'] = dict(zip(CORRUPTIONS, (0.1, 0.08, 0.04, 0.06)))
+    ema['corrupted'] = dict(zip(CORRUPTIONS, (0.2, 0.1, 0.06, 0.04)))
+    results = {
+        'retinanet/clean/plain/0': plain,
+        'retinanet/clean/ema/0': ema,
+        'retinanet/clean/plain/1': run_of(90, 90),  # not measured there
+    }
+    *_, first, second = corrupted_table(Cell('retinanet', 'clean', results)).split('\n')
+    assert first == '| plain | 1 | 20.0 | 10.0 | 8.0 | 4.0 | 6.0 | 7.0 |'
+    assert second == '| ema | 1 | 24.0 | 20.0 | 10.0 | 6.0 | 4.0 | 10.0 |'
+    del results['retinanet/clean/plain/0'], results['retinanet/clean/ema/0']
+    assert corrupted_table(Cell('retinanet', 'clean', results)) == ''
+
+
 def test_the_best_score_is_of_the_student_or_its_average(tmp_path: Path) -> None:
     lines = [
         {'coco/bbox_mAP': 0.3, 'teacher/coco/bbox_mAP': 0.35, 'step': 5},
@@ -186,6 +203,7 @@ def test_a_run_is_measured_and_kept(
     assert result['iterations'] == 10
     metrics = result['metrics'].keys()
     assert {'coco/bbox_mAP', 'teacher/coco/bbox_mAP', 'boxes/ece'} <= metrics
+    assert result['corrupted'].keys() == CORRUPTIONS.keys()
     kept = {'retinanet/few/unlabeled/0': result}
     accuracy.write(tmp_path / 'results.json', kept)
     again = accuracy.read(tmp_path / 'results.json')

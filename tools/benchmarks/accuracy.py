@@ -25,6 +25,7 @@ from mmselfdistill.commands.runs import Run
 
 from . import calibration  # noqa: F401  (registers its metrics)
 from .arms import MODELS, REGIMES, compose, digest, settings_of
+from .corruption import corrupted_scores
 from .results import write_whole
 
 Job = tuple[str, str, str, int]
@@ -53,12 +54,14 @@ def train(job: Job, scenes: Path) -> dict[str, Any]:
         runner.train()
         seconds = time.time() - started
         metrics, best = scores_of(Path(folder), MODELS[job[0]].metric)
+        corrupted = corrupted_scores(runner, MODELS[job[0]].metric)
         for name in ('mmengine', cfg.experiment_name):
             logging.getLogger(name).handlers.clear()
     return dict(
         digest=wanted,
         metrics=metrics,
         best=best,
+        corrupted=corrupted,
         seconds=round(seconds, 1),
         iterations=cfg.train_cfg.max_iters,
     )

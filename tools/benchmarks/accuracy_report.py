@@ -24,6 +24,7 @@ from scipy.stats import t
 from mmselfdistill.hooks.validation import PREFIX
 
 from .arms import MODELS, REGIMES, TITLES
+from .corruption import CORRUPTIONS
 
 matplotlib.use('Agg')
 AVERAGE, BEST = ' (average)', ' (best)'
@@ -176,6 +177,25 @@ def table(cell: Cell) -> str:
     return '\n'.join(lines)
 
 
+def corrupted_table(cell: Cell) -> str:
+    """Return the mean scores on perturbed scenes in Markdown, '' if there are none."""
+    head = ['arm', 'seeds', 'clean', *CORRUPTIONS, 'mean of the four']
+    lines = []
+    for arm, by_seed in cell.runs.items():
+        runs = [run for run in by_seed.values() if 'corrupted' in run]
+        if runs:
+            scores = [
+                statistics.fmean(run['corrupted'][kind] for run in runs)
+                for kind in CORRUPTIONS
+            ]
+            clean = statistics.fmean(run['metrics'][cell.metric] for run in runs)
+            row = [clean, *scores, statistics.fmean(scores)]
+            figures = ' | '.join(f'{cell.factor * each:.1f}' for each in row)
+            lines.append(f'| {arm} | {len(runs)} | {figures} |')
+    top = ['| ' + ' | '.join(head) + ' |', '|---' * len(head) + '|']
+    return '\n'.join(top + lines) if lines else ''
+
+
 def cells_of(results: dict[str, Any]) -> list[Cell]:
     """Return the models and regimes that were run, in the order of the benchmark."""
     cells = [Cell(m, r, results) for m in MODELS for r in REGIMES]
@@ -217,6 +237,7 @@ def main() -> None:
     cells = cells_of(json.loads(args.results.read_text()))
     for cell in cells:
         print(f'\n### {cell.model}, {cell.regime}\n\n{table(cell)}')
+        print(f'\n{corrupted_table(cell)}')
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
         draw(cells, args.out / 'benchmark.png')

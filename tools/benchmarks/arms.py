@@ -119,6 +119,15 @@ REGIMES = dict(
         length=2.5,
         validations=6,
     ),
+    # the schedule of the model itself, for one that is slow
+    clean_unlabeled_1x=Regime(
+        'all labels, and images without labels',
+        240,
+        ('same_time',),
+        ('unlabeled',),
+        unlabeled=1000,
+        validations=6,
+    ),
     wrong_unlabeled=Regime(
         'wrong classes, and images without labels',
         240,
