@@ -18,6 +18,7 @@ def soft_target_loss(
     kind: str = 'softmax',
     temperature: float = 1.0,
     beta: float = 0.0,
+    sharpen: float = 1.0,
 ) -> Tensor:
     r"""Divergence of the student's class probabilities from the teacher's.
 
@@ -33,6 +34,13 @@ def soft_target_loss(
     :math:`T^2` keeps the size of the gradient (arXiv 1503.02531);
     :math:`|p - q|^\beta` is the quality-focal factor (arXiv 2006.04388).
 
+    With ``sharpen`` :math:`s > 1` the target is not :math:`p` but :math:`\tilde p`, of
+    the teacher's logits times :math:`s`, which is surer of the same class (MixMatch,
+    arXiv 1905.02249, whose temperature is :math:`1/s`). From the divergence to it, that
+    of the teacher itself is taken off, so that the result is exactly 0 for equal
+    logits. It is no distance then: a student that is surer than the teacher makes it
+    negative, and its gradient at equality pulls that way.
+
     Args:
         student (Tensor): Logits (N, C) or (N, C, H, W).
         teacher (Tensor): Logits, same shape. Gets no gradient.
@@ -41,6 +49,7 @@ def soft_target_loss(
         temperature (float): :math:`T`, above 0. Defaults to 1.0.
         beta (float): :math:`\beta`, at least 0; a softmax does not use it.
             Defaults to 0.0.
+        sharpen (float): :math:`s`, at least 1. Defaults to 1.0.
 
     Returns:
         Tensor: (N) or (N, H, W) in float32, summed over classes; 0 where student and
@@ -50,9 +59,15 @@ def soft_target_loss(
         ValueError: If the shapes differ, or the kind is another one.
     """
     check_kind('SoftTargetLoss', kind, ('softmax', 'sigmoid'))
-    if kind == 'softmax':
-        return categorical_kl(student, teacher, temperature, dim=1)
-    return bernoulli_kl(student, teacher, temperature, beta).sum(1)
+    target = teacher if sharpen == 1 else teacher * sharpen
+
+    def divergence(logits: Tensor) -> Tensor:
+        if kind == 'softmax':
+            return categorical_kl(logits, target, temperature, dim=1)
+        return bernoulli_kl(logits, target, temperature, beta).sum(1)
+
+    loss = divergence(student)
+    return loss if sharpen == 1 else loss - divergence(teacher)
 
 
 @MODELS.register_module()
@@ -63,15 +78,20 @@ class SoftTargetLoss(Loss):
         temperature (float): Softens both distributions. Defaults to 1.0.
         beta (float): Exponent of the quality-focal factor on sigmoid heads; 0
             leaves it out. Defaults to 0.0.
+        sharpen (float): The target's logits are the teacher's times this. Defaults to
+            1.0.
 
     Raises:
-        ValueError: If the temperature is not above 0, or beta below 0.
+        ValueError: If the temperature is not above 0, beta below 0, or sharpen below 1.
     """
 
-    def __init__(self, temperature: float = 1.0, beta: float = 0.0) -> None:
+    def __init__(
+        self, temperature: float = 1.0, beta: float = 0.0, sharpen: float = 1.0
+    ) -> None:
         super().__init__()
         self.temperature = check_number('temperature', temperature, 0, above_low=True)
         self.beta = check_number('beta', beta, 0)
+        self.sharpen = check_number('sharpen', sharpen, 1)
 
     def forward(
         self, student: Tensor, teacher: Tensor, kind: str = 'softmax'
@@ -83,4 +103,5 @@ class SoftTargetLoss(Loss):
             kind=kind,
             temperature=self.temperature,
             beta=self.beta,
+            sharpen=self.sharpen,
         )

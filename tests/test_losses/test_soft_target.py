@@ -12,7 +12,11 @@ from numpy.typing import NDArray
 from scipy.special import expit, rel_entr, softmax
 from torch import Tensor
 
-from mmselfdistill.losses import SoftTargetLoss, soft_target_loss
+from mmselfdistill.losses import (
+    SoftTargetLoss,
+    pseudo_label_loss,
+    soft_target_loss,
+)
 from mmselfdistill.losses.common import _PIECE, reduced
 
 sys.path.append(str(Path(__file__).parents[2]))
@@ -243,6 +247,45 @@ def test_dense_head_keeps_one_tensor_for_the_backward_pass() -> None:
     with torch.autograd.graph.saved_tensors_hooks(kept.append, lambda _: None):
         average(student.requires_grad_(), teacher, beta=1.0, kind='sigmoid')
     assert sum(x.numel() for x in kept if x.shape == student.shape) == student.numel()
+
+
+@every_shape
+@pytest.mark.parametrize('temperature', [1.0, 3.0])
+def test_a_sharpened_target_is_surer_of_the_same_class(
+    shape: tuple[int, ...], temperature: float
+) -> None:
+    student, teacher = pair(shape)
+    loss = soft_target_loss(
+        *tensors(student, teacher), temperature=temperature, sharpen=2.0
+    )
+    p, q = softmax(teacher / temperature, 1), softmax(student / temperature, 1)
+    target = p**2 / (p**2).sum(1, keepdims=True)
+    expected = temperature**2 * (target * (np.log(p) - np.log(q))).sum(1)
+    np.testing.assert_allclose(loss, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize('kind', ['softmax', 'sigmoid'])
+def test_a_sharpened_target_draws_and_is_zero_at_equality(kind: str) -> None:
+    student, teacher = tensors(*pair((6, 5)))
+    student.requires_grad_()
+    loss = soft_target_loss(student, teacher, kind=kind, sharpen=3.0)
+    (slope,) = torch.autograd.grad(loss.sum(), student)
+    make = torch.sigmoid if kind == 'sigmoid' else lambda x: torch.softmax(x, 1)
+    torch.testing.assert_close(slope, (make(student) - make(3 * teacher)).detach())
+    for beta in (0.0, 1.0):
+        same = soft_target_loss(teacher, teacher, kind=kind, beta=beta, sharpen=3.0)
+        assert (same == 0).all()
+
+
+def test_the_sharpest_target_is_a_pseudo_label() -> None:
+    student, teacher = tensors(*pair((2, 7, 4, 5)))
+    loss = soft_target_loss(student, teacher, sharpen=1e5)
+    torch.testing.assert_close(loss, pseudo_label_loss(student, teacher, threshold=0.0))
+
+
+def test_sharpening_below_one_is_refused() -> None:
+    with pytest.raises(ValueError, match='^sharpen: expected a number >= 1, but got 0.5'):
+        SoftTargetLoss(sharpen=0.5)
 
 
 def test_float_weights_weigh() -> None:
