@@ -3,6 +3,9 @@ from __future__ import annotations
 import json
 import math
 import statistics
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,14 @@ from pycocotools import mask as coco_mask
 
 from tools.benchmarks import accuracy, scenes
 from tools.benchmarks.accuracy_report import Cell, Compared, corrupted_table, table
-from tools.benchmarks.arms import MODELS, REGIMES, compose, digest, settings_of
+from tools.benchmarks.arms import (
+    MODELS,
+    REGIMES,
+    ROOT,
+    compose,
+    digest,
+    settings_of,
+)
 from tools.benchmarks.calibration import binned, calibration_error, matched
 from tools.benchmarks.corruption import CORRUPTIONS
 
@@ -208,3 +218,36 @@ def test_a_run_is_measured_and_kept(
     accuracy.write(tmp_path / 'results.json', kept)
     again = accuracy.read(tmp_path / 'results.json')
     assert accuracy.missing([job], again, tmp_path) == []
+
+
+def runs(pid: int) -> bool:
+    # an ended process that nobody has waited for is still listed
+    path = Path(f'/proc/{pid}/status')
+    return path.is_file() and 'State:\tZ' not in path.read_text()
+
+
+def test_a_worker_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
+    script = tmp_path / 'parent.py'
+    script.write_text(
+        """
+import multiprocessing, os, sys, time
+from concurrent.futures import ProcessPoolExecutor
+sys.path.insert(0, sys.argv[1])
+from tools.benchmarks.accuracy import end_with_parent
+if __name__ == '__main__':
+    spawn = multiprocessing.get_context('spawn')
+    pool = ProcessPoolExecutor(1, spawn, end_with_parent)
+    print(pool.submit(os.getpid).result(), flush=True)
+    pool.submit(time.sleep, 600).result()
+"""
+    )
+    args = [sys.executable, str(script), str(ROOT)]
+    with subprocess.Popen(args, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        worker = int(parent.stdout.readline())
+        assert runs(worker)
+        parent.kill()
+    limit = time.time() + 30
+    while runs(worker) and time.time() < limit:
+        time.sleep(0.1)
+    assert not runs(worker)

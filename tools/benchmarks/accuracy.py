@@ -13,7 +13,9 @@ import argparse
 import json
 import logging
 import multiprocessing
+import os
 import tempfile
+import threading
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -109,12 +111,24 @@ def missing(
     ]
 
 
+def end_with_parent() -> None:
+    """Let this process end when its parent is killed, instead of training on."""
+
+    def watch() -> None:
+        parent = multiprocessing.parent_process()
+        assert parent is not None
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def run(jobs: list[Job], args: argparse.Namespace) -> None:
     """Train what has no result yet, some at a time."""
     results = read(args.results)
     todo = missing(jobs, results, args.scenes)
     spawn = multiprocessing.get_context('spawn')
-    pool = ProcessPoolExecutor(args.workers, mp_context=spawn)
+    pool = ProcessPoolExecutor(args.workers, spawn, end_with_parent)
     with pool, Progress() as progress:
         bar = progress.add_task('Training', total=len(todo))
         futures = {pool.submit(train, job, args.scenes): job for job in todo}
