@@ -8,10 +8,8 @@ default_hooks = dict(
     self_distill=dict(
         type='mmselfdistill.EMATeacherHook',
         schedule=dict(begin=0.3, warmup=0.2),
-        terms=dict(
-            features=None,
-            logits=dict(type='PseudoLabelLoss', weight=4.0, on='unlabeled'),
-        ),
+        terms=dict(features=None, logits=None),
+        teacher_norm='running',
         unlabeled=dict(data='data/digits/unlabeled2017'),
     )
 )

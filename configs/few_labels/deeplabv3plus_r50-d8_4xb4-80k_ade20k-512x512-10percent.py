@@ -1,9 +1,6 @@
 _base_ = 'mmseg::deeplabv3plus/deeplabv3plus_r50-d8_4xb4-80k_ade20k-512x512.py'
 # the first tenth of the images has labels; there is no split that others use
 train_dataloader = dict(dataset=dict(indices=2021))
-pseudo = dict(type='PseudoLabelLoss', weight=4.0, on='unlabeled')
-hook = dict(type='mmselfdistill.EMATeacherHook', horizon=0.01)
-hook.update(schedule=dict(begin=0.3, warmup=0.2))
-hook.update(terms=dict(features=None, logits=pseudo))
+hook = dict(type='mmselfdistill.EMATeacherHook')
 hook.update(unlabeled=dict(data='data/ade/ADEChallengeData2016/images/training'))
 default_hooks = dict(self_distill=hook)

@@ -211,6 +211,9 @@ class Plan:
         run (Callable, optional): Runs the model on images without labels: it is given
             the model, the images and data samples. Defaults to None: ``forward`` in the
             mode 'tensor' does.
+        teacher_norm (str): What the teacher's batch norms normalise by, unless the user
+            says it: 'running' statistics, or those of the 'batch'. Defaults to
+            'running'.
     """
 
     name: str
@@ -220,6 +223,7 @@ class Plan:
     skipped: Mapping[str, str] = field(default_factory=dict)
     inner: str = ''
     run: Callable[[Any, Any, Any], Any] | None = None
+    teacher_norm: str = 'running'
 
     def site(self, name: str) -> Site | None:
         """Return the site of a name, if there is one."""

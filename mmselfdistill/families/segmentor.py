@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -34,12 +35,15 @@ class Segmentor(Family):
     ========== ================================================================
     site       what, and the default loss
     ========== ================================================================
-    features   stages of the backbone, or of the neck where there is one: PKD
+    features   stages of the backbone, or of the neck where there is one: PKD. Only
+               on images with labels, as the logits
     logits     (N, C, H, W) of each prediction that the heads train, at its own
                resolution; (N * points, C) of a head that refines the student's
                uncertain points. KL, binary where the head trains sigmoids;
-               pixels and points with the ignored label do not count. Without
-               labels all do; a confidence weighs pixels, and no points
+               pixels and points with the ignored label do not count
+    pseudo_    the same on images without labels, where all pixels and points
+    labels     count: the teacher's class, where it is sure; a confidence weighs
+               pixels, and no points
     ========== ================================================================
     """
 
@@ -62,7 +66,8 @@ class Segmentor(Family):
         observed = [Seam(f'{path}.loss_by_feat', repeat=False) for path in of_points]
         depths = [path for path, head in heads.items() if hasattr(head, 'max_depth')]
         auxiliary = stages(model, 'auxiliary_head')
-        sites = (features(model), *([] if depths else [_logits(heads)]))
+        maps = features(model)
+        sites = (maps,) if depths else (_labeled(maps), *_logits(heads))
         no_scale = 'it predicts depth, which has no scale to compare it by'
         return Plan(
             cls.name,
@@ -73,10 +78,12 @@ class Segmentor(Family):
                 **dict.fromkeys(auxiliary, 'it is no part of inference'),
             },
             run=decoded if of_points else None,
+            # by running statistics, a weak teacher drew a DeepLabV3+ to the background
+            teacher_norm='batch',
         )
 
 
-def _logits(heads: dict[str, Any]) -> Site:
+def _logits(heads: dict[str, Any]) -> list[Site]:
     # it looks at every module of a head: once, not in each iteration
     kinds = {path: _kind(head) for path, head in heads.items()}
     points = {
@@ -108,8 +115,15 @@ def _logits(heads: dict[str, Any]) -> Site:
 
     observed = [f'{path}.loss_by_feat' for path in points]
     paths = (*(f'{path}.forward' for path in heads), *observed)
-    default = dict(type='SoftTargetLoss', weight=1.0)
-    return Site('logits', paths, read, weigh, default, by_confidence=True)
+    soft = dict(type='SoftTargetLoss', weight=1.0)
+    logits = Site('logits', paths, read, weigh, soft, by_confidence=True)
+    hard = dict(type='PseudoLabelLoss', weight=4.0, on='unlabeled')
+    return [_labeled(logits), replace(logits, name='pseudo_labels', default=hard)]
+
+
+def _labeled(site: Site) -> Site:
+    # without labels, soft targets and features hold a segmentor back
+    return replace(site, default={**(site.default or {}), 'on': 'labeled'})
 
 
 def _of_points(path: str, head: Any, places: Any, side: Side) -> Tensor | None:

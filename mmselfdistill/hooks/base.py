@@ -23,8 +23,6 @@ from .state import STATE_KEY, STATE_VERSION, read_state, restore, state_of
 from .unlabeled import check_unlabeled, load_unlabeled
 from .validation import VALIDATE, Evaluated, check_save_best, of_teacher, validate
 
-_NORMS = ('running', 'batch')
-
 
 class DistillHook(Hook):
     """Builds the distiller before training, and keeps its state in checkpoints.
@@ -48,9 +46,9 @@ class DistillHook(Hook):
             docs/unlabeled.md lists. Defaults to None.
         task_weight (float | dict | str, optional): Factor on the losses of the model
             itself: a number, or a schedule over the run. Defaults to None: 1.
-        teacher_norm (str): By what the teacher's batch norms normalise, where the
-            student's train: 'running' statistics, or those of the 'batch'. Defaults to
-            'running'.
+        teacher_norm (str, optional): By what the teacher's batch norms normalise, where
+            the student's train: 'running' statistics, or those of the 'batch'. Defaults
+            to None: 'batch' for a segmentor, 'running' for other models.
         validate (str): What is validated: the 'student', the 'teacher', whose metrics
             are called ``teacher/...``, or 'both'. Defaults to 'student'.
         every (int): The teacher is run in each ``every``-th iteration, and the weights
@@ -78,7 +76,7 @@ class DistillHook(Hook):
         view: Mapping[str, Any] | None = None,
         unlabeled: Mapping[str, Any] | None = None,
         task_weight: float | ScheduleConfig = None,
-        teacher_norm: str = 'running',
+        teacher_norm: str | None = None,
         validate: str = 'student',
         every: int = 1,
         teacher_dtype: str | None = None,
@@ -93,7 +91,9 @@ class DistillHook(Hook):
         self.view = build_view(view, 'view', labels=True)
         self.unlabeled = check_unlabeled(unlabeled)
         self.task_weight = build_task_weight(task_weight)
-        self.teacher_norm = check_choice('teacher_norm', teacher_norm, _NORMS)
+        if teacher_norm is not None:
+            check_choice('teacher_norm', teacher_norm, ('running', 'batch'))
+        self.teacher_norm = teacher_norm
         self.validate = check_choice('validate', validate, VALIDATE)
         self.every = check_whole('every', every, 1)
         self.teacher_dtype = build_dtype(teacher_dtype)

@@ -23,7 +23,7 @@ DIGITS = Path(__file__).parents[2] / 'configs' / 'digits'
         (
             'unet-s4-d8_fcn_1xb8-unlabeled-4800_digits-64x64',
             {},
-            dict(logits=['2x11x32x32']),
+            dict(pseudo_labels=['2x11x32x32']),
         ),
         (
             'retinanet_r18_fpn_ema-50e_digits',

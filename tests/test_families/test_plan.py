@@ -32,14 +32,15 @@ from mmselfdistill.families import (
 from mmselfdistill.families.plan import Call
 
 DENSE = {'features', 'logits', 'boxes'}
+PIXELS = {'features', 'logits', 'pseudo_labels'}
 RPN = {'proposals', 'proposal_boxes'}
 FOUND: dict[str, tuple[type[Family], set[str]]] = {
     'retinanet_r18_fpn_50e_digits': (DenseDetector, DENSE),
     'gfl_r18_fpn_50e_digits': (DenseDetector, DENSE),
     'faster-rcnn_r18_fpn_50e_digits': (TwoStageDetector, DENSE | RPN),
     'mask-rcnn_r18_fpn_50e_digits': (TwoStageDetector, {*DENSE, 'masks', *RPN}),
-    'deeplabv3plus_r18-d8_1xb8-1500_digits-64x64': (Segmentor, {'features', 'logits'}),
-    'segformer_mit-b0_1xb8-1500_digits-64x64': (Segmentor, {'features', 'logits'}),
+    'deeplabv3plus_r18-d8_1xb8-1500_digits-64x64': (Segmentor, PIXELS),
+    'segformer_mit-b0_1xb8-1500_digits-64x64': (Segmentor, PIXELS),
 }
 
 

@@ -75,7 +75,10 @@ def test_logits_are_the_decode_heads_alone(deeplab: Any) -> None:
     assert isinstance(deeplab.model.auxiliary_head, nn.Module)
     assert not [seam for seam in deeplab.plan.seams if 'auxiliary' in seam.path]
     assert 'auxiliary_head' in deeplab.plan.skipped
-    assert default_terms(deeplab.plan).keys() == {'features', 'logits'}
+    # without labels only what the teacher is sure of
+    where = {name: term['on'] for name, term in default_terms(deeplab.plan).items()}
+    labeled = dict(features='labeled', logits='labeled')
+    assert where == dict(labeled, pseudo_labels='unlabeled')
 
 
 def test_features_are_the_backbones_stages(deeplab: Any) -> None:

@@ -102,12 +102,23 @@ def test_norms_by_the_batch_where_the_students_train() -> None:
 
 def test_at_equal_weights_batch_norms_agree(runs: Runs) -> None:
     first = {}
-    for kind in ('running', 'batch'):
+    for kind in ('running', 'batch', None):
         cfg = runs.config('deeplabv3plus', dict(EMA, teacher_norm=kind), iters=1)
         for head in ('decode_head', 'auxiliary_head'):
             cfg.model[head].dropout_ratio = 0
         first[kind] = float(losses(runs.train(cfg), 'loss_sd_logits')[0])
-    assert first['batch'] == 0 < first['running']
+    # the default of a segmentor
+    assert first['batch'] == first[None] == 0 < first['running']
+
+
+def test_a_detectors_teacher_goes_by_running_statistics(runs: Runs) -> None:
+    found = {}
+    for kind in ('running', 'batch', None):
+        cfg = runs.config('gfl', dict(EMA, teacher_norm=kind), iters=2)
+        cfg.model.backbone.norm_eval = False
+        found[kind] = runs.state(runs.train(cfg).model)
+    assert runs.differences(found[None], found['running']) == []
+    assert runs.differences(found[None], found['batch']) != []
 
 
 def metrics(runner: Runner) -> set[str]:

@@ -114,7 +114,7 @@ REGIMES = dict(
         'all labels, and images without labels',
         240,
         ('same_time',),
-        ('default',),
+        ('default', 'unlabeled'),
         unlabeled=1000,
         length=2.5,
         validations=6,
@@ -132,7 +132,7 @@ REGIMES = dict(
         'wrong classes, and images without labels',
         240,
         ('same_time',),
-        ('default',),
+        ('default', 'unlabeled'),
         unlabeled=1000,
         wrong=0.4,
         length=2.0,
@@ -226,10 +226,7 @@ TERMS: dict[str, dict[str, Any]] = dict(
 # where there are images without labels
 UNLABELED: dict[str, dict[str, Any]] = dict(
     det=TERMS['det'],
-    seg=dict(
-        features=None,
-        logits=dict(type='PseudoLabelLoss', weight=4.0, on='unlabeled'),
-    ),
+    seg=dict(features=None, logits=None),
 )
 
 
@@ -254,7 +251,11 @@ def settings_of(model: Model, arm: str) -> dict[str, Any]:
         former=dict(hook, momentum=0.999, schedule=FORMER),
         strong=strong,
         unlabeled=dict(
-            strong, schedule=EARLY, terms=UNLABELED[model.task], unlabeled=dict()
+            strong,
+            schedule=EARLY,
+            terms=UNLABELED[model.task],
+            unlabeled=dict(),
+            teacher_norm='running',
         ),
         # images without labels, and no setting besides
         default=dict(hook, unlabeled=dict()),
