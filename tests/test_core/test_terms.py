@@ -188,8 +188,8 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     'unknown argument': (
         dict(logits=dict(temprature=2.0)),
         "terms.logits: SoftTargetLoss has no argument 'temprature'; did you mean "
-        "'temperature'? Valid: 'beta', 'on', 'schedule', 'site', 'temperature', "
-        "'type', 'weight'",
+        "'temperature'? Valid: 'beta', 'on', 'schedule', 'sharpen', 'site', "
+        "'temperature', 'type', 'weight'",
     ),
     'misspelt weight': (
         dict(logits=dict(wieght=2.0)),

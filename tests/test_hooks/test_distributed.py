@@ -149,7 +149,9 @@ def split(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor
 
 
 def test_two_processes(runs: Runs, tmp_path: Path) -> None:
-    hooks = dict(ema=EMA, generation=GENERATION)
+    # so the terms have a gradient at equal weights too
+    norm = dict(teacher_norm='running')
+    hooks = dict(ema={**EMA, **norm}, generation={**GENERATION, **norm})
     paths = [tmp_path / f'{name}.py' for name in hooks]
     for path, hook in zip(paths, hooks.values()):
         deeplab_of(runs, hook).dump(path)
