@@ -98,7 +98,7 @@ REGIMES = dict(
         'few labels, and images without labels',
         100,
         ('plain', 'same_time', 'longest', 'view'),
-        ('unlabeled',),
+        ('unlabeled', 'default'),
         unlabeled=1000,
     ),
     # the plain run has converged
@@ -124,7 +124,7 @@ REGIMES = dict(
         'all labels, and images without labels',
         240,
         ('same_time',),
-        ('unlabeled',),
+        ('default', 'unlabeled'),
         unlabeled=1000,
         validations=6,
     ),
