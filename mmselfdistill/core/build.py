@@ -21,7 +21,6 @@ def build_distiller(
     loss_weight: float = 1.0,
     seams: Sequence[str] = (),
     unlabeled: Mapping[str, Any] | None = None,
-    teacher_norm: str | None = None,
     **settings: Any,
 ) -> Distiller:
     """Find a model's plan, and build the terms of its distiller.
@@ -36,10 +35,8 @@ def build_distiller(
         unlabeled (Mapping, optional): Arguments of :class:`Unlabeled`, model and plan
             left out; with a weight of 0 it needs no others. Defaults to None: no images
             without labels.
-        teacher_norm (str, optional): 'running', or 'batch'. Defaults to None: the
-            plan's.
-        **settings: Of :class:`Distiller`: ``task_weight``, ``view``, ``every``,
-            ``teacher_dtype``.
+        **settings: Of :class:`Distiller`: ``task_weight``, ``view``, ``teacher_norm``,
+            ``every``, ``teacher_dtype``.
 
     Returns:
         Distiller: Without a teacher yet.
@@ -56,5 +53,4 @@ def build_distiller(
     plan = plan.with_seams(*map(Seam, paths))
     if unlabeled is not None:
         settings['unlabeled'] = Unlabeled(model, plan, **unlabeled)
-    settings['teacher_norm'] = teacher_norm or plan.teacher_norm
     return Distiller(model, plan, built, loss_weight, **settings)

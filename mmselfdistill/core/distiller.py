@@ -50,8 +50,8 @@ class Distiller:
         view (View, optional): What the student sees of images with labels. Defaults to
             None: the images, as its teacher.
         unlabeled (Unlabeled, optional): Images without labels. Defaults to None.
-        teacher_norm (str): 'running' or 'batch': see :func:`use_batch_statistics`.
-            Defaults to 'running'.
+        teacher_norm (str, optional): 'running' or 'batch': see
+            :func:`use_batch_statistics`. Defaults to None: the plan's.
         every (int): The teacher is run in each iteration whose number this divides, and
             the weights are multiplied by it. Defaults to 1.
         teacher_dtype (torch.dtype, optional): To which the teacher's calls are
@@ -80,7 +80,7 @@ class Distiller:
         task_weight: Schedule | None = None,
         view: View | None = None,
         unlabeled: Unlabeled | None = None,
-        teacher_norm: str = 'running',
+        teacher_norm: str | None = None,
         every: int = 1,
         teacher_dtype: torch.dtype | None = None,
     ) -> None:
@@ -90,7 +90,7 @@ class Distiller:
         self.task_weight = task_weight
         self.view = view
         self.unlabeled = unlabeled
-        self.teacher_norm = teacher_norm
+        self.teacher_norm = teacher_norm or plan.teacher_norm
         self.every = every
         self.labeled = Comparison(student, plan)
         for each in self.comparisons():

@@ -15,7 +15,7 @@ import math
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any, Iterable, Iterator
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -172,15 +172,20 @@ def table(cell: Cell) -> str:
     """Return a cell's table in Markdown."""
     name = NAMES[cell.metric.rpartition('/')[2]]
     head = ['arm', 'seeds', name, 'sd', 'to the best control', 'ECE, %', 's a run']
-    lines = ['| ' + ' | '.join(head) + ' |', '|---' * len(head) + '|']
-    lines += ['| ' + ' | '.join(row) + ' |' for row in cell.rows()]
+    return markdown(head, cell.rows())
+
+
+def markdown(head: list[str], rows: Iterable[list[str]]) -> str:
+    """Return a table in Markdown."""
+    lines = ['| ' + ' | '.join(row) + ' |' for row in (head, *rows)]
+    lines.insert(1, '|---' * len(head) + '|')
     return '\n'.join(lines)
 
 
 def corrupted_table(cell: Cell) -> str:
     """Return the mean scores on perturbed scenes in Markdown, '' if there are none."""
     head = ['arm', 'seeds', 'clean', *CORRUPTIONS, 'mean of the four']
-    lines = []
+    rows = []
     for arm, by_seed in cell.runs.items():
         runs = [run for run in by_seed.values() if 'corrupted' in run]
         if runs:
@@ -189,11 +194,10 @@ def corrupted_table(cell: Cell) -> str:
                 for kind in CORRUPTIONS
             ]
             clean = statistics.fmean(run['metrics'][cell.metric] for run in runs)
-            row = [clean, *scores, statistics.fmean(scores)]
-            figures = ' | '.join(f'{cell.factor * each:.1f}' for each in row)
-            lines.append(f'| {arm} | {len(runs)} | {figures} |')
-    top = ['| ' + ' | '.join(head) + ' |', '|---' * len(head) + '|']
-    return '\n'.join(top + lines) if lines else ''
+            figures = [clean, *scores, statistics.fmean(scores)]
+            shown = [f'{cell.factor * each:.1f}' for each in figures]
+            rows.append([arm, str(len(runs)), *shown])
+    return markdown(head, rows) if rows else ''
 
 
 def cells_of(results: dict[str, Any]) -> list[Cell]:
