@@ -17,7 +17,7 @@ from mmselfdistill.schedules import build_schedule
 from mmselfdistill.views import build_view
 
 from .learned import train_losses
-from .run import bare_model, epochs_done, seed_of_all_ranks
+from .run import bare_model, check_alone, epochs_done, seed_of_all_ranks
 from .settings import build_dtype, build_task_weight, check_arguments, check_paths
 from .state import STATE_KEY, STATE_VERSION, read_state, restore, state_of
 from .unlabeled import check_unlabeled, load_unlabeled
@@ -116,7 +116,7 @@ class DistillHook(Hook):
 
     def set_up(self, runner: Runner) -> None:
         """Build the terms: losses may have parameters for the run's optimizer."""
-        _check_alone(self, runner)
+        check_alone(runner, DistillHook)
         check_save_best(self, runner)
         unlabeled = self.unlabeled and load_unlabeled(self.unlabeled, runner)
         self.distiller = self.distiller_of(bare_model(runner), unlabeled)
@@ -289,15 +289,3 @@ def _release(student: nn.Module) -> None:
     left = getattr(vars(student).get('forward'), 'distiller', None)
     if isinstance(left, Distiller):
         left.detach()
-
-
-def _check_alone(hook: DistillHook, runner: Runner) -> None:
-    kinds = [
-        type(each).__name__ for each in runner.hooks if isinstance(each, DistillHook)
-    ]
-    if len(kinds) > 1:
-        raise ValueError(
-            f'self_distill: a run has one hook of mmselfdistill, but got {kinds}; '
-            'remove all but one from default_hooks and custom_hooks. One that is '
-            'inherited is replaced under its own key, by dict(_delete_=True, type=...)'
-        )

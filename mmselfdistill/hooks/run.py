@@ -1,14 +1,30 @@
-"""What is asked of a Runner: model, seed, progress, optimizers and schedulers."""
+"""What is asked of a Runner: hooks, model, seed, progress, optimizers, schedulers."""
 
 from __future__ import annotations
 
 from typing import Any, Iterator
 
 from mmengine.dist import get_rank
+from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
 from torch import nn
+
+
+def check_alone(runner: Runner, kind: type[Hook]) -> None:
+    """See that a run has one hook of a kind.
+
+    Raises:
+        ValueError: If it has several.
+    """
+    names = [type(each).__name__ for each in runner.hooks if isinstance(each, kind)]
+    if len(names) > 1:
+        raise ValueError(
+            f'self_distill: a run has one hook of mmselfdistill, but got {names}; '
+            'remove all but one from default_hooks and custom_hooks. One that is '
+            'inherited is replaced under its own key, by dict(_delete_=True, type=...)'
+        )
 
 
 def seed_of_all_ranks(runner: Runner) -> int:

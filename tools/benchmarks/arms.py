@@ -138,6 +138,16 @@ REGIMES = dict(
         length=2.0,
         validations=6,
     ),
+    # the schedule of the model itself, for one that is slow
+    wrong_unlabeled_1x=Regime(
+        'wrong classes, and images without labels',
+        240,
+        ('same_time',),
+        ('default', 'unlabeled'),
+        unlabeled=1000,
+        wrong=0.4,
+        validations=6,
+    ),
     short=Regime(
         'a short schedule', 1000, ('plain',), ('ema', 'former', 'strong'), length=0.4
     ),
