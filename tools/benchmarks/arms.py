@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +90,17 @@ MODELS = dict(
     unet=Model('UNet', 'unet-s4-d8_fcn_1xb8-1500_digits-64x64', 'mIoU', 4800),
     gfl=Model('GFL', 'gfl_r18_fpn_50e_digits', BOXES, 1200),
 )
+CLEAN_UNLABELED = Regime(
+    'all labels, and images without labels',
+    240,
+    ('same_time',),
+    ('default', 'unlabeled'),
+    unlabeled=1000,
+    validations=6,
+)
+WRONG_UNLABELED = replace(
+    CLEAN_UNLABELED, title='wrong classes, and images without labels', wrong=0.4
+)
 REGIMES = dict(
     clean=Regime('all labels', 240, ('plain', 'longer'), ('ema', 'strong'), length=2.5),
     wrong=Regime('wrong classes', 240, ('plain',), ('strong',), wrong=0.4),
@@ -110,44 +121,11 @@ REGIMES = dict(
         unlabeled=1000,
         length=2.0,
     ),
-    clean_unlabeled=Regime(
-        'all labels, and images without labels',
-        240,
-        ('same_time',),
-        ('default', 'unlabeled'),
-        unlabeled=1000,
-        length=2.5,
-        validations=6,
-    ),
+    clean_unlabeled=replace(CLEAN_UNLABELED, length=2.5),
+    wrong_unlabeled=replace(WRONG_UNLABELED, length=2.0),
     # the schedule of the model itself, for one that is slow
-    clean_unlabeled_1x=Regime(
-        'all labels, and images without labels',
-        240,
-        ('same_time',),
-        ('default', 'unlabeled'),
-        unlabeled=1000,
-        validations=6,
-    ),
-    wrong_unlabeled=Regime(
-        'wrong classes, and images without labels',
-        240,
-        ('same_time',),
-        ('default', 'unlabeled'),
-        unlabeled=1000,
-        wrong=0.4,
-        length=2.0,
-        validations=6,
-    ),
-    # the schedule of the model itself, for one that is slow
-    wrong_unlabeled_1x=Regime(
-        'wrong classes, and images without labels',
-        240,
-        ('same_time',),
-        ('default', 'unlabeled'),
-        unlabeled=1000,
-        wrong=0.4,
-        validations=6,
-    ),
+    clean_unlabeled_1x=CLEAN_UNLABELED,
+    wrong_unlabeled_1x=WRONG_UNLABELED,
     short=Regime(
         'a short schedule', 1000, ('plain',), ('ema', 'former', 'strong'), length=0.4
     ),
