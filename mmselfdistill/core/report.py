@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rich.box import ASCII
 from rich.console import Console
 from rich.table import Table
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmselfdistill.core.teacher import cost_of
 
@@ -57,10 +58,22 @@ def describe(distiller: Distiller) -> str:
     )
     return (
         f'Self-distillation of {type(distiller.student).__name__} '
-        f'({plan.name}):\n{capture.get()}{found}{reused}{_seen(distiller)}{skipped}'
+        f'({plan.name}):\n{capture.get()}{found}{reused}{_normed(distiller)}'
+        f'{_seen(distiller)}{skipped}'
         f'The teacher holds {parameters / 1e6:.2f} M parameters, {size:.1f} MiB, and '
         'no gradients or optimizer state.'
     )
+
+
+def _normed(distiller: Distiller) -> str:
+    """Say where the teacher's batch norms do not use what they hold."""
+    trained = any(
+        isinstance(module, _BatchNorm) and module.training
+        for module in distiller.student.modules()
+    )
+    if distiller.teacher_norm != 'batch' or not trained:
+        return ''
+    return "The teacher's batch norms normalise by the batch, as the student's do.\n"
 
 
 def _seen(distiller: Distiller) -> str:

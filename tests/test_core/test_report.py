@@ -75,6 +75,25 @@ def test_what_was_found_and_what_is_left_out_is_said(built: Small) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ('teacher_norm', 'trains', 'said'),
+    [('batch', True, 1), ('batch', False, 0), ('running', True, 0), (None, True, 0)],
+)
+def test_norms_that_go_by_the_batch_are_said(
+    built: Small, teacher_norm: str | None, trains: bool, said: int
+) -> None:
+    setting = Setting(built, teacher_norm=teacher_norm)
+    norm = setting.model.get_submodule('backbone.bn1')
+    # of this model, all are frozen
+    norm.train(trains)
+    try:
+        text = describe(setting.distiller)
+    finally:
+        norm.eval()
+    line = "The teacher's batch norms normalise by the batch, as the student's do."
+    assert text.splitlines().count(line) == said
+
+
 def test_a_notebook_is_given_the_table_and_shown_nothing(
     built: Small,
     monkeypatch: pytest.MonkeyPatch,
