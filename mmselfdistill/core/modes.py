@@ -53,11 +53,19 @@ def use_batch_statistics(teacher: nn.Module, student: nn.Module) -> None:
         student (nn.Module): In the mode in which it trains.
     """
     ours = dict(teacher.named_modules())
-    for path, module in student.named_modules():
+    for path in batch_norms_that_train(student):
+        ours[path].training = True
+        ours[path].track_running_stats = False
+
+
+def batch_norms_that_train(student: nn.Module) -> list[str]:
+    """Return the paths of the batch norms that normalise by the batch."""
+    return [
+        path
+        for path, module in student.named_modules()
         # of others, the flag does not keep the statistics still
-        if isinstance(module, _BatchNorm) and module.training:
-            ours[path].training = True
-            ours[path].track_running_stats = False
+        if isinstance(module, _BatchNorm) and module.training
+    ]
 
 
 def is_norm(module: nn.Module) -> bool:

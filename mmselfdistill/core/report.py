@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from rich.box import ASCII
 from rich.console import Console
 from rich.table import Table
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from mmselfdistill.core.modes import batch_norms_that_train
 from mmselfdistill.core.teacher import cost_of
 
 if TYPE_CHECKING:
@@ -67,11 +67,8 @@ def describe(distiller: Distiller) -> str:
 
 def _normed(distiller: Distiller) -> str:
     """Say where the teacher's batch norms do not use what they hold."""
-    trained = any(
-        isinstance(module, _BatchNorm) and module.training
-        for module in distiller.student.modules()
-    )
-    if distiller.teacher_norm != 'batch' or not trained:
+    by_batch = distiller.teacher_norm == 'batch'
+    if not (by_batch and batch_norms_that_train(distiller.student)):
         return ''
     return "The teacher's batch norms normalise by the batch, as the student's do.\n"
 
