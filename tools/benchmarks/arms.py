@@ -126,6 +126,14 @@ REGIMES = dict(
     # the schedule of the model itself, for one that is slow
     clean_unlabeled_1x=CLEAN_UNLABELED,
     wrong_unlabeled_1x=WRONG_UNLABELED,
+    # so many labels that a model learns before it memorises
+    many_wrong=replace(
+        WRONG_UNLABELED,
+        title='wrong classes of many, and images without labels',
+        train=1000,
+        length=4.0,
+        arms=('faded', 'default'),
+    ),
     short=Regime(
         'a short schedule', 1000, ('plain',), ('ema', 'former', 'strong'), length=0.4
     ),
@@ -141,6 +149,7 @@ TITLES = dict(
     former='the former default',
     strong='large weights',
     unlabeled='tuned settings',
+    faded='labels that fade',
     default='one line, no other setting',
 )
 
@@ -244,6 +253,14 @@ def settings_of(model: Model, arm: str) -> dict[str, Any]:
             terms=UNLABELED[model.task],
             unlabeled=dict(),
             teacher_norm='running',
+        ),
+        # labels may be wrong: they count less once there is a teacher
+        faded=dict(
+            strong,
+            schedule=dict(begin=0.5, warmup=0.1),
+            terms=UNLABELED[model.task],
+            unlabeled=dict(),
+            task_weight=dict(type='linear', start=1.0, stop=0.1, begin=0.5, end=0.6),
         ),
         # images without labels, and no setting besides
         default=dict(hook, unlabeled=dict()),
