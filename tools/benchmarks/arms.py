@@ -236,6 +236,7 @@ def settings_of(model: Model, arm: str) -> dict[str, Any]:
     hook = dict(type='mmselfdistill.EMATeacherHook', validate='both')
     plain: dict[str, Any] = dict(hook, horizon=STRONG['horizon'], loss_weight=0.0)
     strong: dict[str, Any] = dict(hook, terms=TERMS[model.task], **STRONG)
+    tuned: dict[str, Any] = dict(strong, terms=UNLABELED[model.task], unlabeled=dict())
     arms: dict[str, dict[str, Any]] = dict(
         plain=plain,
         longer=dict(plain, length=1.5),
@@ -247,19 +248,11 @@ def settings_of(model: Model, arm: str) -> dict[str, Any]:
         # the default before this benchmark
         former=dict(hook, momentum=0.999, schedule=FORMER),
         strong=strong,
-        unlabeled=dict(
-            strong,
-            schedule=EARLY,
-            terms=UNLABELED[model.task],
-            unlabeled=dict(),
-            teacher_norm='running',
-        ),
+        unlabeled=dict(tuned, schedule=EARLY, teacher_norm='running'),
         # labels may be wrong: they count less once there is a teacher
         faded=dict(
-            strong,
+            tuned,
             schedule=dict(begin=0.5, warmup=0.1),
-            terms=UNLABELED[model.task],
-            unlabeled=dict(),
             task_weight=dict(type='linear', start=1.0, stop=0.1, begin=0.5, end=0.6),
         ),
         # images without labels, and no setting besides
