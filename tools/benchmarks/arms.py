@@ -101,6 +101,9 @@ CLEAN_UNLABELED = Regime(
 WRONG_UNLABELED = replace(
     CLEAN_UNLABELED, title='wrong classes, and images without labels', wrong=0.4
 )
+MISSING_UNLABELED = replace(
+    CLEAN_UNLABELED, title='missing labels, and images without labels', missing=0.4
+)
 REGIMES = dict(
     clean=Regime('all labels', 240, ('plain', 'longer'), ('ema', 'strong'), length=2.5),
     wrong=Regime('wrong classes', 240, ('plain',), ('strong',), wrong=0.4),
@@ -123,9 +126,11 @@ REGIMES = dict(
     ),
     clean_unlabeled=replace(CLEAN_UNLABELED, length=2.5),
     wrong_unlabeled=replace(WRONG_UNLABELED, length=2.0),
+    missing_unlabeled=replace(MISSING_UNLABELED, length=2.0),
     # the schedule of the model itself, for one that is slow
     clean_unlabeled_1x=CLEAN_UNLABELED,
     wrong_unlabeled_1x=WRONG_UNLABELED,
+    missing_unlabeled_1x=MISSING_UNLABELED,
     # so many labels that a model learns before it memorises
     many_wrong=replace(
         WRONG_UNLABELED,
