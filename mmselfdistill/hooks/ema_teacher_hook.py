@@ -42,6 +42,9 @@ class EMATeacherHook(DistillHook):
             :math:`m = 1 - 1 / \max(horizon \cdot steps, 10)`. One setting then serves
             runs of any length. Give this or ``momentum``. Defaults to None: 0.01,
             unless a momentum is given.
+        freeze (float): Position in the run, in (0, 1], from which on the teacher stays
+            as it is. It cannot follow a student that learns wrong labels by heart, nor
+            its own mistakes. Defaults to 1.0: never.
         **shared: What all hooks take: see :class:`DistillHook`. The schedule's default
             is 0 for the first half of the run, while the student learns fast and its
             average would hold it back, then a ramp to 1 over the next 20 %.
@@ -56,6 +59,7 @@ class EMATeacherHook(DistillHook):
         self,
         momentum: float | None = None,
         horizon: float | None = None,
+        freeze: float = 1.0,
         **shared: Any,
     ) -> None:
         super().__init__(**shared)
@@ -70,6 +74,7 @@ class EMATeacherHook(DistillHook):
         # that of a horizon is known when the run begins
         given = 0.0 if momentum is None else momentum
         self.momentum = check_number('momentum', given, 0.0, 1.0)
+        self.freeze = check_number('freeze', freeze, 0.0, 1.0, above_low=True)
         self._average: Average | None = None
 
     def before_train(self, runner: Runner) -> None:
@@ -98,9 +103,11 @@ class EMATeacherHook(DistillHook):
         data_batch: Any = None,
         outputs: Any = None,
     ) -> None:
-        """Average, if the optimizer made a step in this iteration."""
+        """Average, if the optimizer made a step, and the teacher is not frozen yet."""
         super().after_train_iter(runner, batch_idx, data_batch, outputs)
         assert self.distiller is not None and self._average is not None
+        if self.distiller.run_progress >= self.freeze:
+            return
         if any(each.should_update() for each in optim_wrappers(runner)):
             young = (1 + self.updates) / (10 + self.updates)
             with self.distiller.averaging():

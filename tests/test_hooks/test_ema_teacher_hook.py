@@ -12,6 +12,8 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS, OPTIM_WRAPPERS
 from torch import nn
 
+from mmselfdistill import EMATeacherHook
+
 if TYPE_CHECKING:
     from mmengine.runner import Runner
     from torch import Tensor
@@ -106,6 +108,23 @@ def test_momentum_zero_follows_the_student(runs: Runs) -> None:
     cfg = runs.config('gfl', {**EMA, 'momentum': 0}, iters=3)
     runs.train(cfg, watch.before, watch.after)
     assert runs.differences(watch.teachers, watch.students) == []
+
+
+def test_a_frozen_average_keeps_what_it_had(runs: Runs) -> None:
+    watch = Watch(runs)
+    cfg = runs.config('gfl', {**EMA, 'momentum': 0.2, 'freeze': 0.5}, iters=7)
+    runner = runs.train(cfg, watch.before, watch.after)
+    # the iterations that begin before the half: at 0/7, 1/7, 2/7 and 3/7
+    assert runs.hook(runner).updates == 4
+    assert_close(watch.teachers[:4], average(watch.start[0], watch.students[:4], 0.2))
+    assert runs.differences(watch.teachers[4:], 3 * [watch.teachers[3]]) == []
+    assert runs.differences(watch.students[4:6], watch.students[5:]) != []
+
+
+def test_a_position_to_freeze_at_is_a_share_of_the_run() -> None:
+    for wrong in (0, 1.5, 'x', None):
+        with pytest.raises(ValueError, match=r'^freeze: expected a number in \(0, 1\]'):
+            EMATeacherHook(freeze=wrong)  # type: ignore[arg-type]
 
 
 def test_default_schedule_waits_until_the_teacher_is_grown(runs: Runs) -> None:

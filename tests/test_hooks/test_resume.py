@@ -103,6 +103,14 @@ def test_iterations(name: str, hook: dict[str, Any] | None, runs: Runs) -> None:
         assert ours['teacher'].keys() == last['state_dict'].keys()
 
 
+@pytest.mark.usefixtures('stock_resumes_in_iterations')
+def test_a_frozen_average(runs: Runs) -> None:
+    # resumed while it follows the student, and when it has been frozen
+    hook = dict(EMA, freeze=0.6)
+    last = compare(runs, lambda: runs.config('gfl', hook, iters=7), [2, 5])
+    assert last['mmselfdistill']['updates'] == 5
+
+
 @pytest.mark.parametrize(
     ('name', 'hook'),
     [

@@ -137,7 +137,7 @@ REGIMES = dict(
         title='wrong classes of many, and images without labels',
         train=1000,
         length=4.0,
-        arms=('faded', 'default'),
+        arms=('faded', 'frozen', 'default'),
     ),
     short=Regime(
         'a short schedule', 1000, ('plain',), ('ema', 'former', 'strong'), length=0.4
@@ -155,6 +155,7 @@ TITLES = dict(
     strong='large weights',
     unlabeled='tuned settings',
     faded='labels that fade',
+    frozen='a teacher that is frozen at half',
     default='one line, no other setting',
 )
 
@@ -259,6 +260,14 @@ def settings_of(model: Model, arm: str) -> dict[str, Any]:
             tuned,
             schedule=dict(begin=0.5, warmup=0.1),
             task_weight=dict(type='linear', start=1.0, stop=0.1, begin=0.5, end=0.6),
+        ),
+        # and the teacher follows no further
+        frozen=dict(
+            tuned,
+            freeze=0.5,
+            schedule=dict(begin=0.5, warmup=0.1),
+            task_weight=dict(type='linear', start=1.0, stop=0.3, begin=0.5, end=0.6),
+            length=1.1,  # as long in time as `same_time`
         ),
         # images without labels, and no setting besides
         default=dict(hook, unlabeled=dict()),
