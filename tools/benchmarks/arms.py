@@ -101,9 +101,6 @@ CLEAN_UNLABELED = Regime(
 WRONG_UNLABELED = replace(
     CLEAN_UNLABELED, title='wrong classes, and images without labels', wrong=0.4
 )
-MISSING_UNLABELED = replace(
-    CLEAN_UNLABELED, title='missing labels, and images without labels', missing=0.4
-)
 REGIMES = dict(
     clean=Regime('all labels', 240, ('plain', 'longer'), ('ema', 'strong'), length=2.5),
     wrong=Regime('wrong classes', 240, ('plain',), ('strong',), wrong=0.4),
@@ -126,11 +123,15 @@ REGIMES = dict(
     ),
     clean_unlabeled=replace(CLEAN_UNLABELED, length=2.5),
     wrong_unlabeled=replace(WRONG_UNLABELED, length=2.0),
-    missing_unlabeled=replace(MISSING_UNLABELED, length=2.0),
+    missing_unlabeled=replace(
+        CLEAN_UNLABELED,
+        title='missing labels, and images without labels',
+        missing=0.4,
+        length=2.0,
+    ),
     # the schedule of the model itself, for one that is slow
     clean_unlabeled_1x=CLEAN_UNLABELED,
     wrong_unlabeled_1x=WRONG_UNLABELED,
-    missing_unlabeled_1x=MISSING_UNLABELED,
     # so many labels that a model learns before it memorises
     many_wrong=replace(
         WRONG_UNLABELED,
@@ -222,6 +223,9 @@ def digest(cfg: Config) -> str:
 STRONG = dict(horizon=0.01, schedule=dict(begin=0.5, warmup=0.2))
 FORMER = dict(begin=0.15, warmup=0.15)
 EARLY = dict(begin=0.3, warmup=0.2)  # few labels are soon learnt
+# wrong labels: a teacher from half of the run on, and labels that fade then
+HALF = dict(begin=0.5, warmup=0.1)
+FADING = dict(type='linear', start=1.0, stop=0.1, begin=0.5, end=0.6)
 TERMS: dict[str, dict[str, Any]] = dict(
     det=dict(features=None, logits=dict(weight=4.0), boxes=dict(weight=1.0)),
     seg=dict(features=None),
@@ -256,18 +260,14 @@ def settings_of(model: Model, arm: str) -> dict[str, Any]:
         strong=strong,
         unlabeled=dict(tuned, schedule=EARLY, teacher_norm='running'),
         # labels may be wrong: they count less once there is a teacher
-        faded=dict(
-            tuned,
-            schedule=dict(begin=0.5, warmup=0.1),
-            task_weight=dict(type='linear', start=1.0, stop=0.1, begin=0.5, end=0.6),
-        ),
-        # and the teacher follows no further
+        faded=dict(tuned, schedule=HALF, task_weight=FADING),
+        # and the teacher follows no further; as long in time as `same_time`
         frozen=dict(
             tuned,
+            schedule=HALF,
             freeze=0.5,
-            schedule=dict(begin=0.5, warmup=0.1),
-            task_weight=dict(type='linear', start=1.0, stop=0.3, begin=0.5, end=0.6),
-            length=1.1,  # as long in time as `same_time`
+            task_weight=dict(FADING, stop=0.3),
+            length=1.1,
         ),
         # images without labels, and no setting besides
         default=dict(hook, unlabeled=dict()),
