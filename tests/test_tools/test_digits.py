@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from pycocotools import mask as coco_mask
 from sklearn.datasets import load_digits
+
+from tools.dataset_converters.digits import all_or_nothing
 
 ROOT = Path(__file__).parents[2]
 TOOL = ROOT / 'tools' / 'dataset_converters' / 'digits.py'
@@ -116,12 +119,27 @@ def test_repeated_calls_draw_only_what_changed(tmp_path: Path) -> None:
     assert (root / 'digits.json').stat().st_mtime_ns == stamp
     assert 'written to' in run_tool(root, '--val', '2').stdout
     assert len(list((root / 'val2017').glob('*.jpg'))) == 2
-    # an interrupted call leaves only the partial folder, which the next replaces
-    (tmp_path / 'digits.partial').mkdir()
-    (tmp_path / 'digits.partial' / 'left').touch()
     run_tool(root)
     assert contents(root) == before
-    assert not (tmp_path / 'digits.partial').exists()
+
+
+def test_a_call_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
+    root = tmp_path / 'digits'
+    root.mkdir()
+    (root / 'before').touch()
+    with pytest.raises(RuntimeError, match='no space'), all_or_nothing(root) as partial:
+        partial.mkdir()
+        (partial / 'half').touch()
+        raise RuntimeError('no space')
+    assert contents(tmp_path) == {'digits/before': b''}
+
+
+def test_of_two_calls_at_once_one_is_kept(digits: Path, tmp_path: Path) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        done = list(pool.map(run_tool, [tmp_path / 'digits'] * 2))
+    assert [each.returncode for each in done] == [0, 0], done
+    written = {f'digits/{name}': each for name, each in contents(digits).items()}
+    assert contents(tmp_path) == written
 
 
 def test_a_folder_of_someone_else_is_left_alone(tmp_path: Path) -> None:

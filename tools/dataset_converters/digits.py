@@ -23,6 +23,7 @@ import shutil
 import sys
 from pathlib import Path
 from typing import Any, Iterator, NamedTuple
+from uuid import uuid4
 
 import cv2
 import numpy as np
@@ -226,12 +227,21 @@ def write_unlabeled(root: Path, first: int, count: int, size: int, seed: int) ->
 
 @contextlib.contextmanager
 def all_or_nothing(root: Path) -> Iterator[Path]:
-    """Give a folder to write to, which takes the place of another if all goes well."""
-    partial = root.with_name(f'{root.name}.partial')
-    shutil.rmtree(partial, ignore_errors=True)
-    yield partial
-    shutil.rmtree(root, ignore_errors=True)
-    partial.rename(root)
+    """Give a folder to write to, which takes the place of another if all goes well.
+
+    Two processes may write the same set at once: each writes to a folder of its own,
+    and that of the first is kept.
+    """
+    partial = root.with_name(f'{root.name}.{uuid4().hex[:8]}.partial')
+    replaces = root.exists()
+    try:
+        yield partial
+        if replaces:
+            shutil.rmtree(root)
+        if not root.exists():
+            partial.rename(root)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_digits(
