@@ -128,7 +128,6 @@ REGIMES = dict(
         title='missing labels, and images without labels',
         missing=0.4,
         length=2.0,
-        arms=('early', 'default'),
     ),
     # the schedule of the model itself, for one that is slow
     clean_unlabeled_1x=CLEAN_UNLABELED,
@@ -156,7 +155,6 @@ TITLES = dict(
     former='the former default',
     strong='large weights',
     unlabeled='tuned settings',
-    early='labels that fade early',
     faded='labels that fade',
     frozen='a teacher that is frozen at half',
     default='one line, no other setting',
@@ -228,8 +226,6 @@ EARLY = dict(begin=0.3, warmup=0.2)  # few labels are soon learnt
 # wrong labels: a teacher from half of the run on, and labels that fade then
 HALF = dict(begin=0.5, warmup=0.1)
 FADING = dict(type='linear', start=1.0, stop=0.1, begin=0.5, end=0.6)
-# missing labels: they teach what is background wrongly, from the first iteration on
-FADING_EARLY = dict(type='linear', start=1.0, stop=0.3, begin=0.3, end=0.5)
 TERMS: dict[str, dict[str, Any]] = dict(
     det=dict(features=None, logits=dict(weight=4.0), boxes=dict(weight=1.0)),
     seg=dict(features=None),
@@ -263,9 +259,7 @@ def settings_of(model: Model, arm: str) -> dict[str, Any]:
         former=dict(hook, momentum=0.999, schedule=FORMER),
         strong=strong,
         unlabeled=dict(tuned, schedule=EARLY, teacher_norm='running'),
-        # labels may be missing: they count less as soon as there is a teacher
-        early=dict(tuned, schedule=EARLY, task_weight=FADING_EARLY),
-        # labels may be wrong
+        # labels may be wrong: they count less once there is a teacher
         faded=dict(tuned, schedule=HALF, task_weight=FADING),
         # and the teacher follows no further; as long in time as `same_time`
         frozen=dict(
