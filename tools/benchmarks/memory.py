@@ -2,56 +2,21 @@
 
 from __future__ import annotations
 
-import weakref
 from contextlib import contextmanager
-from typing import Any, Iterator
+from itertools import accumulate
+from typing import Iterator
 
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten
-
-
-class _Allocated(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Follows the storages that operations return, until they are freed."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.now = self.peak = 0
-        self._known: set[int] = set()
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        for given in tree_flatten((args, kwargs))[0]:
-            if isinstance(given, Tensor):
-                self._known.add(given.untyped_storage()._cdata)
-        returned = func(*args, **(kwargs or {}))
-        for tensor in tree_flatten(returned)[0]:
-            if isinstance(tensor, Tensor):
-                self._add(tensor.untyped_storage())
-        return returned
-
-    def _add(self, storage: Any) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key in self._known:
-            return
-        self._known.add(key)
-        self.now += size
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._free, key, size)
-
-    def _free(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self.now -= size
+from torch.profiler import ProfilerActivity, profile
 
 
 @contextmanager
 def peak_bytes() -> Iterator[list[int]]:
     """Measure a block: yields a list that holds, at its end, the most that it added.
 
-    On CUDA it is the allocator's own count. On the CPU, tensors that operations return
-    are counted, and not what an operation needs within itself.
+    It is the allocator's own count: on CUDA its peak, on the CPU the highest sum of
+    what the block allocated, less what it freed of that, as PyTorch's profiler records
+    them.
     """
     found: list[int] = []
     if torch.cuda.is_available():
@@ -61,6 +26,8 @@ def peak_bytes() -> Iterator[list[int]]:
         yield found
         found.append(torch.cuda.max_memory_allocated() - before)
     else:
-        with _Allocated() as allocated:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
             yield found
-        found.append(allocated.peak)
+        events = prof.profiler.kineto_results.events()
+        changes = [each.nbytes() for each in events if each.name() == '[memory]']
+        found.append(max(accumulate(changes, initial=0)))
