@@ -17,7 +17,8 @@ from mmengine.registry import init_default_scope
 from pycocotools import mask as coco_mask
 from sklearn.datasets import load_digits
 
-from tools.dataset_converters.digits import all_or_nothing
+from tools.dataset_converters import digits as digits_tool
+from tools.dataset_converters.digits import all_or_nothing, write_digits
 
 ROOT = Path(__file__).parents[2]
 TOOL = ROOT / 'tools' / 'dataset_converters' / 'digits.py'
@@ -140,6 +141,24 @@ def test_of_two_calls_at_once_one_is_kept(digits: Path, tmp_path: Path) -> None:
     assert [each.returncode for each in done] == [0, 0], done
     written = {f'digits/{name}': each for name, each in contents(digits).items()}
     assert contents(tmp_path) == written
+
+
+def test_a_set_that_another_call_wrote_is_not_taken_for_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / 'digits'
+    write_split = digits_tool.write_split
+
+    def meanwhile(*given: Any) -> None:
+        monkeypatch.setattr(digits_tool, 'write_split', write_split)
+        write_digits(root, train=2, val=1, size=SIZE, seed=0)
+        write_split(*given)
+
+    monkeypatch.setattr(digits_tool, 'write_split', meanwhile)
+    with pytest.raises(SystemExit, match=r"another call wrote .*'train': 2"):
+        write_digits(root, train=1, val=1, size=SIZE, seed=0)
+    assert len(list((root / 'train2017').glob('*.jpg'))) == 2
+    assert list(tmp_path.iterdir()) == [root]
 
 
 def test_a_folder_of_someone_else_is_left_alone(tmp_path: Path) -> None:

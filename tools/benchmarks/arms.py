@@ -157,6 +157,7 @@ TITLES = dict(
     unlabeled='tuned settings',
     faded='labels that fade',
     frozen='a teacher that is frozen at half',
+    soft='soft targets, no pseudo labels',
     default='one line, no other setting',
 )
 
@@ -230,6 +231,7 @@ TERMS: dict[str, dict[str, Any]] = dict(
     det=dict(features=None, logits=dict(weight=4.0), boxes=dict(weight=1.0)),
     seg=dict(features=None),
 )
+SOFT = dict(logits=dict(weight=4.0, on='both'), pseudo_labels=None)
 # where there are images without labels
 UNLABELED: dict[str, dict[str, Any]] = dict(
     det=TERMS['det'],
@@ -269,6 +271,8 @@ def settings_of(model: Model, arm: str) -> dict[str, Any]:
             task_weight=dict(FADING, stop=0.3),
             length=1.1,
         ),
+        # calibrated scores: unlike a pseudo label, a soft target may be unsure
+        soft=dict(hook, unlabeled=dict(), terms=SOFT),
         # images without labels, and no setting besides
         default=dict(hook, unlabeled=dict()),
     )

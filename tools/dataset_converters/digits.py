@@ -262,6 +262,12 @@ def write_digits(
         if unlabeled:
             write_unlabeled(partial, train + 1, unlabeled, size, seed)
         (partial / made_by.name).write_text(json.dumps(wanted))
+    found = json.loads(made_by.read_text())
+    if found != wanted:
+        raise SystemExit(
+            f'{root}: another call wrote {found} there meanwhile, so this one wrote '
+            f'nothing. Wanted: {wanted}.'
+        )
     return True
 
 
