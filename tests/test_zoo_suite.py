@@ -165,7 +165,7 @@ def test_the_report_counts_its_rows(tmp_path: Path) -> None:
     )
     text = (tmp_path / 'zoo.md').read_text()
     for line in (
-        'and PyTorch): `old`: 3, `today` (the present one): 1.',
+        'and PyTorch): `old`: 3, `today` (when this was written): 1.',
         '| tried | 4 |',
         '| not tried yet | 7 |',
         '| train in stock | 3 |',

@@ -212,8 +212,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--cost',
         type=float,
-        help='an iteration with the teacher, in iterations without it, as `compare` '
-        'shows it. Defaults to what is measured now, on noise',
+        help='an iteration with the teacher, in iterations without it: the ratio of '
+        '`time` in the log, after the teacher has begun to before. Defaults to what is '
+        'measured now, on noise',
     )
     parser.add_argument(
         '--out-dir',

@@ -75,7 +75,8 @@ def synchronize() -> None:
 def teachers_share(hook: DistillHook, length: int) -> float:
     """Return the share of a run's iterations in which the teacher is run.
 
-    It is not where there is none yet, or where all terms have a weight of 0.
+    It is not where there is none yet, where all terms have a weight of 0, or where the
+    hook's ``every`` leaves an iteration out.
 
     Args:
         hook (DistillHook): The hook.
@@ -94,7 +95,7 @@ def teachers_share(hook: DistillHook, length: int) -> float:
         if isinstance(hook, GenerationHook) and generation == 0:
             continue
         active += any(s(run if s.over == 'run' else part) > 0 for s in schedules)
-    return active / POINTS
+    return active / POINTS / hook.every
 
 
 def times_as_long(hook: DistillHook, length: int, cost: float) -> float:

@@ -26,6 +26,8 @@ CONSTANT = dict(schedule='constant')
         (EMATeacherHook(), 0.5, 1.25),
         (EMATeacherHook(schedule=dict(type='constant', begin=0.15)), 0.85, 1.425),
         (EMATeacherHook(schedule=dict(type='constant', end=0.25)), 0.25, 1.125),
+        # in one of two iterations of that half
+        (EMATeacherHook(every=2), 0.25, 1.125),
     ],
 )
 def test_time_of_a_distilled_run(hook: Any, share: float, times: float) -> None:

@@ -94,7 +94,7 @@ def write_report(
 def _sources(records: Sequence[dict[str, Any]], version: str) -> str:
     counts = Counter(record['version'] for record in records)
     return ', '.join(
-        f'`{each}`{" (the present one)" if each == version else ""}: {count}'
+        f'`{each}`{" (when this was written)" if each == version else ""}: {count}'
         for each, count in counts.most_common()
     )
 
