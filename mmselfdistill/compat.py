@@ -16,8 +16,15 @@ import torch
 from mmengine.config import Config
 from mmengine.config import utils as config_utils
 from mmengine.logging import HistoryBuffer
+from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 from mmengine.runner.checkpoint import CheckpointLoader
 from mmengine.utils import digit_version
+
+# classes of which a checkpoint of MMEngine's names methods, and these
+_WITH_METHODS: dict[type, tuple[str, ...]] = {
+    HistoryBuffer: ('min', 'max', 'mean', 'current'),
+    OneCycleParamScheduler: ('_annealing_cos', '_annealing_linear'),
+}
 
 
 def check_versions() -> None:
@@ -43,8 +50,8 @@ def allow_mmengine_checkpoints() -> None:
 
     ``torch.load`` refuses what it does not know. The types allowed here hold
     numbers and arrays only. The file also names ``getattr``, for the methods of
-    ``HistoryBuffer``: see :func:`mmengine_checkpoints`, in which MMEngine's own
-    loaders run from now on.
+    ``HistoryBuffer`` and of ``OneCycleLR``: see :func:`mmengine_checkpoints`, in which
+    MMEngine's own loaders run from now on.
     """
     if not _is_strict():
         return
@@ -57,7 +64,7 @@ def allow_mmengine_checkpoints() -> None:
             # by name: OneDL's MMEngine takes the types it allows itself away again
             *(
                 (kind, f'{kind.__module__}.{kind.__name__}')
-                for kind in (HistoryBuffer, np.ndarray, np.dtype, *dtypes)
+                for kind in (*_WITH_METHODS, np.ndarray, np.dtype, *dtypes)
             ),
             # files of either numpy are met
             *_both_names(core.multiarray._reconstruct, '_reconstruct'),
@@ -77,12 +84,12 @@ def _is_strict() -> bool:
 
 @contextmanager
 def mmengine_checkpoints() -> Iterator[None]:
-    """Let ``torch.load`` look up the statistics of MMEngine's ``HistoryBuffer``.
+    """Let ``torch.load`` look up the few methods that MMEngine writes.
 
     A checkpoint names ``getattr`` for them, which could look up anything. It is given
     a function that looks up nothing else, and only while a checkpoint is loaded.
     """
-    guard: Any = (_statistic_of_history_buffer, 'builtins.getattr')
+    guard: Any = (_method_of_mmengine, 'builtins.getattr')
     # at its end a block inside another would take away what that one allows
     if not _is_strict() or guard in torch.serialization.get_safe_globals():
         yield
@@ -119,12 +126,13 @@ def _both_names(function: Callable[..., Any], name: str) -> list[Any]:
     return [(function, f'{module}.{name}') for module in modules]
 
 
-def _statistic_of_history_buffer(owner: Any, name: str) -> Any:
-    if owner is HistoryBuffer and name in ('min', 'max', 'mean', 'current'):
-        return getattr(HistoryBuffer, name)
+def _method_of_mmengine(owner: Any, name: str) -> Any:
+    for kind, names in _WITH_METHODS.items():
+        if owner is kind and name in names:
+            return getattr(kind, name)
     raise AttributeError(
         f'A checkpoint asks for {name!r} of {owner!r}: only the statistics of '
-        "MMEngine's HistoryBuffer are allowed"
+        "MMEngine's HistoryBuffer and the curves of its OneCycleLR are allowed"
     )
 
 

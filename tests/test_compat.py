@@ -18,6 +18,7 @@ from mmengine.config import utils as config_utils
 from mmengine.dataset import default_collate
 from mmengine.logging import HistoryBuffer
 from mmengine.model import BaseModel
+from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 from mmengine.runner import Runner
 from mmengine.runner.checkpoint import CheckpointLoader, _load_checkpoint
 from mmengine.utils import digit_version
@@ -236,10 +237,13 @@ def test_a_checkpoint_cannot_run_a_command(tmp_path: Path) -> None:
 
 
 @strict_loading
+@pytest.mark.parametrize('kind', [HistoryBuffer, OneCycleParamScheduler])
 @pytest.mark.parametrize('name', ['__init__', '__globals__', 'statistics', 'data'])
-def test_getattr_looks_up_the_statistics_alone(name: str, tmp_path: Path) -> None:
-    attack = Forged(getattr, HistoryBuffer, name)
-    message = f"asks for '{name}' of .*HistoryBuffer.*: only the statistics of"
+def test_getattr_looks_up_the_methods_that_are_written_alone(
+    kind: type, name: str, tmp_path: Path
+) -> None:
+    attack = Forged(getattr, kind, name)
+    message = f"asks for '{name}' of .*{kind.__name__}.*: only the statistics of"
     with pytest.raises((pickle.UnpicklingError, AttributeError), match=message):
         load_forged(tmp_path / 'forged.pth', attack)
 

@@ -51,9 +51,9 @@ def _norms(
     So that several processes give the gradient of one with the whole batch. Each
     pair has its place: another rank may have taken a branch that this one did not.
     """
-    if get_world_size() == 1:
-        return {}
     places = [(name, i) for name in pairs for i in range(len(shapes[name]))]
+    if get_world_size() == 1 or not places:
+        return {}
     found = {
         (name, i): each.norm_of(values[name][i])
         for name in pairs

@@ -173,10 +173,11 @@ class Distiller:
             KeyError: If the model has a loss of a term's name.
             TypeError: If the model returns no dict of losses.
         """
-        if kwargs.get('mode', args[2] if len(args) > 2 else 'tensor') != 'loss':
-            if self.predicts and self.teacher is not None:
-                return self.teacher.forward(*args, **kwargs)
-            return stock(*args, **kwargs)
+        mode = kwargs.get('mode', args[2] if len(args) > 2 else 'tensor')
+        # a loss may be validated too
+        if mode != 'loss' or not (self.student.training or torch.is_grad_enabled()):
+            other = self.teacher if self.predicts else None
+            return (stock if other is None else other.forward)(*args, **kwargs)
         self.forwards += 1
         first = not self.labeled.checked
         weights = self.weights()

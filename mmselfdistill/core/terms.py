@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import mmselfdistill.losses
 from mmselfdistill.core.pairs import Pair
+from mmselfdistill.core.streams import forked_rng
 from mmselfdistill.errors import check_choice, check_number, nearest
 from mmselfdistill.families import FAMILIES
 from mmselfdistill.families.plan import Plan, Site
@@ -218,7 +219,9 @@ def _build_loss(where: str, cfg: dict[str, Any]) -> nn.Module:
                 f'{where}: {cls.__name__} has no argument {key!r}; {valid}'
             )
     try:
-        loss: nn.Module = MODELS.build(dict(type=kind, **arguments))
+        # the student's own first weights are drawn next: they have to be a plain run's
+        with forked_rng():
+            loss: nn.Module = MODELS.build(dict(type=kind, **arguments))
     except (TypeError, ValueError) as error:
         raise ValueError(f'{where}: {error}') from error
     takes = inspect.signature(loss.forward).parameters

@@ -19,9 +19,16 @@ from mmselfdistill.views import build_view
 from .learned import train_losses
 from .run import bare_model, check_alone, epochs_done, seed_of_all_ranks
 from .settings import build_dtype, build_task_weight, check_arguments, check_paths
-from .state import STATE_KEY, STATE_VERSION, read_state, restore, state_of
+from .state import (
+    STATE_KEY,
+    STATE_VERSION,
+    loaded_part,
+    restore,
+    resumed_state,
+    state_of,
+)
 from .unlabeled import check_unlabeled, load_unlabeled
-from .validation import VALIDATE, Evaluated, check_save_best, of_teacher, validate
+from .validation import VALIDATE, Evaluated, check_metrics, of_teacher, validate
 
 
 class DistillHook(Hook):
@@ -100,7 +107,7 @@ class DistillHook(Hook):
         self.generation = 0
         self.updates = 0
         self.distiller: Distiller | None = None
-        self._resumed: dict[str, Any] | None = None
+        self._loaded: dict[str, Any] | None = None
         # the run that was set up, and whether it has begun
         self._loop: BaseLoop | None = None
         self._begun = False
@@ -117,7 +124,7 @@ class DistillHook(Hook):
     def set_up(self, runner: Runner) -> None:
         """Build the terms: losses may have parameters for the run's optimizer."""
         check_alone(runner, DistillHook)
-        check_save_best(self, runner)
+        check_metrics(self, runner)
         unlabeled = self.unlabeled and load_unlabeled(self.unlabeled, runner)
         self.distiller = self.distiller_of(bare_model(runner), unlabeled)
         train_losses(runner, self.distiller)
@@ -153,14 +160,15 @@ class DistillHook(Hook):
             self.distiller.unlabeled.batches.seed = seed_of_all_ranks(runner)
         # what a teacher cannot be made of fails here, not hours later
         teacher = make_teacher(student)
-        if self._resumed is not None:
-            self._restore(self._resumed, teacher)
+        state = resumed_state(runner, self._loaded)
+        if state is not None:
+            self._restore(state, teacher)
         elif not (self._begun and runner.iter > 0):
             self.generation = self.updates = 0
             self.distiller.teacher = self.init_teacher(runner, teacher)
         # where there is no teacher yet, the first iteration is checked with this one
         self.distiller.trial = None if self.distiller.teacher else teacher
-        self._resumed, self._begun = None, True
+        self._loaded, self._begun = None, True
         self.distiller.attach()
         self._forwards = self.distiller.forwards
 
@@ -245,11 +253,13 @@ class DistillHook(Hook):
                 self._hide_teacher()
 
     def _show_teacher(self) -> bool:
-        if self.distiller is None or self.distiller.teacher is None:
+        found = self.distiller
+        # after the run no forward is ours: the teacher could not predict
+        if found is None or found.teacher is None or not found.attached:
             return False
         # what a validation that failed has left
         self._hide_teacher()
-        self._evaluated = Evaluated(self.distiller)
+        self._evaluated = Evaluated(found)
         return True
 
     def _hide_teacher(self) -> None:
@@ -274,9 +284,8 @@ class DistillHook(Hook):
         return dict(version=STATE_VERSION, hook=type(self).__name__)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Keep our state of a resumed checkpoint until the teacher is built."""
-        if runner._resume:
-            self._resumed = read_state(checkpoint)
+        """Keep our state until the teacher is built, for a run that is resumed."""
+        self._loaded = loaded_part(runner, checkpoint)
 
     def _restore(self, state: dict[str, Any], teacher: nn.Module) -> None:
         assert self.distiller is not None

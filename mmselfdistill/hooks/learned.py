@@ -10,6 +10,10 @@ from typing import Any
 
 import torch
 from mmengine.dist import all_reduce, get_world_size
+from mmengine.optim.scheduler.param_scheduler import (
+    OneCycleParamScheduler,
+    ReduceOnPlateauParamScheduler,
+)
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
@@ -17,6 +21,7 @@ from mmselfdistill.core.distiller import Distiller
 from mmselfdistill.core.teacher import broadcast_from_rank_0, tensors_of
 
 from .run import optim_wrappers, schedulers_of
+from .unlabeled import batch_size_of
 
 
 def losses_of(distiller: Distiller) -> dict[str, nn.Module]:
@@ -51,7 +56,10 @@ def train_losses(runner: Runner, distiller: Distiller) -> None:
         parameter.register_hook(_averaged)  # type: ignore[no-untyped-call]
     optimizer = wrappers[0].optimizer
     optimizer.add_param_group(dict(params=parameters))
-    _schedule(runner, optimizer.param_groups[-1], optimizer.param_groups[0])
+    optimizer.param_groups[-1]['lr'] *= _scale_of_lr(runner)
+    # schedulers are built, and the warm-up of the first step has been applied
+    for scheduler in schedulers_of(runner):
+        _schedule(scheduler, optimizer.param_groups)
 
 
 def _averaged(gradient: Tensor) -> Tensor:
@@ -61,11 +69,31 @@ def _averaged(gradient: Tensor) -> Tensor:
     return gradient
 
 
-def _schedule(runner: Runner, group: dict[str, Any], first: dict[str, Any]) -> None:
-    # schedulers are built, and the warm-up of the first step has been applied
-    for scheduler in schedulers_of(runner):
-        name = scheduler.param_name
-        start = group.setdefault(f'initial_{name}', group[name])
-        scheduler.base_values.append(start)
-        if first.get(f'initial_{name}'):
-            group[name] = start * first[name] / first[f'initial_{name}']
+def _scale_of_lr(runner: Runner) -> float:
+    """Return by what MMEngine's ``auto_scale_lr`` multiplies a learning rate."""
+    # FlexibleRunner keeps it to itself
+    names = 'auto_scale_lr', '_auto_scale_lr'
+    scaling = next((vars(runner)[n] for n in names if n in vars(runner)), None) or {}
+    if not scaling.get('enable', False):
+        return 1.0
+    batch = get_world_size() * batch_size_of(runner.train_loop.dataloader)
+    return float(batch / scaling['base_batch_size'])
+
+
+def _schedule(scheduler: Any, groups: list[dict[str, Any]]) -> None:
+    """Let a scheduler that is built change the last group as it does the first."""
+    name, (first, *_, group) = scheduler.param_name, groups
+    initial = f'initial_{name}'
+    if getattr(scheduler, 'use_betas', False):
+        group.setdefault(name, group['betas'][0])
+    if isinstance(scheduler, OneCycleParamScheduler):
+        # its bounds are its own, not the group's
+        bounds = initial, f'max_{name}', f'min_{name}'
+        group.update({key: first[key] for key in bounds})
+    start = group.setdefault(initial, group[name])
+    plateau = isinstance(scheduler, ReduceOnPlateauParamScheduler)
+    values = scheduler.min_values if plateau else scheduler.base_values
+    # what MMEngine's wrapper notes of the optimizer itself comes after the groups
+    values.insert(len(groups) - 1, values[-1] if plateau else start)
+    if first.get(initial):
+        group[name] = start * first[name] / first[initial]

@@ -39,7 +39,7 @@ class Beginning:
                 for wrapper in optim_wrappers(runner)
             ],
             schedulers=[
-                copy.deepcopy(scheduler.state_dict())
+                copy.deepcopy(_data(scheduler.state_dict()))
                 for scheduler in schedulers_of(runner)
             ],
             losses={
@@ -152,6 +152,11 @@ def reinitialize(runner: Runner, generation: int) -> None:
         if callable(getattr(hook, 'momentum_update', None)):
             # the teacher that a semi-supervised model has itself: a copy
             hook.momentum_update(student, 1)
+
+
+def _data(state: dict[str, Any]) -> dict[str, Any]:
+    # OneCycleLR keeps a function: loading leaves it as it is
+    return {key: value for key, value in state.items() if not callable(value)}
 
 
 def _settings(group: dict[str, Any]) -> dict[str, Any]:

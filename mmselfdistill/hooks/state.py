@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from mmengine.runner import Runner
 from mmengine.runner.checkpoint import weights_to_cpu
 from torch import nn
 
@@ -33,6 +34,34 @@ def state_of(distiller: Distiller) -> dict[str, Any]:
         terms={term.name: term.config for term in distiller.terms},
         unlabeled=0 if unlabeled is None else unlabeled.used,
     )
+
+
+def loaded_part(runner: Runner, checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Return what a run may need of a checkpoint that it loads, the weights left out.
+
+    Raises:
+        ValueError: If the run is resumed, and there is no state of ours.
+    """
+    if runner._resume:
+        read_state(checkpoint)
+    return {key: checkpoint[key] for key in ('meta', STATE_KEY) if key in checkpoint}
+
+
+def resumed_state(
+    runner: Runner, loaded: dict[str, Any] | None
+) -> dict[str, Any] | None:
+    """Return our state if the run goes on where this was saved, or None.
+
+    ``Runner.resume`` sets no flag: it moves the loop, once the file is loaded.
+
+    Raises:
+        ValueError: If it goes on there, and there is no state of ours.
+    """
+    if loaded is None:
+        return None
+    at = loaded.get('meta', {}).get('iter')
+    resumes = runner._resume or (runner.iter > 0 and runner.iter == at)
+    return read_state(loaded) if resumes else None
 
 
 def read_state(checkpoint: dict[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import copy
 from typing import Any, Mapping
 
 from mmengine.runner import Runner
+from torch.nn.parallel import DistributedDataParallel
 
 from mmselfdistill.core.unlabeled import check_takes_images
 from mmselfdistill.errors import check_choice, check_number, check_whole
@@ -75,12 +76,13 @@ def load_unlabeled(cfg: Mapping[str, Any], runner: Runner) -> dict[str, Any]:
         weight is 0 only that.
 
     Raises:
-        ValueError: If the model needs more than images, there is no image, or it cannot
-            be loaded.
+        ValueError: If the model needs more than images, or checkpoints its activations
+            in DDP, there is no image, or it cannot be loaded.
     """
     if cfg['weight'] == 0:
         return dict(weight=0.0)
     check_takes_images(bare_model(runner))
+    _check_checkpointing(runner)
     labeled: Any = runner.train_loop.dataloader
     images = find_images(cfg['data'])
     transforms = cfg.get('pipeline')
@@ -114,6 +116,31 @@ def load_unlabeled(cfg: Mapping[str, Any], runner: Runner) -> dict[str, Any]:
         statistics=cfg.get('statistics', False),
         confidence=cfg.get('confidence'),
     )
+
+
+def _check_checkpointing(runner: Runner) -> None:
+    """See that DDP is told once for each parameter that its gradient is there.
+
+    Reentrant checkpointing, which the frameworks use, tells it once for each forward,
+    and a second forward on these images is one too many.
+    """
+    if not isinstance(runner.model, DistributedDataParallel):
+        return
+    found = [
+        name
+        for name, module in bare_model(runner).named_modules()
+        if (getattr(module, 'with_cp', False) or getattr(module, 'num_cp', 0) > 0)
+        and any(p.requires_grad for p in module.parameters())
+    ]
+    if runner.cfg.get('activation_checkpointing'):
+        found.append('activation_checkpointing')
+    if found:
+        raise ValueError(
+            f'unlabeled: the model checkpoints its activations ({found[0]}, and '
+            f'{len(found) - 1} more), which fails in DDP where the model runs twice in '
+            'an iteration, on images with labels and without; turn off with_cp and '
+            'activation_checkpointing, or remove unlabeled'
+        )
 
 
 def _tried(transforms: Any, images: list[str], skip: bool) -> tuple[list[Any], Any]:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Iterator
 
 import torch
-from mmengine.hooks import CheckpointHook
+from mmengine.hooks import CheckpointHook, EarlyStoppingHook
+from mmengine.optim.scheduler.param_scheduler import ReduceOnPlateauParamScheduler
 from mmengine.runner import Runner
 from mmengine.runner.amp import autocast
+from mmengine.structures import BaseDataElement
 from torch import nn
 
 from mmselfdistill.core.streams import forked_rng
+
+from .run import schedulers_of
 
 VALIDATE = ('student', 'teacher', 'both')
 PREFIX = 'teacher/'
@@ -38,34 +42,44 @@ class Evaluated:
         self._distiller.predicts = not self._distiller.predicts
 
 
-def check_save_best(hook: Any, runner: Runner) -> None:
-    """See that the metric of ``save_best`` is there at every validation.
+def metrics_needed(runner: Runner) -> Iterator[tuple[str, str]]:
+    """Yield the metrics that a run looks up at its validations, after where it does."""
+    for each in runner.hooks:
+        given = getattr(each, 'save_best', None)
+        if isinstance(each, CheckpointHook) and given:
+            for key in [given] if isinstance(given, str) else given:
+                yield 'save_best', key
+        elif isinstance(each, EarlyStoppingHook):
+            yield 'EarlyStoppingHook.monitor', each.monitor
+    for scheduler in schedulers_of(runner):
+        if isinstance(scheduler, ReduceOnPlateauParamScheduler):
+            yield f'{type(scheduler).__name__}.monitor', scheduler.monitor
 
-    MMEngine looks it up, and fails where it is missing: hours later, at a boundary.
+
+def check_metrics(hook: Any, runner: Runner) -> None:
+    """See that each metric that the run looks up is there at every validation.
+
+    MMEngine fails where one is missing, or goes on without it: hours later, at a
+    boundary.
 
     Raises:
         ValueError: If it is not.
     """
-    keys: list[str] = []
-    for each in runner.hooks:
-        given = getattr(each, 'save_best', None)
-        if isinstance(each, CheckpointHook) and given:
-            keys += [given] if isinstance(given, str) else given
-    for key in keys:
+    for where, key in metrics_needed(runner):
         of_teacher = key.startswith(PREFIX)
         if of_teacher and hook.validate == 'student':
             raise ValueError(
-                f'save_best: {key!r} is of the teacher, which is not validated; set '
+                f'{where}: {key!r} is of the teacher, which is not validated; set '
                 "validate='both' or 'teacher' of the self-distillation hook"
             )
         if hook.validate == 'teacher' and not of_teacher and key != 'auto':
             raise ValueError(
-                f"save_best: {key!r} is of the student, but validate='teacher'; use "
+                f"{where}: {key!r} is of the student, but validate='teacher'; use "
                 f"'{PREFIX}{key}', or validate='both'"
             )
         if hook.late and (of_teacher or hook.validate == 'teacher'):
             raise ValueError(
-                f'save_best: {key!r} is of the teacher, and {type(hook).__name__} has '
+                f'{where}: {key!r} is of the teacher, and {type(hook).__name__} has '
                 "none in its first generation; use validate='both' with a metric of "
                 'the student'
             )
@@ -86,6 +100,10 @@ def validate(runner: Runner) -> dict[str, Any]:
     with forked_rng(), autocast(enabled=loop.fp16):
         for batch in loop.dataloader:
             outputs = model.val_step(batch)
+            last = outputs[-1]
+            # a loss, which MMEngine takes out too: it is no image
+            if isinstance(last, BaseDataElement) and last.keys() == ['loss']:
+                outputs = outputs[:-1]
             loop.evaluator.process(data_samples=outputs, data_batch=batch)
     return loop.evaluator.evaluate(len(loop.dataloader.dataset))
 

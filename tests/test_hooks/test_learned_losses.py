@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from torch import nn
 
 if TYPE_CHECKING:
     from mmengine.runner import Runner
@@ -51,6 +52,94 @@ def test_it_learns_in_a_group_of_its_own_and_is_no_part_of_the_student(
     assert saved['mmselfdistill']['losses'].keys() == {'features'}
     found = saved['mmselfdistill']['losses']['features']['projector']
     assert torch.equal(found, weight.detach())
+
+
+ADAM = dict(type='AdamW', lr=1e-3, weight_decay=0.01)
+SCHEDULES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = dict(
+    one_cycle=(
+        ADAM,
+        dict(type='OneCycleLR', eta_max=1e-2, total_steps=12, by_epoch=False),
+    ),
+    momentum=(
+        ADAM,
+        dict(type='CosineAnnealingMomentum', T_max=12, eta_min=0.5, by_epoch=False),
+    ),
+    plateau=(
+        ADAM,
+        # no AP is better by 1
+        dict(
+            type='ReduceOnPlateauLR',
+            monitor='coco/bbox_mAP',
+            rule='greater',
+            threshold=1.0,
+            threshold_rule='abs',
+            patience=0,
+            factor=0.5,
+            min_value=4e-4,
+        ),
+    ),
+)
+
+
+@pytest.mark.parametrize('kind', SCHEDULES)
+def test_it_follows_every_kind_of_schedule(kind: str, runs: Runs) -> None:
+    optimizer, scheduler = SCHEDULES[kind]
+    cfg = runs.config('retinanet', PROJECTED, epochs=4, val_interval=1)
+    # with settings of its own, MMEngine's wrapper notes the optimizer's too
+    paramwise = dict(bias_decay_mult=0.0)
+    cfg.optim_wrapper = dict(optimizer=optimizer, paramwise_cfg=paramwise)
+    cfg.param_scheduler = [scheduler]
+    cfg.model.test_cfg.score_thr = 0.0
+    cfg.val_evaluator.ann_file = f'{runs.data}/annotations/instances_val2017.json'
+    found: list[tuple[Any, Any]] = []
+
+    def note(runner: Runner) -> None:
+        groups = runner.optim_wrapper.optimizer.param_groups
+        first, last = ((g['lr'], g['betas']) for g in (groups[0], groups[-1]))
+        found.append((first, last))
+
+    runs.train(cfg, after=note)
+    assert all(first == last for first, last in found)
+    assert len({first for first, _ in found}) == (3 if kind == 'plateau' else 11)
+
+
+def test_its_rate_is_scaled_with_the_batch(runs: Runs) -> None:
+    cfg = runs.config('retinanet', PROJECTED, iters=1)
+    cfg.auto_scale_lr = dict(enable=True, base_batch_size=16)
+    groups = runs.train(cfg).optim_wrapper.optimizer.param_groups
+    stock = runs.train(runs.config('retinanet', PROJECTED, iters=1))
+    own = stock.optim_wrapper.optimizer.param_groups
+    assert groups[-1]['lr'] == groups[0]['lr'] == own[0]['lr'] / 8
+
+
+def test_a_loss_that_draws_and_counts_leaves_the_run_alone(
+    runs: Runs, models: Any
+) -> None:
+    @models.register_module()
+    class Drawing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.rand(1))
+            self.register_buffer('calls', torch.zeros(()))
+
+        def forward(self, student: Any, teacher: Any, kind: str = '') -> Any:
+            self.calls += 1
+            kept = nn.functional.dropout(student, 0.5)
+            return self.scale * (kept - teacher).square().mean(1)
+
+    terms = dict(_delete_=True, mine=dict(type='Drawing', site='features'))
+    hook = {**PROJECTED, 'terms': terms}
+    plain = runs.train(runs.config('deeplabv3plus', iters=2))
+    silent = runs.config('deeplabv3plus', dict(hook, loss_weight=0.0), iters=2)
+    runner = runs.train(silent)
+    assert runs.differences(runs.state(plain.model), runs.state(runner.model)) == []
+    (term,) = runs.hook(runner).distiller.terms
+    assert term.loss.calls == 0
+    (term,) = runs.hook(
+        runs.train(runs.config('deeplabv3plus', hook, iters=2))
+    ).distiller.terms
+    # the four stages of each iteration
+    assert term.loss.calls == 8
 
 
 @pytest.mark.usefixtures('stock_resumes_in_iterations')

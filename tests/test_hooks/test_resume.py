@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Callable, Sequence
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.hooks import Hook
 
 if TYPE_CHECKING:
     from mmengine.runner import Runner
@@ -101,6 +102,59 @@ def test_iterations(name: str, hook: dict[str, Any] | None, runs: Runs) -> None:
         assert ours['generation'] == (0 if hook is EMA else 2)
         assert ours['updates'] == (7 if hook is EMA else 0)
         assert ours['teacher'].keys() == last['state_dict'].keys()
+
+
+@pytest.mark.parametrize('hook', [EMA, BY_ITERS])
+def test_by_the_runners_own_method(hook: dict[str, Any], runs: Runs) -> None:
+    cfg = runs.config('gfl', hook, iters=4)
+    runs.train(cfg)
+    runner = runs.build(runs.config('gfl', hook, iters=6))
+    begin: list[dict[str, Any]] = []
+
+    def note(runner: Runner, **_: Any) -> None:
+        ours = runs.hook(runner)
+        counts = dict(updates=ours.updates, generation=ours.generation)
+        begin.append(dict(counts, teacher=runs.state(ours.distiller.teacher)))
+
+    first = Hook()
+    first.before_train_iter = note
+    runner.register_hook(first, 'LOWEST')
+    runner.resume(f'{cfg.work_dir}/iter_4.pth')
+    runner.train()
+    saved = runs.checkpoint(cfg)['mmselfdistill']
+    expected = {key: saved[key] for key in ('updates', 'generation')}
+    expected['teacher'] = dict(saved['teacher'])
+    assert saved['updates' if hook is EMA else 'generation'] == (
+        4 if hook is EMA else 1
+    )
+    assert runs.differences(begin[0], expected) == []
+    assert len(begin) == 2
+
+
+def test_by_the_runners_own_method_of_a_plain_run(runs: Runs) -> None:
+    plain = runs.config('gfl', iters=2)
+    runs.train(plain)
+    runner = runs.build(runs.config('gfl', EMA, iters=4))
+    runner.resume(f'{plain.work_dir}/iter_2.pth')
+    with pytest.raises(ValueError, match='holds no state of mmselfdistill'):
+        runner.train()
+    # its weights alone are another matter
+    cfg = runs.config('gfl', EMA, iters=4)
+    cfg.load_from = f'{plain.work_dir}/iter_2.pth'
+    assert runs.hook(runs.train(cfg)).updates == 4
+
+
+@pytest.mark.usefixtures('stock_resumes_in_iterations')
+def test_a_schedule_that_keeps_a_function(runs: Runs) -> None:
+    def make() -> Config:
+        cfg = runs.config('gfl', BY_ITERS, iters=7)
+        one_cycle = dict(type='OneCycleLR', eta_max=0.02, total_steps=7, by_epoch=False)
+        cfg.param_scheduler = [one_cycle]
+        return cfg
+
+    last = compare(runs, make, (4,))
+    (state,) = last['mmselfdistill']['beginning']['schedulers']
+    assert 'total_steps' in state and not any(map(callable, state.values()))
 
 
 @pytest.mark.usefixtures('stock_resumes_in_iterations')

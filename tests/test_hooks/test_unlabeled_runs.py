@@ -15,6 +15,9 @@ import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.runner import Runner
 from test_resume import compare
+from torch.nn.parallel import DistributedDataParallel
+
+from mmselfdistill.hooks.unlabeled import check_unlabeled, load_unlabeled
 
 if TYPE_CHECKING:
     from tests.test_hooks.conftest import Runs
@@ -80,6 +83,50 @@ def test_weight_0_is_the_run_without(runs: Runs, folder: str) -> None:
         cfg = runs.config('retinanet', dict(EMA, unlabeled=unlabeled), iters=3)
         found.append(runs.state(runs.train(cfg).model))
     assert runs.differences(*found) == []
+
+
+def test_the_students_own_augmentations_stay(runs: Runs, folder: str) -> None:
+    pad = dict(type='BatchFixedSizePad', size=(96, 96))
+    hook = dict(EMA, unlabeled=dict(data=folder, batch_size=1))
+    cfg = runs.config('retinanet', hook, iters=2)
+    cfg.model.data_preprocessor.batch_augments = [pad]
+    shapes: list[tuple[int, ...]] = []
+
+    def note(runner: Runner) -> None:
+        if not shapes:
+            student: Any = runner.model
+            student.backbone.register_forward_pre_hook(
+                lambda _, inputs: shapes.append(tuple(inputs[0].shape))
+            )
+            shapes.append(())
+
+    runner = runs.train(cfg, before=note)
+    assert shapes[1:] == [(2, 3, 96, 96), (1, 3, 64, 64)] * 2
+    student: Any = runner.model
+    assert len(student.data_preprocessor.batch_augments) == 1
+
+
+def test_checkpointed_activations_in_ddp_are_refused(
+    runs: Runs, folder: str, tmp_path: Path
+) -> None:
+    settings = check_unlabeled(dict(data=folder))
+    assert settings is not None
+    store = f'file://{tmp_path}/store'
+    dist.init_process_group('gloo', init_method=store, rank=0, world_size=1)
+    try:
+        for with_cp in (False, True):
+            cfg = runs.config('deeplabv3plus', iters=2)
+            cfg.model.backbone.with_cp = with_cp
+            runner = runs.build(cfg)
+            runner.model = DistributedDataParallel(runner.model)
+            if with_cp:
+                message = r'\(backbone, and 8 more\), which fails in DDP'
+                with pytest.raises(ValueError, match=message):
+                    load_unlabeled(settings, runner)
+            else:
+                assert load_unlabeled(settings, runner).keys() >= {'batches'}
+    finally:
+        dist.destroy_process_group()
 
 
 def test_images_without_labels_change_the_weights(runs: Runs, folder: str) -> None:

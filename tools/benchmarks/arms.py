@@ -157,7 +157,7 @@ TITLES = dict(
     unlabeled='tuned settings',
     faded='labels that fade',
     frozen='a teacher that is frozen at half',
-    soft='soft targets, no pseudo labels',
+    soft='soft targets besides pseudo labels',
     default='one line, no other setting',
 )
 
@@ -231,7 +231,7 @@ TERMS: dict[str, dict[str, Any]] = dict(
     det=dict(features=None, logits=dict(weight=4.0), boxes=dict(weight=1.0)),
     seg=dict(features=None),
 )
-SOFT = dict(logits=dict(weight=4.0, on='both'), pseudo_labels=None)
+SOFT = dict(logits=dict(weight=2.0, on='both'))
 # where there are images without labels
 UNLABELED: dict[str, dict[str, Any]] = dict(
     det=TERMS['det'],
@@ -271,7 +271,7 @@ def settings_of(model: Model, arm: str) -> dict[str, Any]:
             task_weight=dict(FADING, stop=0.3),
             length=1.1,
         ),
-        # calibrated scores: unlike a pseudo label, a soft target may be unsure
+        # a segmentor's calibrated scores: soft targets next to the pseudo labels
         soft=dict(hook, unlabeled=dict(), terms=SOFT),
         # images without labels, and no setting besides
         default=dict(hook, unlabeled=dict()),

@@ -1,0 +1,86 @@
+"""What is validated, when, and which metrics a run may look up."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from mmengine.structures import BaseDataElement
+from mmseg.models import EncoderDecoder
+
+if TYPE_CHECKING:
+    from mmengine.runner import Runner
+
+    from tests.test_hooks.conftest import Runs
+
+EMA = dict(type='mmselfdistill.EMATeacherHook', momentum=0.5, schedule='constant')
+
+
+@pytest.mark.parametrize('validate', ['teacher', 'both'])
+def test_after_the_run_the_student_alone_is_validated(
+    validate: str, runs: Runs
+) -> None:
+    hook = dict(EMA, validate=validate)
+    runner = runs.train(runs.config('deeplabv3plus', hook, iters=2, val_interval=2))
+    found = runner.val()
+    stock = runs.build(runs.config('deeplabv3plus', iters=2, val_interval=2))
+    model: Any = stock.model
+    model.load_state_dict(runner.model.state_dict())
+    assert found == stock.val()
+
+
+def test_a_loss_that_is_validated_is_no_image_and_the_models_own(
+    runs: Runs, models: Any
+) -> None:
+    @models.register_module()
+    class LossAtValidation(EncoderDecoder):
+        def predict(self, inputs: Any, data_samples: Any = None) -> Any:
+            losses = self(inputs, data_samples, mode='loss')
+            found = super().predict(inputs, data_samples)
+            return [*found, BaseDataElement(loss=losses)]
+
+    # the teacher is the student
+    view = dict(brightness=0.5)
+    hook = dict(EMA, momentum=0.0, validate='both', view=view)
+    cfg = runs.config('deeplabv3plus', hook, iters=2, val_interval=2)
+    cfg.model.type = 'LossAtValidation'
+    runner = runs.train(cfg)
+    scalars = runner.message_hub.log_scalars
+    found = {
+        key[4:]: float(value.current())
+        for key, value in scalars.items()
+        if key.startswith('val/') and 'time' not in key
+    }
+    own = {key: value for key, value in found.items() if 'loss' not in key}
+    assert {f'teacher/{key}' for key in ('aAcc', 'mAcc', 'mIoU')} < own.keys()
+    for key in ('aAcc', 'mAcc', 'mIoU'):
+        assert own[f'teacher/{key}'] == own[key]
+    stock = runs.build(cfg)
+    model: Any = stock.model
+    model.load_state_dict(runner.model.state_dict())
+    again = stock.val()
+    losses = {key: value for key, value in again.items() if 'loss' in key}
+    assert losses and not any('sd_' in key for key in found)
+    assert {key: found[key] for key in losses} == pytest.approx(losses)
+
+
+@pytest.mark.parametrize('where', ['EarlyStoppingHook', 'ReduceOnPlateauLR'])
+def test_a_metric_that_the_run_will_not_find_is_refused(where: str, runs: Runs) -> None:
+    cfg = runs.config('deeplabv3plus', dict(EMA, validate='teacher'), epochs=2)
+    reader = dict(type=where, monitor='mIoU', rule='greater')
+    if where == 'EarlyStoppingHook':
+        cfg.custom_hooks = [reader]
+    else:
+        cfg.param_scheduler = [reader]
+    steps: list[int] = []
+
+    def note(runner: Runner) -> None:
+        steps.append(runner.iter)
+
+    message = rf"^{where}\.monitor: 'mIoU' is of the student.*use 'teacher/mIoU'"
+    with pytest.raises(ValueError, match=message):
+        runs.train(cfg, note)
+    assert steps == []
+    cfg.default_hooks.self_distill.validate = 'both'
+    runs.train(cfg, note)
+    assert len(steps) == 2 * runs.steps_an_epoch
