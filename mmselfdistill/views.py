@@ -192,8 +192,10 @@ def blurred(images: Tensor, widths: Tensor, widest: float) -> Tensor:
     kernel = kernel.to(dtype).repeat_interleave(c, 0)[:, None, None]
     flat = images.reshape(1, n * c, height, width).to(dtype)
     flat = F.pad(flat, [radius] * 4, mode='reflect')
-    flat = F.conv2d(flat, kernel, groups=n * c)
-    flat = F.conv2d(flat, kernel.transpose(2, 3), groups=n * c)
+    # the student's autocast would convolve in half precision: 16 bit overflow there
+    with torch.autocast(images.device.type, enabled=False):
+        flat = F.conv2d(flat, kernel, groups=n * c)
+        flat = F.conv2d(flat, kernel.transpose(2, 3), groups=n * c)
     return flat.view(n, c, height, width).to(images.dtype)
 
 

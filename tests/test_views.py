@@ -241,3 +241,14 @@ def test_a_dtype_is_kept(dtype: torch.dtype) -> None:
         wrong = (seen.float() - expected).abs() > 40 * 0.05
         # a rectangle may be a line of pixels wider
         assert float(wrong.float().mean()) < 0.06, name
+
+
+def test_autocast_of_the_student_changes_no_view() -> None:
+    # an image of 16 bits, which overflows in half precision
+    images = 65535 * torch.rand(2, 3, 16, 16)
+    view = View(brightness=0.5, contrast=0.5, color=0.5, blur=1.0, noise=0.2, erase=0.2)
+    expected, _ = view(images, generator_of(images.device, 1))
+    for dtype in (torch.float16, torch.bfloat16):
+        with torch.autocast('cpu', dtype=dtype):
+            seen, _ = view(images, generator_of(images.device, 1))
+        assert torch.equal(seen, expected)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Callable, Sequence
+from typing import Any, Callable, Mapping, Sequence
 
 import torch
 from mmengine.dist import all_reduce, get_world_size
@@ -38,15 +38,17 @@ class Batch:
         views (list): Pairs of images, as the student and as the teacher sees them.
             Defaults to none: both see the same.
         confidence (float, optional): See :class:`Side`. Defaults to None.
+        metas (Sequence): See :class:`Side`. Defaults to ().
     """
 
     samples: Sequence[Any] | None = None
     views: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     confidence: float | None = None
+    metas: Sequence[Mapping[str, Any]] = ()
 
     def side(self, model: nn.Module, calls: list[Call]) -> Side:
         """Return the side of a model that made some calls."""
-        return Side(model, calls, self.samples, self.confidence)
+        return Side(model, calls, self.samples, self.confidence, self.metas)
 
     def site(self, term: Term) -> Site:
         """Return the site of a term, as it is on these images."""

@@ -105,12 +105,14 @@ class Distiller:
         self._normed: nn.Module | None = None
         self._stock: Callable[..., Any] | None = None
 
-    def attach(self) -> None:
-        """Start to extend the student's ``forward``."""
-        if self._stock is None:
-            self._stock = self.student.forward
-            self._replaced = vars(self.student).get('forward')
-            vars(self.student)['forward'] = DistilledForward(self, self._stock)
+    def attach(self) -> bool:
+        """Start to extend the student's ``forward``; say whether it was not yet."""
+        if self._stock is not None:
+            return False
+        self._stock = self.student.forward
+        self._replaced = vars(self.student).get('forward')
+        vars(self.student)['forward'] = DistilledForward(self, self._stock)
+        return True
 
     def detach(self) -> None:
         """Leave the student as it was."""
@@ -232,11 +234,12 @@ class Distiller:
             view, seed = unlabeled.view, (*self.seed, _UNLABELED)
             shown, views = views_of(view, inputs, samples, seed)
             inputs = replaced(inputs, shown)
+            metas = [each.metainfo for each in samples]
             with unlabeled.apart(self.seed, active):
                 _, found = self._compare(
                     comparison,
                     lambda: unlabeled.forward(stock, inputs, samples),
-                    Batch(None, views, unlabeled.confidence),
+                    Batch(None, views, unlabeled.confidence, metas),
                     terms,
                     weights,
                 )

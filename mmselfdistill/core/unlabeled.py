@@ -187,9 +187,9 @@ def _preprocessor(student: Any, model: Any) -> Any:
     # of a tracker's detector it does nothing: the tracker's takes images too
     found = student.data_preprocessor if type(own) is BaseDataPreprocessor else own
     preprocessor = copy.copy(found)
-    # a copy shares its modules with the student's, and these augmentations are one
-    preprocessor._modules = found._modules.copy()
     if getattr(preprocessor, 'batch_augments', None) is not None:
+        # a copy shares its modules with the student's, and these may be one
+        preprocessor._modules = found._modules.copy()
         preprocessor.batch_augments = None
     return preprocessor
 

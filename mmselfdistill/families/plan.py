@@ -94,6 +94,8 @@ class Side:
             None of images without labels.
         confidence (float, optional): Of images without labels: the probability above
             which a pixel of the teacher's is sure. Defaults to None: all count alike.
+        metas (Sequence): What is known of each image without labels, such as its shape.
+            Defaults to ().
         read (dict): What several sites read, by key: see :meth:`once`.
     """
 
@@ -101,6 +103,7 @@ class Side:
     calls: list[Call]
     samples: Sequence[Any] | None
     confidence: float | None = None
+    metas: Sequence[Mapping[str, Any]] = ()
     read: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def of(self, path: str) -> list[Call]:
@@ -123,7 +126,8 @@ class Side:
                 if call.path.startswith(start)
             ]
             inner = self.model.get_submodule(path)
-            self.read[start] = Side(inner, calls, self.samples, self.confidence)
+            rest = self.samples, self.confidence, self.metas
+            self.read[start] = Side(inner, calls, *rest)
         return self.read[start]
 
 

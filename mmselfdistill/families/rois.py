@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mmselfdistill.containers import tensors_in
 
 from .plan import Call, Reading, Rows, Side, Site, argument, parameters_of
-from .shared import as_sides, by_count, foreground, kind_of, stages
+from .shared import as_sides, by_count, foreground, stages
 
 _BOXES = 'roi_head._bbox_forward'
 _MASKS = 'roi_head._mask_forward'
@@ -61,18 +61,18 @@ def boxes_and_classes(roi_head: Any) -> list[Site]:
 
 
 def _logits(head: Any, call: Call) -> list[Reading]:
-    scores, kind = _scores(head, call), kind_of(head)
+    scores = _scores(head, call)
     if _is_seesaw(head, scores):
         # then object and background
-        return [Reading(scores[:, -2:], 'softmax'), Reading(scores[:, :-2], kind)]
-    return [Reading(_classes(head, scores), kind)]
+        return [Reading(scores[:, -2:], 'softmax'), Reading(scores[:, :-2], 'softmax')]
+    return [Reading(scores, _kind(head, scores))]
 
 
 def _of_logits(head: Any, call: Call) -> list[Rows]:
     scores = _scores(head, call)
     if _is_seesaw(head, scores):
         return [Rows(), Rows(weight=_objects(head, scores))]
-    if kind_of(head) == 'sigmoid':
+    if _kind(head, scores) == 'sigmoid':
         return [by_count(_objects(head, scores))]
     return [Rows()]
 
@@ -80,7 +80,7 @@ def _of_logits(head: Any, call: Call) -> list[Rows]:
 def _boxes(head: Any, call: Call) -> list[Reading]:
     if 'decoded_bboxes' in call.output:
         return [Reading(as_sides(call.output['decoded_bboxes']), 'sides')]
-    boxes, count = call.output['bbox_pred'], getattr(head, 'num_instance', 1)
+    boxes, count = _last(call, 'bbox_pred'), getattr(head, 'num_instance', 1)
     # (RoIs * count, boxes, 4), none included
     shape = (len(boxes) * count, boxes.shape[1] // count // 4, 4)
     return [Reading(chosen(boxes.reshape(shape)), 'offsets')]
@@ -91,18 +91,24 @@ def _of_boxes(head: Any, call: Call) -> list[Rows]:
     if 'decoded_bboxes' in call.output:
         return [Rows(weight=_objects(head, scores))]
     count = getattr(head, 'num_instance', 1)
-    boxes = call.output['bbox_pred'].shape[1] // count // 4
+    boxes = _last(call, 'bbox_pred').shape[1] // count // 4
     best = scores[:, :boxes].argmax(1) if boxes > 1 else scores.new_zeros(len(scores))
     return [Rows(weight=_objects(head, scores), index=best.long())]
 
 
 def _scores(head: Any, call: Call) -> Tensor:
     """Return class scores (RoIs, C): CrowdDet has several objects in a RoI."""
-    scores: Tensor = call.output['cls_score']
+    scores = _last(call, 'cls_score')
     if scores.dim() == 3:
         return scores.flatten(0, 1)
     count = getattr(head, 'num_instance', 1)
     return scores.reshape(len(scores) * count, scores.shape[1] // count)
+
+
+def _last(call: Call, name: str) -> Tensor:
+    """Return what inference goes by: CrowdDet may refine its scores and boxes."""
+    found: Tensor = call.output.get(f'{name}_ref', call.output[name])
+    return found
 
 
 def _is_seesaw(head: Any, scores: Tensor) -> bool:
@@ -111,16 +117,19 @@ def _is_seesaw(head: Any, scores: Tensor) -> bool:
     return bool(custom) and scores.shape[1] == head.num_classes + 2
 
 
-def _classes(head: Any, scores: Tensor) -> Tensor:
-    """Return (RoIs, C), or (RoIs, C + 1) where a softmax needs the background."""
-    return scores[:, : head.num_classes] if kind_of(head) == 'sigmoid' else scores
+def _kind(head: Any, scores: Tensor) -> str:
+    """Say how scores (RoIs, C) become probabilities in inference.
+
+    Where there is a background class that is a softmax, whatever the loss takes.
+    """
+    return 'sigmoid' if scores.shape[1] == head.num_classes else 'softmax'
 
 
 def _objects(head: Any, scores: Tensor) -> Tensor:
     """Return the probability (RoIs) of any object."""
     if _is_seesaw(head, scores):
         return foreground(scores[:, -2:], 'softmax')
-    return foreground(_classes(head, scores), kind_of(head))
+    return foreground(scores, _kind(head, scores))
 
 
 def masks_of_rois(roi_head: Any) -> Site | None:
@@ -160,7 +169,7 @@ def _masks_of_proposals(roi_head: Any) -> Site:
         masks = [
             m for c in side.of(_MASKS) for m in tensors_in(c.output.get('mask_preds'))
         ]
-        scores = _classes(heads[-1], _scores(heads[-1], boxes[-1])) if boxes else None
+        scores = _scores(heads[-1], boxes[-1]) if boxes else None
         return [(each, scores[: len(each)]) for each in masks if scores is not None]
 
     def read(side: Side) -> list[Reading]:
@@ -169,7 +178,7 @@ def _masks_of_proposals(roi_head: Any) -> Site:
     def weigh(side: Side) -> list[Rows]:
         return [
             Rows(
-                weight=foreground(scores, kind_of(heads[-1])),
+                weight=_objects(heads[-1], scores),
                 index=scores[:, : masks.shape[1]].argmax(1),
             )
             for masks, scores in found(side)

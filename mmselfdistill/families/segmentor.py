@@ -133,7 +133,6 @@ def _of_points(path: str, head: Any, places: Any, side: Side) -> Tensor | None:
         return None
     (call,) = side.of(f'{path}.loss_by_feat')
     labels = labelled(samples, samples[0].gt_sem_seg.shape, head.ignore_index)
-    assert labels is not None
     grid = 2 * places(call)[:, :, None] - 1
     sample = partial(F.grid_sample, mode='nearest', align_corners=head.align_corners)
     found: Tensor = sample(labels[:, None], grid)
@@ -143,14 +142,24 @@ def _of_points(path: str, head: Any, places: Any, side: Side) -> Tensor | None:
 def _kind(head: Any) -> str:
     """Say how the losses of a head turn class scores into probabilities.
 
-    A cross-entropy decides where there is one: a Dice takes sigmoids of either.
+    A cross-entropy decides where there is one: a Dice takes sigmoids of either. Losses
+    that do not say so (Lovasz, Tversky) are of a softmax.
     """
-    # K-Net's are those of the heads inside it
-    losses = [m for m in head.modules() if hasattr(m, 'use_sigmoid')]
+    # K-Net's are those of the heads inside it; a scene's classes have a loss of another
+    # name (EncNet)
+    found = [getattr(m, 'loss_decode', None) for m in head.modules()]
+    losses = [loss for each in found for loss in _listed(each)]
     entropies = [m for m in losses if 'CrossEntropy' in type(m).__name__]
-    deciding = entropies or losses
-    sigmoid = deciding and all(m.use_sigmoid for m in deciding)
+    others = [m for m in losses if 'Dice' not in type(m).__name__]
+    deciding = entropies or others or losses
+    sigmoid = deciding and all(getattr(m, 'use_sigmoid', False) for m in deciding)
     return 'sigmoid' if sigmoid or head.out_channels == 1 else 'softmax'
+
+
+def _listed(losses: nn.Module | None) -> list[nn.Module]:
+    if losses is None:
+        return []
+    return list(losses) if isinstance(losses, nn.ModuleList) else [losses]
 
 
 def _rows(logits: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Sequence
+from typing import Any, Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -106,15 +106,8 @@ def output_names(head: Any) -> list[str]:
     return parameters_of(getattr(head, 'loss_by_feat', None))
 
 
-def labelled(
-    samples: Sequence[Any] | None, size: Sequence[int], ignore: int
-) -> Tensor | None:
-    """Say which pixels have a label, at a head's resolution: (N, H, W).
-
-    Of images without labels all pixels count: None.
-    """
-    if samples is None:
-        return None
+def labelled(samples: Sequence[Any], size: Sequence[int], ignore: int) -> Tensor:
+    """Say which pixels have a label, at a head's resolution: (N, H, W)."""
     maps = [sample.gt_sem_seg for sample in samples]
     labels = torch.stack([each.get('sem_seg', each.get('data')) for each in maps])
     found = F.interpolate((labels != ignore).float(), size=tuple(size), mode='nearest')
@@ -137,38 +130,65 @@ def needs_of(model: Any) -> str:
 def rows_of_pixels(side: Side, logits: Tensor, kind: str, ignore: int) -> Rows:
     """Return how much each pixel of class scores (N, C, H, W) counts.
 
-    Those with a label count. Without labels all do, or each image by the share of its
-    pixels of which the teacher is sure: see :func:`sure_pixels`.
+    Those with a label count. Without labels all do that are no padding, or each image
+    by the share of its pixels of which the teacher is sure: see :func:`sure_pixels`.
     """
     size = logits.shape[2:]
-    if side.samples is not None or side.confidence is None:
+    if side.samples is not None:
         return Rows(weight=labelled(side.samples, size, ignore))
-    share = sure_pixels(logits, kind, side.confidence)
-    weight = share[:, None, None].expand(-1, *size)
-    return Rows(weight, norm=torch.full_like(share[0], weight.numel()))
+    shown = unpadded(side.metas, size, logits.device)
+    if side.confidence is None:
+        return Rows(weight=shown)
+    if shown is None:
+        shown = torch.ones(len(logits), *size, device=logits.device)
+    share = sure_pixels(logits, kind, side.confidence, shown)
+    return Rows(share[:, None, None] * shown, norm=shown.sum())
 
 
-def sure_pixels(logits: Tensor, kind: str, confidence: float) -> Tensor:
+def unpadded(
+    metas: Sequence[Mapping[str, Any]], size: Sequence[int], device: torch.device
+) -> Tensor | None:
+    """Say which pixels are of an image, at a head's resolution: (N, H, W).
+
+    None if no image is padded, or that is not known.
+    """
+    shapes = [
+        (meta.get('img_shape'), meta.get('batch_input_shape', meta.get('pad_shape')))
+        for meta in metas
+    ]
+    pairs = [(own[:2], whole[:2]) for own, whole in shapes if own and whole]
+    if len(pairs) < len(metas) or all(tuple(a) == tuple(b) for a, b in pairs):
+        return None
+    found = torch.zeros(len(pairs), *size, device=device)
+    for each, (own, whole) in zip(found, pairs):
+        # those whose nearest pixel of the input is inside
+        height, width = (-(-own[i] * size[i] // whole[i]) for i in (0, 1))
+        each[:height, :width] = 1
+    return found
+
+
+def sure_pixels(logits: Tensor, kind: str, confidence: float, shown: Tensor) -> Tensor:
     r"""Return the share of an image's pixels of which a teacher is sure: (N).
 
     .. math::
-        q_n = \frac{1}{HW} \sum_i [\max_c p_{nci} > \tau]
+        q_n = \frac{1}{\sum_i m_{ni}} \sum_i m_{ni} [\max_c p_{nci} > \tau]
 
-    with :math:`\tau` the confidence. It multiplies the loss of all pixels of the image
-    (DAFormer, arXiv 2111.14887, with 0.968). Of a single sigmoid, the larger
-    probability of yes and no is taken.
+    with :math:`\tau` the confidence and :math:`m` 0 in padding. It multiplies the loss
+    of all pixels of the image (DAFormer, arXiv 2111.14887, with 0.968). Of a single
+    sigmoid, the larger probability of yes and no is taken.
 
     Args:
         logits (Tensor): The teacher's, (N, C, H, W).
         kind (str): 'softmax' or 'sigmoid'.
         confidence (float): :math:`\tau`, in [0, 1].
+        shown (Tensor): :math:`m`, (N, H, W).
     """
     logits = logits.float()
     if kind == 'softmax':
         largest = logits.softmax(1).amax(1)
     else:
         largest = (logits.abs() if logits.shape[1] == 1 else logits).amax(1).sigmoid()
-    return (largest > confidence).float().mean((1, 2))
+    return ((largest > confidence) * shown).sum((1, 2)) / shown.sum((1, 2))
 
 
 def decoded(model: Any, inputs: Tensor, samples: Sequence[Any]) -> Tensor:

@@ -253,13 +253,11 @@ class DistillHook(Hook):
                 self._hide_teacher()
 
     def _show_teacher(self) -> bool:
-        found = self.distiller
-        # after the run no forward is ours: the teacher could not predict
-        if found is None or found.teacher is None or not found.attached:
+        if self.distiller is None or self.distiller.teacher is None:
             return False
         # what a validation that failed has left
         self._hide_teacher()
-        self._evaluated = Evaluated(found)
+        self._evaluated = Evaluated(self.distiller)
         return True
 
     def _hide_teacher(self) -> None:

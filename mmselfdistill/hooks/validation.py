@@ -33,6 +33,8 @@ class Evaluated:
         teacher: nn.Module = distiller.teacher
         self._modes = [(module, module.training) for module in teacher.modules()]
         teacher.eval()
+        # after the run the student's forward is its own again
+        self._attached: bool = distiller.attach()
         distiller.predicts = not distiller.predicts
 
     def end(self) -> None:
@@ -40,6 +42,8 @@ class Evaluated:
         for module, mode in self._modes:
             module.training = mode
         self._distiller.predicts = not self._distiller.predicts
+        if self._attached:
+            self._distiller.detach()
 
 
 def metrics_needed(runner: Runner) -> Iterator[tuple[str, str]]:

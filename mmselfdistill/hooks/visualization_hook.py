@@ -86,9 +86,6 @@ class DistillVisualizationHook(Hook):
         distiller = _distiller(runner)
         if distiller is None or distiller.teacher is None or not outputs:
             return
-        # after the run the student alone predicts
-        if not distiller.attached:
-            return
         try:
             one, other = outputs[0], predict(runner, distiller, data_batch)[0]
             # what is validated may be the teacher

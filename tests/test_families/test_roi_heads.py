@@ -77,13 +77,28 @@ def test_seesaw_has_objects_and_classes_apart() -> None:
     torch.testing.assert_close(of_classes.weight, scores[:, 3:].softmax(1)[:, 0])
 
 
+def test_what_a_head_refines_counts_as_refined() -> None:
+    """CrowdDet, by whose refined scores and boxes inference goes."""
+    softmax = SimpleNamespace(use_sigmoid=False)
+    head = SimpleNamespace(num_classes=1, num_instance=2, loss_cls=softmax)
+    call = call_of(torch.randn(5, 4), torch.randn(5, 8))
+    refined = dict(cls_score_ref=torch.randn(5, 4), bbox_pred_ref=torch.randn(5, 8))
+    call.output.update(refined)
+    (logits,) = _logits(head, call)
+    assert torch.equal(logits.at(None), refined['cls_score_ref'].view(10, 2))
+    boxes = read_boxes(head, call)
+    assert torch.equal(boxes, refined['bbox_pred_ref'].view(10, 4))
+
+
 @pytest.mark.parametrize(
     ('loss', 'columns', 'classes', 'objects'),
     [
         # softmax: background is the last
         (dict(use_sigmoid=False), 4, 4, lambda s: 1 - s.softmax(1)[:, -1]),
-        # sigmoid with a channel for the background, which is no object
-        (dict(use_sigmoid=True), 4, 3, lambda s: s[:, :3].amax(1).sigmoid()),
+        # learnt by sigmoids, and a softmax with a background in inference all the same
+        (dict(use_sigmoid=True), 4, 4, lambda s: 1 - s.softmax(1)[:, -1]),
+        # a loss that does not say what it takes
+        (dict(), 4, 4, lambda s: 1 - s.softmax(1)[:, -1]),
         # V3Det's: an activation of its own, and a channel for each class
         (
             dict(use_sigmoid=True, custom_activation=True),
@@ -99,7 +114,7 @@ def test_seesaw_has_objects_and_classes_apart() -> None:
             lambda s: s[:, 3:].softmax(1)[:, 0],
         ),
     ],
-    ids=['softmax', 'sigmoid', 'v3det', 'seesaw'],
+    ids=['softmax', 'sigmoid', 'unknown', 'v3det', 'seesaw'],
 )
 def test_the_background_is_no_object(
     loss: dict[str, Any],
@@ -110,6 +125,8 @@ def test_the_background_is_no_object(
     head = SimpleNamespace(num_classes=3, loss_cls=SimpleNamespace(**loss))
     scores = torch.randn(7, columns)
     call = call_of(scores, torch.zeros(7, 12))
-    assert torch.equal(_logits(head, call)[-1].at(None), scores[:, :classes])
+    logits = _logits(head, call)[-1]
+    assert torch.equal(logits.at(None), scores[:, :classes])
+    assert logits.kind == ('sigmoid' if columns == 3 else 'softmax')
     (rows,) = _of_boxes(head, call)
     torch.testing.assert_close(rows.weight, objects(scores))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Callable
 
 import pytest
 import torch
 from mmengine.registry import MODELS
 from mmengine.structures import PixelData
+from mmseg.models.decode_heads import EncHead, FCNHead
 from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
@@ -16,12 +18,15 @@ from mmselfdistill.core.teacher import make_teacher, still
 from mmselfdistill.core.terms import default_terms
 from mmselfdistill.families import Side, find_plan
 from mmselfdistill.families.plan import Call
+from mmselfdistill.families.segmentor import _kind
 from mmselfdistill.losses import SoftTargetLoss
 from mmselfdistill.losses.common import reduced
 
 DEEPLAB = 'deeplabv3plus_r18-d8_1xb8-1500_digits-64x64'
 SEGFORMER = 'segformer_mit-b0_1xb8-1500_digits-64x64'
 CLASSES = 11
+SOFTMAX: dict[str, Any] = dict(type='CrossEntropyLoss', use_sigmoid=False)
+SIGMOID: dict[str, Any] = dict(type='CrossEntropyLoss', use_sigmoid=True)
 HEAD = dict(
     channels=16,
     num_classes=CLASSES,
@@ -144,6 +149,74 @@ def test_without_labels_an_image_counts_by_its_sure_pixels(
         assert {*labelled_pair.weight.unique().tolist()} == {0.0, 1.0}
 
 
+@pytest.mark.parametrize('size', [(5, 7), (64, 64), (16, 16), (31, 13)])
+@pytest.mark.parametrize('confidence', [None, 0.2])
+def test_without_labels_padding_does_not_count(
+    deeplab: Any, size: tuple[int, int], confidence: float | None
+) -> None:
+    logits = torch.randn(3, CLASSES, *size)
+    call = Call('decode_head.forward', 0, (), {}, output=logits)
+    shapes = [(64, 64), (30, 41), (64, 17)]
+    metas = [dict(img_shape=shape, pad_shape=(64, 64)) for shape in shapes]
+    shown = torch.zeros(3, *size)
+    for image, (height, width) in enumerate(shapes):
+        for y in range(size[0]):
+            for x in range(size[1]):
+                inside = y * 64 // size[0] < height and x * 64 // size[1] < width
+                shown[image, y, x] = float(inside)
+    side = Side(deeplab.teacher, [call], None, confidence, metas)
+    (rows,) = deeplab.site('pseudo_labels').weigh(side)
+    if confidence is None:
+        assert torch.equal(rows.weight, shown)
+    else:
+        sure = (logits.softmax(1).amax(1) > confidence) * shown
+        share = sure.sum((1, 2)) / shown.sum((1, 2))
+        torch.testing.assert_close(rows.weight, share[:, None, None] * shown)
+        assert rows.norm == shown.sum()
+    # where no image is padded, all pixels count
+    for meta in metas:
+        meta['img_shape'] = (64, 64)
+    (rows,) = deeplab.site('pseudo_labels').weigh(replace(side, metas=metas))
+    assert confidence is not None or rows.weight is None
+
+
+DICE = dict(type='DiceLoss')
+LOSSES: dict[str, tuple[list[dict[str, Any]], str]] = {
+    'a cross-entropy decides': ([dict(type='CrossEntropyLoss'), DICE], 'softmax'),
+    'of sigmoids too': ([SIGMOID, DICE], 'sigmoid'),
+    'Dice alone': ([DICE], 'sigmoid'),
+    'Lovasz is of a softmax': (
+        [dict(type='LovaszLoss', reduction='none'), DICE],
+        'softmax',
+    ),
+    'Tversky': ([dict(type='TverskyLoss')], 'softmax'),
+    'Tversky and Dice': ([dict(type='TverskyLoss'), DICE], 'softmax'),
+    'Hausdorff and Dice': ([dict(type='HuasdorffDisstanceLoss'), DICE], 'softmax'),
+    'focal': ([dict(type='FocalLoss')], 'sigmoid'),
+}
+
+
+@pytest.mark.parametrize('case', LOSSES)
+def test_the_losses_say_what_the_scores_are(case: str) -> None:
+    losses, kind = LOSSES[case]
+    head = FCNHead(
+        in_channels=8, channels=8, num_classes=4, num_convs=1, loss_decode=losses
+    )
+    assert _kind(head) == kind
+
+
+def test_a_loss_of_the_scenes_classes_has_no_say() -> None:
+    head = EncHead(
+        in_channels=[8, 8, 8],
+        in_index=(0, 1, 2),
+        channels=8,
+        num_classes=4,
+        loss_decode=dict(type='DiceLoss', use_sigmoid=False),
+    )
+    assert head.loss_se_decode.use_sigmoid
+    assert _kind(head) == 'softmax'
+
+
 @pytest.mark.parametrize('size', [(5, 7), (64, 64), (1, 1), (31, 13)])
 def test_labels_are_looked_up_at_any_resolution(
     deeplab: Any, size: tuple[int, int]
@@ -191,8 +264,6 @@ def test_one_channel_is_a_sigmoid(
     assert pair.kind == 'sigmoid'
 
 
-SOFTMAX: dict[str, Any] = dict(type='CrossEntropyLoss', use_sigmoid=False)
-SIGMOID: dict[str, Any] = dict(type='CrossEntropyLoss', use_sigmoid=True)
 DICE: dict[str, Any] = dict(type='DiceLoss', loss_name='loss_dice')
 FOCAL: dict[str, Any] = dict(type='FocalLoss', use_sigmoid=True)
 TRAINED_BY: dict[str, tuple[Any, str]] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 from mmengine.structures import BaseDataElement
 from mmseg.models import EncoderDecoder
 
@@ -16,17 +17,29 @@ if TYPE_CHECKING:
 EMA = dict(type='mmselfdistill.EMATeacherHook', momentum=0.5, schedule='constant')
 
 
-@pytest.mark.parametrize('validate', ['teacher', 'both'])
-def test_after_the_run_the_student_alone_is_validated(
-    validate: str, runs: Runs
-) -> None:
+@pytest.mark.parametrize('validate', ['student', 'teacher', 'both'])
+def test_after_the_run_the_same_is_validated(validate: str, runs: Runs) -> None:
     hook = dict(EMA, validate=validate)
     runner = runs.train(runs.config('deeplabv3plus', hook, iters=2, val_interval=2))
+    with torch.no_grad():
+        # both would only know the background
+        for parameter in runs.hook(runner).distiller.teacher.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
     found = runner.val()
+    assert 'forward' not in vars(runner.model)
     stock = runs.build(runs.config('deeplabv3plus', iters=2, val_interval=2))
     model: Any = stock.model
-    model.load_state_dict(runner.model.state_dict())
-    assert found == stock.val()
+    expected: dict[str, float] = {}
+    if validate != 'teacher':
+        model.load_state_dict(runner.model.state_dict())
+        expected.update(stock.val())
+    if validate != 'student':
+        model.load_state_dict(runs.hook(runner).distiller.teacher.state_dict())
+        own = stock.val()
+        expected.update({f'teacher/{key}': value for key, value in own.items()})
+    assert found == expected
+    if validate == 'both':
+        assert found['aAcc'] != found['teacher/aAcc']
 
 
 def test_a_loss_that_is_validated_is_no_image_and_the_models_own(
