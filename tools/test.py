@@ -97,6 +97,8 @@ def main() -> None:
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)
     cfg.load_from = args.checkpoint
+    # a run that was resumed has it in its config, and a teacher's file has no state
+    cfg.resume = False
     if args.show or args.show_dir is not None:
         paint_predictions(cfg, args)
     if args.tta:

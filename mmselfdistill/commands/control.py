@@ -195,6 +195,9 @@ def write_controls(config: Path, cost: float, folder: Path) -> dict[Path, str]:
         path = folder / f'{config.stem}_{name}.py'
         if path.exists() and not path.read_text().startswith(HEADER):
             raise ValueError(f'{path}: exists, and was not written by this command')
+        if cfg.get('resume'):
+            # that checkpoint is of the distilled run
+            settings.update(resume=False, load_from=None)
         if cfg.get('work_dir'):
             settings['work_dir'] = f'{cfg.work_dir}_{name}'
         comment = f'{HEADER}\n# {what}\n'

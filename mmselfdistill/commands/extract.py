@@ -61,6 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write the teacher in the checkpoint of the command line."""
+    if args.out.is_dir() or args.out.resolve() == args.checkpoint.resolve():
+        raise SystemExit(f'{args.out}: is a folder, or the checkpoint: name a new file')
     teacher = read_teacher(args.checkpoint)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     torch.save(teacher, args.out)

@@ -84,7 +84,8 @@ def _schedulers(given: Any, factor: float) -> Any:
     for key in LISTS:
         if key in moved:
             moved[key] = [round(each * factor) for each in moved[key]]
-    if str(given['type']).startswith('Exponential') and 'gamma' in moved:
+    name = str(given['type']).rpartition('.')[2]
+    if name.startswith('Exponential') and 'gamma' in moved:
         # multiplied in each step: as far down in more of them
         moved['gamma'] = moved['gamma'] ** (1 / factor)
     return moved

@@ -139,6 +139,20 @@ def test_says_what_cannot_be_controlled(
     assert not (tmp_path / 'out').exists()
 
 
+def test_a_control_does_not_go_on_from_the_distilled_run(
+    data: Path, tmp_path: Path
+) -> None:
+    hook = "dict(type='mmselfdistill.EMATeacherHook', view=dict(blur=1.0))"
+    for resume in (False, True):
+        more = f"load_from = 'distilled.pth'\nresume = {resume}\n"
+        config = distilled(tmp_path, data / 'mmdet.py', hook, more)
+        found = written(config)
+        assert found.keys() == {'plain', 'plain-views'}
+        for each in found.values():
+            assert not each.resume
+            assert each.load_from == (None if resume else 'distilled.pth')
+
+
 def test_files_of_others_are_left_alone(data: Path, tmp_path: Path) -> None:
     config = distilled(tmp_path, data / 'mmdet.py', GENERATIONS.format(''))
     mine = tmp_path / 'distilled_plain.py'

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,15 @@ def test_writes_teacher_and_meta_only(tmp_path: Path) -> None:
     assert found['meta'] == dict(epoch=3)
     assert found['state_dict'].keys() == {'weight'}
     assert torch.equal(found['state_dict']['weight'], torch.tensor([1.0, 2.0]))
+
+
+def test_it_writes_a_file_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / 'epoch_2.pth'
+    path.write_bytes(b'the only one')
+    for out in (path, tmp_path):
+        with pytest.raises(SystemExit, match='name a new file'):
+            extract.run(argparse.Namespace(checkpoint=path, out=out))
+    assert path.read_bytes() == b'the only one'
 
 
 def test_says_what_is_wrong(tmp_path: Path) -> None:

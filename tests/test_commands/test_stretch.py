@@ -39,7 +39,7 @@ def test_every_position_of_an_epoch_based_run() -> None:
                     type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=500
                 ),
                 dict(type='MultiStepLR', begin=0, end=12, milestones=[8, 11]),
-                dict(type='ExponentialLR', gamma=0.5, end=INF),
+                dict(type='mmengine.ExponentialLR', gamma=0.5, end=INF),
             ],
             custom_hooks=[
                 dict(type='PipelineSwitchHook', switch_epoch=10),
