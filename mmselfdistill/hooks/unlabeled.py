@@ -119,10 +119,14 @@ def load_unlabeled(cfg: Mapping[str, Any], runner: Runner) -> dict[str, Any]:
 
 
 def _check_checkpointing(runner: Runner) -> None:
-    """See that DDP is told once for each parameter that its gradient is there.
+    """Refuse activation checkpointing under DDP.
 
-    Reentrant checkpointing, which the frameworks use, tells it once for each forward,
-    and a second forward on these images is one too many.
+    DDP expects one gradient for each parameter and iteration. The frameworks'
+    checkpointing is reentrant: it gives one for each forward pass, and the images
+    without labels have a pass of their own.
+
+    Raises:
+        ValueError: If a part that trains is checkpointed.
     """
     if not isinstance(runner.model, DistributedDataParallel):
         return
