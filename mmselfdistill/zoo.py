@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import difflib
 from pathlib import Path
 from typing import Any
@@ -98,34 +97,47 @@ def _nearest(path: Path, root: Path) -> str:
     return f'Nearest under {root}: {", ".join(nearest)}.'
 
 
-def pop_self_distill(cfg: Config) -> dict[str, Any] | None:
-    """Take the hook of self-distillation out of a config, whatever its key.
+def find_self_distill(cfg: Config) -> dict[str, Any] | None:
+    """Return the settings of the hook of self-distillation, whatever its key.
 
     Returns:
-        dict | None: Its config, if there is one.
+        dict | None: The settings in the config, not a copy; None if there are none.
 
     Raises:
-        ValueError: If a hook of this package is misspelt, or one has no type.
+        ValueError: If a hook of this package is misspelt, one has no type, or
+            ``custom_hooks`` is no list.
     """
+    custom = cfg.get('custom_hooks') or []
+    if not isinstance(custom, (list, tuple)):
+        raise ValueError(f'custom_hooks: expected a list of hooks, but got {custom}')
     found: dict[str, Any] | None = None
-    for key, hook in list(cfg.get('default_hooks', {}).items()):
+    for key, hook in (cfg.get('default_hooks') or {}).items():
         if _is_ours(f'default_hooks.{key}', hook):
-            found = cfg.default_hooks.pop(key)
-    for hook in list(cfg.get('custom_hooks') or []):
+            found = hook
+    for hook in custom:
         if _is_ours('custom_hooks', hook):
             found = hook
-            cfg.custom_hooks.remove(hook)
     return found
 
 
-def find_self_distill(cfg: Config) -> dict[str, Any] | None:
-    """Return what :func:`pop_self_distill` does of a config that stays as it is."""
-    return pop_self_distill(copy.deepcopy(cfg))
+def pop_self_distill(cfg: Config) -> dict[str, Any] | None:
+    """Take what :func:`find_self_distill` returns out of a config, and return it."""
+    found = None
+    while (hook := find_self_distill(cfg)) is not None:
+        default = cfg.get('default_hooks') or {}
+        for key in [key for key, each in default.items() if each is hook]:
+            del default[key]
+        if cfg.get('custom_hooks'):
+            cfg.custom_hooks = [each for each in cfg.custom_hooks if each is not hook]
+        found = found or hook
+    return found
 
 
 def _is_ours(where: str, hook: Any) -> bool:
     if hook is None:
         return False
+    if not isinstance(hook, dict):
+        raise ValueError(f'{where}: expected the settings of a hook, but got {hook!r}')
     if 'type' not in hook:
         raise ValueError(
             f"{where}: expected a type, such as 'mmselfdistill.EMATeacherHook', but "

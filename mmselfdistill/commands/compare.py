@@ -15,7 +15,16 @@ from mmselfdistill.commands.predictions import Judged, judge, read_predictions
 from mmselfdistill.commands.runs import Run, class_names, seed_of
 
 # the ends of the names of metrics that stand for a run
-MAIN = ('bbox_mAP', 'segm_mAP', 'mIoU', 'PQ', 'accuracy/top1')
+MAIN = (
+    'bbox_mAP',
+    'segm_mAP',
+    'bbox_AP',
+    'segm_AP',
+    '/mAP',
+    'mIoU',
+    'PQ',
+    'accuracy/top1',
+)
 # the table cuts longer ones where a terminal has 80 columns
 LONG_NAME = 24
 

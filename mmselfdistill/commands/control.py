@@ -6,7 +6,7 @@ import argparse
 import copy
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Mapping, NamedTuple
 
 from mmengine.config import Config
 from mmengine.registry import HOOKS
@@ -20,6 +20,8 @@ from mmselfdistill.hooks.validation import PREFIX
 from mmselfdistill.zoo import find_config, find_self_distill, pop_self_distill
 
 HEADER = '# Written by `mmselfdistill control`.'
+# settings that name a metric
+WATCHED = ('save_best', 'monitor')
 
 
 class Control(NamedTuple):
@@ -56,14 +58,18 @@ def controls(cfg: Config, cost: float) -> list[Control]:
     old, unit = length_of(cfg)
     times = times_as_long(hook, old, cost)
     length = round(old * times)
-    longer = stretched(cfg, length)
+    same = copy.deepcopy(cfg)
+    for key in ('default_hooks', 'custom_hooks', 'param_scheduler'):
+        if cfg.get(key):
+            same[key] = of_student(cfg[key])
+    longer = stretched(same, length)
+    plain = copy.deepcopy(longer)
+    pop_self_distill(plain)
     text = (
         f'{length} {unit}, {times:.3f} times {old}; an iteration with a teacher takes '
         f'{cost:.3f} plain ones'
     )
-    found = [
-        Control('plain', f'As long: {text}', {**longer, **without_hook(cfg, longer)})
-    ]
+    found = [Control('plain', f'As long: {text}', difference(cfg, plain))]
     off: dict[str, Any] = dict(loss_weight=0.0, task_weight=None, validate='student')
     if hook.unlabeled is not None:
         off['unlabeled'] = dict(weight=0.0)
@@ -73,11 +79,12 @@ def controls(cfg: Config, cost: float) -> list[Control]:
         once: dict[str, Any] = dict(generations=1) if generations else {}
         if isinstance(hook, GenerationHook):
             once['student'] = 'continue'
-        views = {**longer, **with_hook(cfg, {**off, **once}, longer)}
+        views = difference(cfg, with_hook(longer, {**off, **once}))
         found.append(Control('plain-views', f'As long, same views: {text}', views))
     if generations:
         what = f'As many iterations, same restarts: {generations} x {old} {unit}'
-        found.append(Control('plain-restarts', what, with_hook(cfg, off, {})))
+        restarts = difference(cfg, with_hook(same, off))
+        found.append(Control('plain-restarts', what, restarts))
     return found
 
 
@@ -112,59 +119,49 @@ def hook_of(cfg: Config) -> DistillHook:
     return hook
 
 
-def without_hook(cfg: Config, changed: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings that take our hook out of a config that inherits it."""
-    rest = copy.deepcopy(cfg)
-    pop_self_distill(rest)
-    settings: dict[str, Any] = {}
-    default = of_student(dict(rest.get('default_hooks') or {}))
-    if default != dict(cfg.get('default_hooks') or {}):
-        # MMEngine takes no hook of another name out by None
-        settings['default_hooks'] = dict(_delete_=True, **default)
-    custom = list(rest.get('custom_hooks') or [])
-    if len(custom) != len(cfg.get('custom_hooks') or []):
-        moved = changed.get('custom_hooks')
-        ours = [hook for hook in cfg.custom_hooks if hook not in custom]
-        settings['custom_hooks'] = [
-            new
-            for new, old in zip(moved or cfg.custom_hooks, cfg.custom_hooks)
-            if old not in ours
-        ]
-    return settings
+def with_hook(cfg: Config, values: dict[str, Any]) -> Config:
+    """Return a config in which some values of our hook are others."""
+    found = copy.deepcopy(cfg)
+    hook = find_self_distill(found)
+    assert hook is not None
+    hook.update(values)
+    return found
 
 
-def with_hook(
-    cfg: Config, values: dict[str, Any], changed: dict[str, Any]
-) -> dict[str, Any]:
-    """Return the settings that give our hook some other values."""
-    rest = copy.deepcopy(cfg)
-    pop_self_distill(rest)
-    before, after = cfg.get('default_hooks') or {}, rest.get('default_hooks') or {}
-    keys = [key for key in before if key not in after]
-    default: dict[str, Any] = dict.fromkeys(keys, values)
-    student = of_student(dict(after))
-    default.update({k: v for k, v in student.items() if v != after[k]})
-    settings: dict[str, Any] = dict(default_hooks=default) if default else {}
-    if not keys:
-        plain = list(rest.get('custom_hooks') or [])
-        hooks = changed.get('custom_hooks') or list(cfg.custom_hooks)
-        settings['custom_hooks'] = [
-            new if old in plain else {**new, **values}
-            for new, old in zip(hooks, cfg.custom_hooks)
-        ]
-    return settings
+def of_student(settings: Any) -> Any:
+    """Return settings in which every metric to watch is the student's.
+
+    A plain run logs no ``teacher/...``, which a checkpoint, a scheduler or a hook that
+    stops early may watch.
+    """
+    if isinstance(settings, (list, tuple)):
+        return type(settings)(of_student(each) for each in settings)
+    if not isinstance(settings, dict):
+        return settings
+    found = {key: of_student(value) for key, value in settings.items()}
+    for key in WATCHED:
+        if isinstance(found.get(key), str):
+            found[key] = found[key].replace(PREFIX, '')
+        elif isinstance(found.get(key), list):
+            found[key] = [name.replace(PREFIX, '') for name in found[key]]
+    return found
 
 
-def of_student(default_hooks: dict[str, Any]) -> dict[str, Any]:
-    """Let the best checkpoint be chosen by the student's metric: there is no other."""
-    saving = default_hooks.get('checkpoint') or {}
-    best = saving.get('save_best')
-    if not best or PREFIX not in str(best):
-        return default_hooks
-    names = [best] if isinstance(best, str) else best
-    bare = [name.replace(PREFIX, '') for name in names]
-    kept = bare[0] if isinstance(best, str) else bare
-    return {**default_hooks, 'checkpoint': {**saving, 'save_best': kept}}
+def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that make one config of another, where it inherits that."""
+    found: dict[str, Any] = {}
+    for key, value in new.items():
+        before = old.get(key)
+        if key in old and value == before:
+            continue
+        if isinstance(value, dict) and key in old:
+            if isinstance(before, dict) and before.keys() <= value.keys():
+                value = difference(before, value)
+            else:
+                # MMEngine adds settings to a dict, and takes none out
+                value = dict(_delete_=True, **value)
+        found[key] = value
+    return found
 
 
 def write_controls(config: Path, cost: float, folder: Path) -> dict[Path, str]:
@@ -199,7 +196,7 @@ def write_controls(config: Path, cost: float, folder: Path) -> dict[Path, str]:
             # that checkpoint is of the distilled run
             settings.update(resume=False, load_from=None)
         if cfg.get('work_dir'):
-            settings['work_dir'] = f'{cfg.work_dir}_{name}'
+            settings['work_dir'] = f'{cfg.work_dir.rstrip("/")}_{name}'
         comment = f'{HEADER}\n# {what}\n'
         body = Config(settings).pretty_text
         texts[path] = (f'{comment}_base_ = {base!r}\n{body}', what)

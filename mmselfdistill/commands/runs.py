@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import statistics
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,10 +16,16 @@ from mmengine.registry import DATASETS
 
 from mmselfdistill.hooks.validation import PREFIX
 
+# MMDetection logs average precision and recall as 0 to 1; its panoptic quality, and
+# what MMSegmentation and MMPreTrain log, are of 0 to 100
+SHARE = re.compile(r'(^|[/_])(m?A[PR]|recall@|mMR$|JI$)|_precision$')
+OF_MMPRETRAIN = re.compile(r'(multi-label|retrieval)/')
+
 
 def percent(metric: str, value: float) -> float:
-    """Return a score of 0 to 100; COCO's are logged as 0 to 1."""
-    return 100 * value if 'coco/' in metric else value
+    """Return a score of 0 to 100, whatever its metric is logged as."""
+    share = SHARE.search(metric) and not OF_MMPRETRAIN.search(metric)
+    return 100 * value if share else value
 
 
 @dataclass
@@ -162,11 +169,11 @@ class Run:
     def classes(self) -> dict[str, float]:
         """Return the last AP of each class, where COCO's metric is ``classwise``."""
         last = self.metrics[max(self.metrics)] if self.metrics else {}
-        begin, end = 'coco/', '_precision'
+        end = '_precision'
         return {
-            key[len(begin) : -len(end)]: 100 * value
+            key[: -len(end)].partition('/')[2]: percent(key, value)
             for key, value in last.items()
-            if key.startswith(begin) and key.endswith(end)
+            if key.endswith(end)
         }
 
 
@@ -192,7 +199,10 @@ def seed_of(folder: Path) -> int | None:
 
 def _config_of(folder: Path) -> Config:
     paths = sorted(folder.glob('*/vis_data/config.py'))
-    return Config.fromfile(paths[-1]) if paths else Config()
+    if not paths:
+        return Config()
+    # what the run imported may need a machine, or a folder, that is not here
+    return Config.fromfile(paths[-1], import_custom_modules=False)
 
 
 def _entries(path: Path) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any, Mapping
 
 from mmengine.config import Config
@@ -35,29 +36,29 @@ def length_of(cfg: Config) -> tuple[int, str]:
     return train_cfg[key], 'epochs' if epochs else 'iterations'
 
 
-def stretched(cfg: Config, length: int) -> dict[str, Any]:
-    """Return the settings of a run of another length that differ from a config's.
+def stretched(cfg: Config, length: int) -> Config:
+    """Return the config of a run of another length.
 
     With ``f`` the new length over the old, every position of the learning rate's and
     other parameters' schedulers, of validation, and of hooks that act once, is
     ``round(f * position)``: warm-up and decay take the same share of the run.
 
     Args:
-        cfg (Config): The config.
+        cfg (Config): The config. It stays as it is.
         length (int): Of the new run, in the unit that its loop counts.
     """
     old, unit = length_of(cfg)
     factor = length / old
-    settings: dict[str, Any] = dict(train_cfg=_loop(cfg.train_cfg, factor))
-    settings['train_cfg']['max_epochs' if unit == 'epochs' else 'max_iters'] = length
+    found = copy.deepcopy(cfg)
+    found.train_cfg.update(_loop(cfg.train_cfg, factor))
+    found.train_cfg['max_epochs' if unit == 'epochs' else 'max_iters'] = length
     if cfg.get('param_scheduler'):
-        settings['param_scheduler'] = _schedulers(cfg.param_scheduler, factor)
-    hooks = cfg.get('custom_hooks') or []
-    if any(key in hook for hook in hooks for key in HOOK_POSITIONS):
-        settings['custom_hooks'] = [
-            _moved(hook, HOOK_POSITIONS, factor) for hook in hooks
-        ]
-    return settings
+        found.param_scheduler = _schedulers(cfg.param_scheduler, factor)
+    default = found.get('default_hooks') or {}
+    for hook in [*default.values(), *(found.get('custom_hooks') or [])]:
+        if hook:
+            hook.update(_moved(hook, HOOK_POSITIONS, factor))
+    return found
 
 
 def _loop(train_cfg: Mapping[str, Any], factor: float) -> dict[str, Any]:

@@ -113,10 +113,11 @@ def self_distill_hook(args: argparse.Namespace, cfg: Config) -> dict[str, Any]:
 def use_amp(cfg: Config) -> None:
     """Turn mixed precision on in place, unless the config has it already."""
     kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
-    kind = kind if isinstance(kind, str) else kind.__name__
+    name = kind if isinstance(kind, str) else kind.__name__
+    kind = name.rpartition('.')[2]
     if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
         raise SystemExit(
-            f'--amp: needs optim_wrapper.type OptimWrapper, but the config has {kind}.'
+            f'--amp: needs optim_wrapper.type OptimWrapper, but the config has {name}.'
         )
     if kind == 'OptimWrapper':
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
@@ -144,7 +145,7 @@ def prepare(args: argparse.Namespace) -> Config:
         if args.work_dir is None:
             # A plain run of the same config must not be resumed or overwritten.
             kind = args.self_distill if args.self_distill in SCHEMES else 'teacher'
-            cfg.work_dir = f'{cfg.work_dir}_{kind}'
+            cfg.work_dir = f'{cfg.work_dir.rstrip("/")}_{kind}'
     elif any(x is not None for x in (args.interval, args.generations, args.student)):
         raise SystemExit(
             '--interval, --generations, --student: only together with '

@@ -29,7 +29,7 @@ from mmselfdistill.commands.pictures import (
     draw_losses,
 )
 from mmselfdistill.commands.predictions import Calibration, judge, read_predictions
-from mmselfdistill.commands.runs import Curve, Run, class_names
+from mmselfdistill.commands.runs import Curve, Run, class_names, percent
 
 MAP = 'coco/bbox_mAP'
 
@@ -73,6 +73,47 @@ def test_metrics_by_iteration(tmp_path: Path) -> None:
     curve = Run.read(tmp_path).curve('mIoU')
     assert (curve.unit, curve.scores) == ('iterations', {100: 30.0})
     assert curve.hours_at([100]) == pytest.approx([50 / 3600])
+
+
+@pytest.mark.parametrize(
+    ('metric', 'factor'),
+    [
+        ('coco/bbox_mAP_50', 100),
+        ('mine/segm_mAP', 100),
+        ('pascal_voc/mAP', 100),
+        ('openimages/AP50', 100),
+        ('lvis/bbox_APr', 100),
+        ('lvis/AR@300', 100),
+        ('teacher/coco/cat_precision', 100),
+        ('crowd_human/mMR', 100),
+        ('coco_panoptic/PQ', 1),
+        ('mIoU', 1),
+        ('aAcc', 1),
+        ('mPrecision', 1),
+        ('accuracy/top1', 1),
+        ('multi-label/mAP', 1),
+    ],
+)
+def test_every_score_is_in_percent(metric: str, factor: int) -> None:
+    assert percent(metric, 0.25) == 0.25 * factor
+
+
+def test_a_prefix_of_ones_own(tmp_path: Path) -> None:
+    for name, score in (('plain', 0.25), ('ours', 0.5)):
+        entry = {'my/bbox_mAP': score, 'my/a/b_precision': score, 'step': 1}
+        log(tmp_path / name / '1', *epochs(1, 1.0), entry)
+    folders = [tmp_path / 'plain', tmp_path / 'ours']
+    runs, classes = cells(compare(folders, tmp_path / 'a.png'))
+    assert [row[1] for row in runs] == ['25.0', '50.0']
+    assert classes == [['a/b', '25.0', '50.0', '+25.0']]
+
+
+def test_what_a_run_imported_is_not_imported_again(tmp_path: Path) -> None:
+    log(tmp_path / 'plain/1', *epochs(1, 1.0), {MAP: 0.4, 'step': 1})
+    config = tmp_path / 'plain/1/vis_data/config.py'
+    config.write_text("custom_imports = dict(imports=['not_here'])\n")
+    (table,) = compare([tmp_path / 'plain'], tmp_path / 'a.png')
+    assert table.row_count == 1
 
 
 def cells(tables: Any) -> list[list[list[str]]]:

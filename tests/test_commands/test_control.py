@@ -96,6 +96,42 @@ def test_a_hook_among_custom_hooks(data: Path, tmp_path: Path) -> None:
     assert found['plain-views'].work_dir == 'work_dirs/here_plain-views'
 
 
+@pytest.mark.parametrize('kind', ['list', 'tuple'])
+def test_a_plain_run_watches_its_own_metric(
+    kind: str, data: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / 'distilled.py'
+    path.write_text(
+        f'_base_ = {str(data / "mmdet.py")!r}\n'
+        f'custom_hooks = {kind}([\n'
+        "    dict(type='EarlyStoppingHook', monitor='teacher/coco/bbox_mAP'),\n"
+        "    dict(type='mmselfdistill.EMATeacherHook', validate='both',\n"
+        '         view=dict(blur=1.0))])\n'
+        "param_scheduler = [dict(type='ReduceOnPlateauLR', rule='greater',\n"
+        "    monitor='teacher/coco/bbox_mAP', end=4)]\n"
+        "default_hooks = dict(ema=dict(type='EMAHook', begin_epoch=2))\n"
+        'default_hooks.update(checkpoint=dict(\n'
+        "    save_best=['teacher/coco/bbox_mAP', 'coco/bbox_mAP_50']))\n"
+        "work_dir = 'here/'\n"
+    )
+    found = written(path, 2.0)
+    assert found.keys() == {'plain', 'plain-views'}
+    for name, cfg in found.items():
+        assert 'teacher/' not in cfg.pretty_text
+        assert cfg.custom_hooks[0].monitor == 'coco/bbox_mAP'
+        assert len(cfg.custom_hooks) == (1 if name == 'plain' else 2)
+        assert (cfg.param_scheduler[0].monitor, cfg.param_scheduler[0].end) == (
+            'coco/bbox_mAP',
+            6,
+        )
+        best = ['coco/bbox_mAP', 'coco/bbox_mAP_50']
+        assert cfg.default_hooks.checkpoint.save_best == best
+        assert cfg.default_hooks.ema.begin_epoch == 3
+        assert cfg.work_dir == f'here_{name}'
+    del found['plain'].default_hooks['ema']
+    assert trained(found['plain'], tmp_path / 'run').epoch == 6
+
+
 def trained(cfg: Config, folder: Path) -> Runner:
     cfg.work_dir = str(folder)
     cfg.randomness = dict(seed=0)
@@ -125,6 +161,10 @@ def test_controls_train_as_plain_runs_do(data: Path, tmp_path: Path) -> None:
         ('', 'the config has no hook of mmselfdistill'),
         ("default_hooks = dict(a=dict(type='mmselfdistill.EMATeacherHook', "
          'loss_weight=0))', 'is a control itself'),
+        ("custom_hooks = dict(type='mmselfdistill.EMATeacherHook')",
+         'custom_hooks: expected a list of hooks, but got'),
+        ("custom_hooks = ['mmselfdistill.EMATeacherHook']",
+         "custom_hooks: expected the settings of a hook, but got 'mmself"),
         ("default_hooks = dict(a=dict(type='mmselfdistill.GenerationHook', "
          'interval=2, by_epoch=False))', 'counts epochs, but its hook'),
     ],

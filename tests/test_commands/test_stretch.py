@@ -45,6 +45,7 @@ def test_every_position_of_an_epoch_based_run() -> None:
                 dict(type='PipelineSwitchHook', switch_epoch=10),
                 dict(type='EMAHook', momentum=0.1),
             ],
+            default_hooks=dict(ema=dict(type='EMAHook', begin_epoch=6), timer=None),
         )
     )
     found = stretched(cfg, 18)
@@ -58,8 +59,13 @@ def test_every_position_of_an_epoch_based_run() -> None:
     assert decay['gamma'] ** 18 == pytest.approx(0.5**12)
     assert decay['end'] == INF
     assert [hook.get('switch_epoch') for hook in found['custom_hooks']] == [15, None]
+    assert found.default_hooks == dict(
+        ema=dict(type='EMAHook', begin_epoch=9), timer=None
+    )
     # the config itself is left alone
     assert cfg.param_scheduler[1].milestones == [8, 11]
+    assert cfg.default_hooks.ema.begin_epoch == 6
+    assert (cfg.train_cfg, cfg.custom_hooks[0].switch_epoch) == (EPOCHS, 10)
 
 
 def test_the_learning_rate_is_that_of_the_same_share_of_the_run() -> None:
@@ -70,7 +76,7 @@ def test_the_learning_rate_is_that_of_the_same_share_of_the_run() -> None:
     cfg = Config(dict(train_cfg=ITERATIONS, param_scheduler=schedulers))
     assert length_of(cfg) == (100, 'iterations')
     found = stretched(cfg, 300)
-    assert found['train_cfg'] == dict(max_iters=300, val_interval=75)
+    assert found['train_cfg'] == dict(ITERATIONS, max_iters=300, val_interval=75)
     before, after = rates(schedulers, 100), rates(found['param_scheduler'], 300)
     # after the warm-up, whose first step is not stretched
     assert after[60::3] == pytest.approx(before[20:], abs=1e-6)

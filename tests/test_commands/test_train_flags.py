@@ -64,7 +64,7 @@ def test_the_flag_replaces_the_hook_whatever_its_key(
     assert [hook.type for hook in cfg.custom_hooks] == ['EMAHook']
 
 
-def test_usual_flags(data: Path) -> None:
+def test_usual_flags(data: Path, tmp_path: Path) -> None:
     config = data / 'mmdet.py'
     cfg = prepare(config)
     assert 'self_distill' not in cfg.default_hooks
@@ -75,6 +75,15 @@ def test_usual_flags(data: Path) -> None:
     assert cfg.optim_wrapper.type == 'AmpOptimWrapper'
     assert cfg.optim_wrapper.loss_scale == 'dynamic' and cfg.auto_scale_lr.enable
     assert prepare(config, '--resume', 'last.pth').load_from == 'last.pth'
+    scoped = tmp_path / 'scoped.py'
+    scoped.write_text(
+        f'_base_ = {str(config)!r}\n'
+        "work_dir = 'there/'\n"
+        "optim_wrapper = dict(type='mmengine.OptimWrapper')\n"
+    )
+    cfg = prepare(scoped, '--amp', '--self-distill', 'ema')
+    assert cfg.work_dir == 'there_ema'
+    assert cfg.optim_wrapper.type == 'AmpOptimWrapper'
 
 
 @pytest.mark.parametrize(
