@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import logging
-from contextlib import contextmanager
 from dataclasses import replace
-from typing import Iterator, Mapping, Sequence
+from typing import Mapping, Sequence
 
 import torch
 from mmengine.logging import print_log
-from torch import nn
 
 from mmselfdistill.core.comparison import Batch, Comparison
 from mmselfdistill.core.pairs import Pair
 from mmselfdistill.core.streams import forked_rng
 from mmselfdistill.core.terms import Term
+from mmselfdistill.core.unmoved import own_buffers
 from mmselfdistill.families.plan import Plan
 from mmselfdistill.losses.common import reduced
 
@@ -40,27 +39,13 @@ def try_terms(
         wanted = labeled or pairs[term.name] or term.on == 'unlabeled'
         if wanted and not elsewhere:
             # a loss may draw numbers, or keep what it has seen
-            with forked_rng(), kept_buffers(term.loss):
+            with forked_rng(), own_buffers(term.loss.modules()):
                 try_term(term, pairs[term.name], comparison.plan)
     if not labeled and not any(comparison.shapes.values()):
         raise ValueError(
             f'unlabeled: no term can be computed on images without labels: '
             f'{", ".join(pairs) or "all have on=labeled"}'
         )
-
-
-@contextmanager
-def kept_buffers(module: nn.Module) -> Iterator[None]:
-    """Put the values of a module's buffers back at the end."""
-    kept = [
-        (each, {name: b.clone() for name, b in each._buffers.items() if b is not None})
-        for each in module.modules()
-    ]
-    try:
-        yield
-    finally:
-        for each, buffers in kept:
-            each._buffers.update(buffers)
 
 
 def try_term(term: Term, pairs: Sequence[Pair], plan: Plan) -> None:

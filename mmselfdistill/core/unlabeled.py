@@ -17,6 +17,7 @@ from mmselfdistill.containers import tensors_in
 from mmselfdistill.core.comparison import Comparison
 from mmselfdistill.core.modes import keeps_statistics
 from mmselfdistill.core.streams import forked_rng
+from mmselfdistill.core.unmoved import own_buffers
 from mmselfdistill.families import find_plan
 from mmselfdistill.families.plan import Plan
 from mmselfdistill.families.shared import needs_of
@@ -138,20 +139,9 @@ class Unlabeled:
         """
         held = [] if self.statistics and active else self._keeping
         moving = [module for module in held if module.training]
-        # not copied back in place: a backward pass may need what was used
-        kept = [(module, dict(module._buffers)) for module in moving]
-        with forked_rng():
+        with forked_rng(), own_buffers(moving):
             torch.manual_seed(seed_of(*seed, get_rank()))
-            try:
-                for module, buffers in kept:
-                    module._buffers.update(
-                        (name, buffer if buffer is None else buffer.clone())
-                        for name, buffer in buffers.items()
-                    )
-                yield
-            finally:
-                for module, buffers in kept:
-                    module._buffers.update(buffers)
+            yield
 
 
 def check_takes_images(student: nn.Module) -> None:

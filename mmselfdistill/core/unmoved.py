@@ -1,9 +1,9 @@
-"""A teacher is after a replay what it was before."""
+"""Modules have the buffers after a call that they had before."""
 
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import Iterator
+from typing import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +55,23 @@ class Unmoved:
         if buffer._version != version and _is_like(buffer, copied):
             buffer.copy_(copied)
             self._kept[id(buffer)] = buffer, buffer._version, copied
+
+
+@contextmanager
+def own_buffers(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Let modules change copies of their buffers, and give them their own back."""
+    kept = [(module, dict(module._buffers)) for module in modules]
+    # their own are not copied back in place: a backward pass may need what was used
+    for module, buffers in kept:
+        module._buffers.update(
+            (name, buffer if buffer is None else buffer.clone())
+            for name, buffer in buffers.items()
+        )
+    try:
+        yield
+    finally:
+        for module, buffers in kept:
+            module._buffers.update(buffers)
 
 
 def _is_like(buffer: Tensor | None, other: Tensor | None) -> bool:
