@@ -13,6 +13,7 @@ from mmengine.utils import get_installed_path, is_installed
 import mmselfdistill.hooks  # also makes `mmseg::` resolve on either stack
 from mmselfdistill.errors import check_choice
 from mmselfdistill.hooks.base import DistillHook
+from mmselfdistill.hooks.run import check_one
 
 SCOPES = ('mmdet', 'mmseg', 'mmpretrain')
 
@@ -104,33 +105,42 @@ def find_self_distill(cfg: Config) -> dict[str, Any] | None:
         dict | None: The settings in the config, not a copy; None if there are none.
 
     Raises:
-        ValueError: If a hook of this package is misspelt, one has no type, or
-            ``custom_hooks`` is no list.
+        ValueError: If a hook of this package is misspelt, one has no type, there are
+            several, or ``custom_hooks`` is no list.
     """
+    found = _all_of_ours(cfg)
+    check_one([_name_of(hook) for hook in found])
+    return found[0] if found else None
+
+
+def pop_self_distill(cfg: Config) -> None:
+    """Take every hook of self-distillation out of a config, whatever its key.
+
+    Raises:
+        ValueError: If one is misspelt or has no type, or ``custom_hooks`` is no list.
+    """
+    ours = [id(hook) for hook in _all_of_ours(cfg)]
+    default = cfg.get('default_hooks') or {}
+    for key in [key for key, hook in default.items() if id(hook) in ours]:
+        del default[key]
+    if cfg.get('custom_hooks'):
+        custom = [hook for hook in cfg.custom_hooks if id(hook) not in ours]
+        cfg.custom_hooks = custom
+
+
+def _all_of_ours(cfg: Config) -> list[dict[str, Any]]:
     custom = cfg.get('custom_hooks') or []
     if not isinstance(custom, (list, tuple)):
         raise ValueError(f'custom_hooks: expected a list of hooks, but got {custom}')
-    found: dict[str, Any] | None = None
-    for key, hook in (cfg.get('default_hooks') or {}).items():
-        if _is_ours(f'default_hooks.{key}', hook):
-            found = hook
-    for hook in custom:
-        if _is_ours('custom_hooks', hook):
-            found = hook
-    return found
+    default = (cfg.get('default_hooks') or {}).items()
+    named = [(f'default_hooks.{key}', hook) for key, hook in default]
+    named += [('custom_hooks', hook) for hook in custom]
+    return [hook for where, hook in named if _is_ours(where, hook)]
 
 
-def pop_self_distill(cfg: Config) -> dict[str, Any] | None:
-    """Take what :func:`find_self_distill` returns out of a config, and return it."""
-    found = None
-    while (hook := find_self_distill(cfg)) is not None:
-        default = cfg.get('default_hooks') or {}
-        for key in [key for key, each in default.items() if each is hook]:
-            del default[key]
-        if cfg.get('custom_hooks'):
-            cfg.custom_hooks = [each for each in cfg.custom_hooks if each is not hook]
-        found = found or hook
-    return found
+def _name_of(hook: dict[str, Any]) -> str:
+    kind = hook['type']
+    return kind if isinstance(kind, str) else str(kind.__name__)
 
 
 def _is_ours(where: str, hook: Any) -> bool:
@@ -143,8 +153,7 @@ def _is_ours(where: str, hook: Any) -> bool:
             f"{where}: expected a type, such as 'mmselfdistill.EMATeacherHook', but "
             f'got only {dict(hook)}'
         )
-    kind = hook['type']
-    name = kind if isinstance(kind, str) else kind.__name__
+    name = _name_of(hook)
     found = getattr(mmselfdistill.hooks, name.rpartition('.')[2], None)
     if found is None and name.startswith('mmselfdistill.'):
         ours = [f'mmselfdistill.{each}' for each in mmselfdistill.hooks.__all__]

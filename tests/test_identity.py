@@ -19,7 +19,7 @@ from mmselfdistill.core.build import build_distiller
 from mmselfdistill.core.teacher import make_teacher, still
 from mmselfdistill.core.wrapping import resolve
 from mmselfdistill.testing import check_identity
-from mmselfdistill.testing.identity import is_ours
+from mmselfdistill.testing.losses import is_ours
 
 DENSE = {'features', 'logits', 'boxes'}
 

@@ -124,6 +124,18 @@ def test_settings_are_those_of_the_distiller() -> None:
     assert report.silent == ['adapter', 'bbox_head', 'mask_head']
 
 
+def test_terms_are_checked_whenever_they_count() -> None:
+    late = dict(schedule=dict(begin=0.5, warmup=0.1))
+    terms = dict(logits=dict(TERMS['logits'], **late), features=dict(weight=0))
+    report = check_identity(Toy(), batch(), terms=terms)
+    assert report.problems == []
+    assert report.terms.keys() == {'logits'}
+    assert report.skipped['features'] == 'its weight is 0'
+    plain = check_identity(Toy(), batch(), terms=dict(TERMS, features=None))
+    assert report.terms['logits'].tensors == plain.terms['logits'].tensors
+    assert report.silent == plain.silent
+
+
 def test_a_broken_flow_is_an_error() -> None:
     model = Doubled()
     message = r'bbox_head\.forward: its argument \w+ \(2, 8, 6, 6\) depends on weights'

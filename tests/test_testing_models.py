@@ -64,6 +64,19 @@ def test_noise_has_the_channels_that_are_normalised() -> None:
     assert batch['inputs'].shape == (2, 6, 64, 64)
 
 
+def test_images_that_are_not_normalised_have_the_channels_of_the_backbone() -> None:
+    cfg = read_config('mmseg::fcn/fcn_r50-d8_4xb4-80k_ade20k-512x512', None)
+    # as MMEngine's Runner takes it, next to the model
+    preprocessor = cfg.model.pop('data_preprocessor')
+    preprocessor.update(mean=None, std=None)
+    cfg.data_preprocessor = preprocessor
+    cfg.model.backbone.in_channels = 4
+    builder = Builder(cfg)
+    model = builder.model(64)
+    assert model.data_preprocessor.size == (64, 64)
+    assert builder.batch(model, 64)['inputs'].shape == (2, 4, 64, 64)
+
+
 def test_norms_go_half_way_to_the_statistics_of_the_batch() -> None:
     class Model(nn.Module):
         def __init__(self) -> None:

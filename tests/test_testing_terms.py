@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmselfdistill.testing.identity import Check, disturb, gradients_of
+from mmselfdistill.testing.identity import Check, disturb, frozen_weights, gradients_of
 
 NOT_ZERO = 'it is not 0 where it has to be'
 
@@ -23,6 +23,8 @@ def check(equal: float, apart: float, frozen: float, gradient: float) -> Check:
         ((2e-6, 1.0, 1e-9, 1.0), NOT_ZERO),
         ((float('nan'), 1.0, 0.0, 1.0), NOT_ZERO),
         ((0.0, 0.0, 0.0, 1.0), 'it is 0 at any weights'),
+        ((0.0, float('nan'), 0.0, 1.0), 'it is nan at other weights'),
+        ((0.0, -1.0, 0.0, 1.0), 'it is -1.0e+00 at other weights'),
         ((0.0, 1.0, 0.0, 0.0), 'its gradient at the student is 0'),
         ((0.0, 1.0, 0.0, float('inf')), 'its gradient at the student is inf'),
     ],
@@ -37,6 +39,15 @@ def test_rounding_is_of_another_order_of_the_same_products() -> None:
     # exactly 0 where the student is frozen too
     assert check(2e-6, 1.0, 0.0, 1.0).problem() == ''
     assert check(9e-7, 1.0, 9e-7, 1.0).problem() == ''
+
+
+def test_frozen_weights_are_trained_again_after_an_error() -> None:
+    model = nn.Linear(2, 1)
+    model.bias.requires_grad_(False)
+    with pytest.raises(RuntimeError, match='in between'), frozen_weights(model):
+        assert not model.weight.requires_grad
+        raise RuntimeError('in between')
+    assert (model.weight.requires_grad, model.bias.requires_grad) == (True, False)
 
 
 def test_noise_reaches_constant_parameters_too() -> None:

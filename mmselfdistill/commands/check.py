@@ -14,7 +14,7 @@ from mmselfdistill.commands.quiet import quietly
 from mmselfdistill.testing import Report, check_identity
 from mmselfdistill.testing.builder import Builder
 from mmselfdistill.testing.unlabeled import check_unlabeled
-from mmselfdistill.zoo import pop_self_distill, read_config
+from mmselfdistill.zoo import find_self_distill, read_config
 
 
 def check(cfg: Config) -> Report:
@@ -26,7 +26,7 @@ def check(cfg: Config) -> Report:
         RuntimeError: If the teacher cannot repeat what the model does.
     """
     builder = Builder(cfg)
-    hook_cfg = pop_self_distill(cfg)
+    hook_cfg = find_self_distill(cfg)
     settings: dict[str, Any] = {}
     without_labels = False
     if hook_cfg:

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from mmselfdistill.commands.predictions import Judged, judge, read_predictions
 from mmselfdistill.commands.runs import Run, class_names, seed_of
+from mmselfdistill.hooks.validation import PREFIX
 
 # the ends of the names of metrics that stand for a run
 MAIN = (
@@ -22,6 +23,8 @@ MAIN = (
     'segm_AP',
     '/mAP',
     'mIoU',
+    'mDice',
+    'mFscore',
     'PQ',
     'accuracy/top1',
 )
@@ -35,11 +38,14 @@ def shared_metrics(runs: Sequence[Run], wanted: Sequence[str]) -> list[str]:
     Raises:
         ValueError: If a run has not logged one of them, or there is none.
     """
-    for run in runs:
-        for metric in wanted:
-            run.curve(metric)
     if wanted:
-        return list(wanted)
+        # a teacher is a run of its own, whose metrics have the stock names
+        logged = {name for run in runs for name in run.names()}
+        chosen = [m if m in logged else m.replace(PREFIX, '', 1) for m in wanted]
+        for run in runs:
+            for metric in chosen:
+                run.curve(metric)
+        return chosen
     common = set(runs[0].names()).intersection(*(run.names() for run in runs))
     main = [name for end in MAIN for name in sorted(common) if name.endswith(end)]
     found = main or sorted(common)[:1]

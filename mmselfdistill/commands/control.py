@@ -11,7 +11,7 @@ from typing import Any, Mapping, NamedTuple
 from mmengine.config import Config
 from mmengine.registry import HOOKS
 
-from mmselfdistill.commands.cost import measured_cost, times_as_long
+from mmselfdistill.commands.cost import measured_cost, schedules_of, times_as_long
 from mmselfdistill.commands.stretch import length_of, stretched
 from mmselfdistill.errors import check_number
 from mmselfdistill.hooks import GenerationHook
@@ -56,11 +56,18 @@ def controls(cfg: Config, cost: float) -> list[Control]:
     """
     hook = hook_of(cfg)
     old, unit = length_of(cfg)
-    times = times_as_long(hook, old, cost)
+    schedules = schedules_of(cfg, hook)
+    if not schedules:
+        raise ValueError(
+            "the config's terms all have weight=0: they distil nothing, and it is a "
+            'control itself'
+        )
+    times = times_as_long(hook, schedules, old, cost)
     length = round(old * times)
     same = copy.deepcopy(cfg)
     for key in ('default_hooks', 'custom_hooks', 'param_scheduler'):
-        if cfg.get(key):
+        # a model of a student and a teacher may have metrics of that name itself
+        if cfg.get(key) and hook.validate != 'student':
             same[key] = of_student(cfg[key])
     longer = stretched(same, length)
     plain = copy.deepcopy(longer)

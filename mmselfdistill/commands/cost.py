@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import statistics
+import copy
 import time
-from typing import Callable
+from typing import Callable, Sequence
 
 import torch
 from mmengine.config import Config
@@ -15,8 +15,9 @@ from mmselfdistill.commands.inspect import first_step, subject_of
 from mmselfdistill.commands.quiet import quietly
 from mmselfdistill.hooks import GenerationHook
 from mmselfdistill.hooks.base import DistillHook
-from mmselfdistill.schedules import build_schedule
+from mmselfdistill.schedules import Schedule, build_schedule
 from mmselfdistill.testing.builder import step
+from mmselfdistill.testing.identity import always
 
 POINTS = 1000
 
@@ -24,12 +25,14 @@ POINTS = 1000
 def measured_cost(cfg: Config, rounds: int = 5) -> float:
     """Measure an iteration with the teacher, in iterations without it.
 
-    Forward and backward passes on two images of noise, with random weights, stock and
-    ours in turns; the median over the rounds of ``ours / stock``. Loading of data and
-    the optimizer's step are not in it: where they take long, the ratio is smaller.
+    All terms that have a weight are computed, whatever their schedules. Forward and
+    backward passes on two images of noise, with random weights, stock and ours in
+    turns; the fastest of ours over the fastest of stock, as other processes only slow
+    them. Loading of data and the optimizer's step are not in it: where they take long,
+    the ratio is smaller.
 
     Args:
-        cfg (Config): Its hook is taken out of it.
+        cfg (Config): Of the distilled run.
         rounds (int): Pairs of iterations. Defaults to 5.
 
     Raises:
@@ -44,8 +47,8 @@ def measured_cost(cfg: Config, rounds: int = 5) -> float:
     distiller.teacher.to(device)
     batch = model.data_preprocessor.cast_data(subject.batch)
     first_step(subject._replace(batch=batch))
-    distiller.progress = distiller.run_progress = 0.75  # past any warm-up of ours
-    ratios = []
+    always(distiller)
+    times = []
     for index in track(range(rounds + 1), 'Measuring the cost of the teacher'):
         stock = seconds(lambda: step(model, batch))
         distiller.attach()
@@ -53,8 +56,9 @@ def measured_cost(cfg: Config, rounds: int = 5) -> float:
         distiller.detach()
         # the first iteration tries every term
         if index > 0:
-            ratios.append(ours / stock)
-    return max(1.0, statistics.median(ratios))
+            times.append((ours, stock))
+    ours, stock = map(min, zip(*times))
+    return max(1.0, ours / stock)
 
 
 def seconds(run: Callable[[], None]) -> float:
@@ -72,7 +76,22 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def teachers_share(hook: DistillHook, length: int) -> float:
+def schedules_of(cfg: Config, hook: DistillHook) -> list[Schedule]:
+    """Return the schedule of each term of a config's hook that has a weight.
+
+    Raises:
+        ValueError: If no family covers the model, or a term is wrong.
+    """
+    if not hook.terms:
+        return [build_schedule(hook.schedule, 'schedule')]
+    with quietly():
+        terms = subject_of(copy.deepcopy(cfg), None).distiller.terms
+    return [term.schedule for term in terms if term.weight > 0]
+
+
+def teachers_share(
+    hook: DistillHook, schedules: Sequence[Schedule], length: int
+) -> float:
     """Return the share of a run's iterations in which the teacher is run.
 
     It is not where there is none yet, where all terms have a weight of 0, or where the
@@ -80,11 +99,9 @@ def teachers_share(hook: DistillHook, length: int) -> float:
 
     Args:
         hook (DistillHook): The hook.
+        schedules (Sequence[Schedule]): Of its terms.
         length (int): Of the config's run, in the unit that its loop counts.
     """
-    terms = [term for term in (hook.terms or {}).values() if isinstance(term, dict)]
-    given = [hook.schedule, *(t['schedule'] for t in terms if t.get('schedule'))]
-    schedules = [build_schedule(each, 'schedule') for each in given]
     generations = 1.0
     if isinstance(hook, GenerationHook):
         generations = hook.generations or length / (hook.interval or length)
@@ -98,7 +115,9 @@ def teachers_share(hook: DistillHook, length: int) -> float:
     return active / POINTS / hook.every
 
 
-def times_as_long(hook: DistillHook, length: int, cost: float) -> float:
+def times_as_long(
+    hook: DistillHook, schedules: Sequence[Schedule], length: int, cost: float
+) -> float:
     r"""Return how many times a plain run of the config a distilled one takes.
 
     With :math:`n` the number of generations that lengthen the run, :math:`c` the cost
@@ -109,8 +128,9 @@ def times_as_long(hook: DistillHook, length: int, cost: float) -> float:
 
     Args:
         hook (DistillHook): The hook.
+        schedules (Sequence[Schedule]): Of its terms.
         length (int): Of the config's run, in the unit that its loop counts.
         cost (float): :math:`c`, at least 1.
     """
     generations = getattr(hook, 'generations', None) or 1
-    return generations * (1 + (cost - 1) * teachers_share(hook, length))
+    return generations * (1 + (cost - 1) * teachers_share(hook, schedules, length))

@@ -23,9 +23,10 @@ from mmselfdistill.core.unlabeled import without_labels
 from mmselfdistill.hooks import EMATeacherHook
 from mmselfdistill.hooks.base import DistillHook
 from mmselfdistill.testing.builder import Builder, step
+from mmselfdistill.testing.identity import always
 from mmselfdistill.testing.models import size_of
 from mmselfdistill.testing.unlabeled import Same
-from mmselfdistill.zoo import pop_self_distill, read_config
+from mmselfdistill.zoo import find_self_distill, read_config
 
 
 class Subject(NamedTuple):
@@ -43,7 +44,7 @@ def subject_of(cfg: Config, size: int | None) -> Subject:
     """Build a config's model and distiller, on two images of noise.
 
     Args:
-        cfg (Config): Its hook is taken out of it.
+        cfg (Config): Of the run.
         size (int, optional): Side of the images. Defaults to None: the model's own.
 
     Raises:
@@ -51,7 +52,7 @@ def subject_of(cfg: Config, size: int | None) -> Subject:
     """
     builder = Builder(cfg, few={})
     size = size or size_of(builder.cfg)
-    model, hook_cfg = builder.model(size), pop_self_distill(cfg)
+    model, hook_cfg = builder.model(size), find_self_distill(cfg)
     hook = HOOKS.build(hook_cfg) if hook_cfg else EMATeacherHook()
     raw = builder.raw_batch(model, size)
     labeled = (cfg.get('train_dataloader') or {}).get('batch_size')
@@ -136,11 +137,13 @@ def inspect(cfg: Config, size: int | None) -> str:
     subject = subject_of(cfg, size)
     distiller = subject.distiller
     stock = operations(lambda: first_step(subject))
+    terms = distiller.terms
+    always(distiller)
     distiller.attach()
-    distiller.progress = distiller.run_progress = 0.75  # past any warm-up of ours
     # in the first iteration, every term is tried besides
     step(subject.model, subject.batch)
     ours = operations(lambda: step(subject.model, subject.batch))
+    distiller.terms = terms
     # where the teacher rests, a step is a stock one
     ours = stock + (ours - stock) // subject.hook.every
     lines = [describe(distiller), *_more(subject, ours, stock)]
@@ -158,8 +161,8 @@ def _more(subject: Subject, ours: int, stock: int) -> list[str]:
         f'Sites: {sites}, and any module by its path.',
         f'The teacher repeats, as far as a term needs it: {", ".join(repeated)}.',
         f"Self-distillation is {(ours - stock) / ours:.0%} of a step's operations "
-        f'({ours / stock:.2f} of stock): of convolutions and matrix products, in the '
-        f'middle of a run, with 2 images of {size} x {size} pixels.',
+        f'({ours / stock:.2f} of stock): of convolutions and matrix products, while '
+        f'all terms are computed, with 2 images of {size} x {size} pixels.',
     ]
     if source is not None:
         lines.insert(0, f'Images without labels come from: {source["data"]}.')

@@ -114,8 +114,9 @@ def judge(
         samples (Sequence[dict]): The predictions, an image each.
         annotations (Path, optional): COCO's, of the images that a detector saw.
         min_score (float): Boxes below it are left out of the calibration.
-        names (Sequence[str]): Of a segmentor's classes; the annotations name those of
-            boxes. Defaults to (): their numbers.
+        names (Sequence[str]): Of the classes, in the order of their labels. Defaults to
+            (): a segmentor's are numbered, and boxes have all categories of the
+            annotations, in their order there.
         bins (int): Of the confidence. Defaults to 10.
 
     Raises:
@@ -128,19 +129,25 @@ def judge(
         raise ValueError(
             '--annotations: boxes need the COCO annotations of their images'
         )
-    return _judge_boxes(samples, annotations, min_score, bins)
+    return _judge_boxes(samples, annotations, min_score, names, bins)
 
 
 def _judge_boxes(
-    samples: Sequence[dict[str, Any]], annotations: Path, min_score: float, bins: int
+    samples: Sequence[dict[str, Any]],
+    annotations: Path,
+    min_score: float,
+    names: Sequence[str],
+    bins: int,
 ) -> Judged:
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
     with quietly():
         truth = COCO(str(annotations))
-        found = _boxes_of(samples, truth, annotations)
+        categories = _categories(truth, annotations, names)
+        found = _boxes_of(samples, truth, annotations, categories)
         evaluation = COCOeval(truth, truth.loadRes(found), 'bbox')
+        evaluation.params.catIds = categories
         evaluation.evaluate()
         evaluation.accumulate()
     parameters = evaluation.params
@@ -165,11 +172,25 @@ def _judge_boxes(
     return Judged(classes, counts.calibration())
 
 
+def _categories(truth: Any, annotations: Path, names: Sequence[str]) -> list[int]:
+    """Return the id of each label's category."""
+    # as MMDetection does: in the order of the file, whatever the order of the names
+    found: list[int] = truth.getCatIds(catNms=list(names))
+    if not found:
+        known = ', '.join(each['name'] for each in truth.dataset['categories'][:10])
+        raise ValueError(
+            f"--annotations: {str(annotations)!r} has none of the run's classes "
+            f'({", ".join(names[:10])}), but {known}'
+        )
+    return found
+
+
 def _boxes_of(
-    samples: Sequence[dict[str, Any]], truth: Any, annotations: Path
+    samples: Sequence[dict[str, Any]],
+    truth: Any,
+    annotations: Path,
+    categories: Sequence[int],
 ) -> list[dict[str, Any]]:
-    # MMDetection's labels are the categories in order of their ids
-    categories = sorted(truth.cats)
     found = []
     for sample in samples:
         if sample['img_id'] not in truth.imgs:
@@ -181,22 +202,38 @@ def _boxes_of(
         labels = np.asarray(boxes['labels'])
         if labels.size and labels.max() >= len(categories):
             raise ValueError(
-                f'--annotations: {len(categories)} categories in {str(annotations)!r}, '
-                f'but a prediction of class {labels.max()}'
+                f'--annotations: {len(categories)} categories in {str(annotations)!r} '
+                f'are classes of the run, but a prediction of class {labels.max()}'
             )
-        corners, scores = np.asarray(boxes['bboxes']), np.asarray(boxes['scores'])
-        for (x1, y1, x2, y2), label, score in zip(corners.tolist(), labels, scores):
+        for box, label, score in zip(
+            _sides(boxes), labels, np.asarray(boxes['scores'])
+        ):
             found.append(
                 dict(
                     image_id=sample['img_id'],
                     category_id=categories[label],
-                    bbox=[x1, y1, x2 - x1, y2 - y1],
+                    bbox=box,
                     score=float(score),
                 )
             )
     if not found:
         raise ValueError('--predictions: no box in any image')
     return found
+
+
+def _sides(boxes: dict[str, Any]) -> list[list[float]]:
+    """Return left, top, width and height of each box, or of its mask."""
+    corners = np.asarray(boxes['bboxes'], float).reshape(-1, 4)
+    masks = boxes.get('masks')
+    if corners.any() or masks is None or not len(masks):
+        corners[:, 2:] -= corners[:, :2]
+        return corners.tolist()
+    # models without boxes, such as SOLO, fill them with zeros
+    from pycocotools import mask as rle
+
+    if not isinstance(masks[0], dict):
+        masks = [rle.encode(np.asfortranarray(mask, np.uint8)) for mask in masks]
+    return rle.toBbox(masks).tolist()
 
 
 def _judge_pixels(

@@ -19,6 +19,8 @@ from mmselfdistill.hooks.validation import PREFIX
 # MMDetection logs average precision and recall as 0 to 1; its panoptic quality, and
 # what MMSegmentation and MMPreTrain log, are of 0 to 100
 SHARE = re.compile(r'(^|[/_])(m?A[PR]|recall@|mMR$|JI$)|_precision$')
+# the less, the better
+LESS = re.compile(r'(^|[/_])(mMR|ece|nll|abs_rel|sq_rel|rmse|log10|rmse_log|silog)$')
 OF_MMPRETRAIN = re.compile(r'(multi-label|retrieval)/')
 
 
@@ -37,20 +39,23 @@ class Curve:
         length (int): At which the metric is known last.
         train (list[dict]): What was logged while training, by iteration.
         scores (dict[int, float]): The metric, 0 to 100.
+        less (bool): Whether less is better. Defaults to False.
     """
 
     unit: str
     length: int
     train: list[dict[str, float]]
     scores: dict[int, float]
+    less: bool = False
 
     def score_at(self, position: int) -> float:
         """Return the score at an epoch or iteration."""
         return self.scores[position]
 
     def best(self) -> tuple[int, float]:
-        """Return the position of the highest score, the first of several, and it."""
-        at = max(self.scores, key=lambda position: (self.scores[position], -position))
+        """Return the position of the best score, the first of several, and it."""
+        first = sorted(self.scores)
+        at = (min if self.less else max)(first, key=lambda each: self.scores[each])
         return at, self.scores[at]
 
     def seconds(self, begin: int, end: int) -> float:
@@ -144,14 +149,18 @@ class Run:
                 f'{", ".join(self.names()) or "no metric at all"}'
             )
         unit = 'epochs' if self.by_epoch else 'iterations'
-        return Curve(unit, max(scores), self.train, scores)
+        less = LESS.search(metric) is not None
+        return Curve(unit, max(scores), self.train, scores, less)
 
     def sides(self) -> list[Run]:
         """Return the student's run and the teacher's, of which each was validated.
 
         The teacher's has the stock names of its metrics: `validate='both'` logs them as
-        ``teacher/coco/bbox_mAP``.
+        ``teacher/coco/bbox_mAP``. A model of a student and a teacher, such as
+        SoftTeacher, logs ``student/coco/bbox_mAP`` too, and is one run.
         """
+        if any(name.startswith('student/') for name in self.names()):
+            return [self]
         student: dict[int, dict[str, float]] = {}
         teacher: dict[int, dict[str, float]] = {}
         for at, values in self.metrics.items():

@@ -11,15 +11,27 @@ from mmengine.optim.scheduler.param_scheduler import INF
 # positions and lengths of MMEngine's schedulers, and of hooks that act at a position
 POSITIONS = ('begin', 'end', 'T_max', 'step_size', 'total_steps')
 LISTS = ('milestones', 'periods')
-HOOK_POSITIONS = ('switch_epoch', 'num_last_epochs', 'begin_epoch', 'begin_iter')
+HOOK_POSITIONS = (
+    'switch_epoch',
+    'num_last_epochs',
+    'begin_epoch',
+    'begin_iter',
+    'save_begin',
+)
+# MMEngine's loops validate so often if they are not asked otherwise
+INTERVALS = dict(EpochBasedTrainLoop=1, IterBasedTrainLoop=1000)
 
 
 def counts_epochs(train_cfg: Mapping[str, Any]) -> bool:
     """Return whether a training loop counts epochs."""
-    name = train_cfg.get('type', 'EpochBasedTrainLoop')
-    name = name if isinstance(name, str) else name.__name__
-    default = name.rpartition('.')[2] != 'IterBasedTrainLoop'
-    return bool(train_cfg.get('by_epoch', default))
+    return _loops_name(train_cfg) != 'IterBasedTrainLoop'
+
+
+def _loops_name(train_cfg: Mapping[str, Any]) -> str:
+    counts = train_cfg.get('by_epoch', True)
+    default = 'EpochBasedTrainLoop' if counts else 'IterBasedTrainLoop'
+    name = train_cfg.get('type', default)
+    return str(name if isinstance(name, str) else name.__name__).rpartition('.')[2]
 
 
 def length_of(cfg: Config) -> tuple[int, str]:
@@ -62,10 +74,14 @@ def stretched(cfg: Config, length: int) -> Config:
 
 
 def _loop(train_cfg: Mapping[str, Any], factor: float) -> dict[str, Any]:
+    name = _loops_name(train_cfg)
+    before = dict(train_cfg)
+    if name in INTERVALS:
+        before.setdefault('val_interval', INTERVALS[name])
     settings: dict[str, Any] = {
-        key: max(1, round(train_cfg[key] * factor))
+        key: max(1, round(before[key] * factor))
         for key in ('val_interval', 'val_begin')
-        if key in train_cfg
+        if key in before
     }
     if train_cfg.get('dynamic_intervals'):
         settings['dynamic_intervals'] = [
@@ -97,7 +113,8 @@ def _moved(
 ) -> dict[str, Any]:
     moved = dict(given)
     for key in keys:
+        value = moved.get(key)
         # `end` may be MMEngine's infinity
-        if isinstance(moved.get(key), int) and moved[key] < INF:
-            moved[key] = round(moved[key] * factor)
+        if isinstance(value, (int, float)) and value < INF:
+            moved[key] = round(value * factor)
     return moved

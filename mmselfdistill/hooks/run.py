@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Iterator
+from typing import Any, Iterator, Sequence
 
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
@@ -18,7 +18,15 @@ def check_alone(runner: Runner, kind: type[Hook]) -> None:
     Raises:
         ValueError: If it has several.
     """
-    names = [type(each).__name__ for each in runner.hooks if isinstance(each, kind)]
+    check_one([type(h).__name__ for h in runner.hooks if isinstance(h, kind)])
+
+
+def check_one(names: Sequence[str]) -> None:
+    """See that there is one hook of this package at most.
+
+    Raises:
+        ValueError: If there are several.
+    """
     if len(names) > 1:
         raise ValueError(
             f'self_distill: a run has one hook of mmselfdistill, but got {names}; '

@@ -60,6 +60,13 @@ def metrics_needed(runner: Runner) -> Iterator[tuple[str, str]]:
             yield f'{type(scheduler).__name__}.monitor', scheduler.monitor
 
 
+def names_its_own(runner: Runner) -> bool:
+    """Say whether a run validates a student and a teacher of the model itself."""
+    # MMDetection's, of models such as SoftTeacher
+    kinds = type(getattr(runner, '_val_loop', None)).__mro__
+    return any(kind.__name__ == 'TeacherStudentValLoop' for kind in kinds)
+
+
 def check_metrics(hook: Any, runner: Runner) -> None:
     """See that each metric that the run looks up is there at every validation.
 
@@ -69,8 +76,15 @@ def check_metrics(hook: Any, runner: Runner) -> None:
     Raises:
         ValueError: If it is not.
     """
+    own = names_its_own(runner)
+    if own and hook.validate != 'student':
+        raise ValueError(
+            f"validate: expected 'student', but got {hook.validate!r}: "
+            "TeacherStudentValLoop validates the model's own teacher, whose metrics "
+            'have the names of ours'
+        )
     for where, key in metrics_needed(runner):
-        of_teacher = key.startswith(PREFIX)
+        of_teacher = key.startswith(PREFIX) and not own
         if of_teacher and hook.validate == 'student':
             raise ValueError(
                 f'{where}: {key!r} is of the teacher, which is not validated; set '

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any, Sequence
 
@@ -35,6 +36,8 @@ class DistillVisualizationHook(Hook):
     - classifiers: the scores of the likeliest classes.
 
     Nothing is drawn before the first teacher, nor for other models: a warning says so.
+    After a picture that cannot be drawn, or sent, the rest of its validation has none.
+    Of images of one name in several folders, the second is named ``..._2``.
 
     Args:
         draw (bool): Whether to draw. Defaults to True.
@@ -64,12 +67,18 @@ class DistillVisualizationHook(Hook):
         self.score_thr = check_number('score_thr', score_thr, 0.0, 1.0)
         self.backend_args = backend_args
         self._warned = False
+        self._names: Counter[str] = Counter()
 
     def before_train(self, runner: Runner) -> None:
         """Say so if there is nothing to draw."""
         self._warned = False
         if self.draw and _distiller(runner) is None:
             self._warn(runner, 'the run has no hook of self-distillation')
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        """Start a set of pictures; what could not be drawn may be drawn now."""
+        self._warned = False
+        self._names.clear()
 
     def after_val_iter(
         self,
@@ -97,11 +106,16 @@ class DistillVisualizationHook(Hook):
             picture = draw_samples(
                 student, teacher, meta, self.score_thr, self.backend_args
             )
+            name = self._name(Path(student.img_path).stem)
+            runner.visualizer.add_image(name, picture, step=runner.iter)
         except Exception as error:  # a picture is not worth a run
             self._warn(runner, f'{type(error).__name__}: {error}')
-            return
-        name = f'student_teacher_{Path(student.img_path).stem}'
-        runner.visualizer.add_image(name, picture, step=runner.iter)
+
+    def _name(self, stem: str) -> str:
+        # frames of two videos may have one name
+        self._names[stem] += 1
+        count = self._names[stem]
+        return f'student_teacher_{stem}' + (f'_{count}' if count > 1 else '')
 
     def _warn(self, runner: Runner, why: str) -> None:
         runner.logger.warning(f'DistillVisualizationHook: nothing is drawn: {why}.')

@@ -40,7 +40,12 @@ class Builder:
 
     def __init__(self, cfg: Config, few: Mapping[str, int] = FEW) -> None:
         self.zoo = check_scope(cfg)
-        self.cfg = prepared(cfg.model, zoo_folder(self.zoo), few)
+        model = cfg.model
+        if cfg.get('data_preprocessor') is not None:
+            # as MMEngine's Runner does
+            both = {'data_preprocessor': cfg.data_preprocessor, **model}
+            model = type(model)(both)
+        self.cfg = prepared(model, zoo_folder(self.zoo), few)
         self.masks = wants_masks(cfg)
         enter(self.zoo, self.cfg)
 

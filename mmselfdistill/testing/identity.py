@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Iterator
 
 import torch
@@ -14,6 +14,8 @@ from mmselfdistill.core.build import build_distiller
 from mmselfdistill.core.comparison import Comparison
 from mmselfdistill.core.distiller import Distiller
 from mmselfdistill.core.teacher import copy_into, make_teacher, still
+from mmselfdistill.schedules import Schedule
+from mmselfdistill.testing.losses import loss_of, own_losses, terms_of, values_of
 
 # of a term at equal weights, to its value at others. PyTorch multiplies matrices in
 # another order where a weight has no gradient: where that adds up to more, the term has
@@ -45,8 +47,10 @@ class Check:
     def problem(self) -> str:
         """Return what is wrong, or ''."""
         limit = TOLERANCE if self.frozen else 10 * TOLERANCE
-        if not self.apart > 0:
+        if self.apart == 0:
             return 'it is 0 at any weights'
+        if not self.apart > 0:
+            return f'it is {self.apart:.1e} at other weights'
         if not self.equal <= limit * self.apart:
             values = f'{self.equal:.1e} at equal weights, {self.apart:.1e} at others'
             return f'it is not 0 where it has to be: {values}'
@@ -84,6 +88,8 @@ class Report:
 def check_identity(model: nn.Module, batch: dict[str, Any], **settings: Any) -> Report:
     """Check that a model is distilled correctly, with a teacher that is a copy of it.
 
+    Terms of weight 0 are left out. Schedules are: each term counts at its whole weight.
+
     - At equal weights, with dropout and statistics off in the student too, every term
       is 0.
     - With the teacher's weights disturbed every term is positive, its gradient reaches
@@ -108,16 +114,18 @@ def check_identity(model: nn.Module, batch: dict[str, Any], **settings: Any) -> 
         RuntimeError: If the teacher cannot repeat what the model does.
     """
     still(model)
-    distiller = build_distiller(model, schedule='constant', **settings)
-    if not distiller.terms:
-        return Report(distiller.labeled.plan.name, {})
-    plain = own_losses(loss_of(copy.deepcopy(model), batch))
+    distiller = build_distiller(model, **settings)
+    idle = {t.name: 'its weight is 0' for t in distiller.terms if t.weight == 0}
     compare_all(distiller)
+    if not distiller.terms:
+        return Report(distiller.labeled.plan.name, {}, skipped=idle)
+    plain = own_losses(loss_of(copy.deepcopy(model), batch))
     teacher = distiller.teacher = make_teacher(model)
     before = {key: t.clone() for key, t in teacher.state_dict().items()}
     distiller.attach()
     try:
         report = _compared(distiller, batch, plain)
+        report.skipped.update(idle)
         report.problems += [
             f'a replay changed {key} of the teacher'
             for key, tensor in teacher.state_dict().items()
@@ -173,7 +181,7 @@ def at_other_weights(
     """Note what the terms are with a teacher that was disturbed."""
     apart = terms_of(loss_of(student, batch), end)
     for name, check in checks.items():
-        check.apart = abs(float(apart[name].detach()))
+        check.apart = float(apart[name].detach())
         check.gradient, check.backbone = gradients_of(student, apart[name])
 
 
@@ -200,8 +208,19 @@ def _silent_parts(distiller: Distiller, batch: dict[str, Any]) -> list[str]:
     return silent
 
 
+def always(distiller: Distiller) -> None:
+    """Let terms count at any time, by copies of them."""
+    constant = Schedule()
+    distiller.terms = [replace(term, schedule=constant) for term in distiller.terms]
+
+
 def compare_all(distiller: Distiller) -> None:
-    """Let losses count where a teacher is not sure, too: random weights never are."""
+    """Let terms count always, and where a teacher is not sure: random weights are not.
+
+    Those of weight 0 are left out.
+    """
+    always(distiller)
+    distiller.terms = [term for term in distiller.terms if term.weight > 0]
     for term in distiller.terms:
         loss: Any = term.loss
         if hasattr(loss, 'threshold'):
@@ -216,10 +235,12 @@ def frozen_weights(student: nn.Module) -> Iterator[None]:
     """
     trained = [p for p in student.parameters() if p.requires_grad]
     student.requires_grad_(False)
-    with torch.no_grad():
-        yield
-    for parameter in trained:
-        parameter.requires_grad_(True)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
 
 @torch.no_grad()
@@ -229,42 +250,6 @@ def disturb(teacher: nn.Module) -> None:
         if parameter.is_floating_point() or parameter.is_complex():
             spread = parameter.std(unbiased=False)
             parameter.add_((0.1 * spread + 0.01) * torch.randn_like(parameter))
-
-
-def loss_of(model: nn.Module, batch: dict[str, Any], seed: int = 0) -> dict[str, Any]:
-    """Return the loss dict of a batch, which models may change: give a copy."""
-    torch.manual_seed(seed)
-    return model(**copy.deepcopy(batch), mode='loss')
-
-
-def is_ours(key: str) -> bool:
-    """Say whether a key of a loss dict was added by distillation."""
-    return key.startswith(('loss_sd_', 'sd_'))
-
-
-def terms_of(losses: dict[str, Any], end: str = '') -> dict[str, Tensor]:
-    """Return the terms of a loss dict by name, less what their keys end with."""
-    begin = 'loss_sd_'
-    return {
-        key[len(begin) : len(key) - len(end)]: value
-        for key, value in losses.items()
-        if key.startswith(begin) and key.endswith(end)
-    }
-
-
-def values_of(losses: dict[str, Any], end: str = '') -> dict[str, float]:
-    """Return the numbers of :func:`terms_of`."""
-    return {name: float(v.detach()) for name, v in terms_of(losses, end).items()}
-
-
-def own_losses(losses: dict[str, Any]) -> list[Tensor]:
-    """Return the tensors of a loss dict that distillation did not add."""
-    own = [value for key, value in losses.items() if not is_ours(key)]
-    return [
-        torch.as_tensor(each).detach()
-        for value in own
-        for each in (value if isinstance(value, (list, tuple)) else [value])
-    ]
 
 
 def gradients_of(student: nn.Module, value: Any) -> tuple[float, float]:

@@ -30,8 +30,7 @@ def raw_batch(zoo: str, model: Any, cfg: Any, size: int, masks: bool) -> dict[st
         # as many as the text below has phrases
         classes = 2
     if zoo == 'mmseg':
-        # two images on top of each other where a model tells what has changed
-        data = _segmentation(size, classes, len(model.data_preprocessor.mean))
+        data = _segmentation(size, classes, _channels(model, cfg))
     elif zoo == 'mmpretrain':
         data = _classification(size, classes)
     elif kind == 'ReIDDataPreprocessor':
@@ -125,6 +124,15 @@ def _identities(size: int) -> dict[str, Any]:
         sample.gt_label = LabelData(label=torch.tensor([i // 2]))
         samples.append(sample)
     return dict(inputs=list(_noise(4, 2 * size, size)), data_samples=samples)
+
+
+def _channels(model: Any, cfg: Any) -> int:
+    # two images on top of each other where a model tells what has changed
+    mean = getattr(model.data_preprocessor, 'mean', None)
+    if mean is not None:
+        return len(mean)
+    # images that are not normalised
+    return int((cfg.get('backbone') or {}).get('in_channels', 3))
 
 
 def _segmentation(size: int, classes: int, channels: int) -> dict[str, Any]:

@@ -17,10 +17,8 @@ from mmselfdistill.testing.identity import (
     at_other_weights,
     compare_all,
     disturb,
-    loss_of,
-    own_losses,
-    values_of,
 )
+from mmselfdistill.testing.losses import loss_of, own_losses, values_of
 from mmselfdistill.views import View
 
 _END = '_unlabeled'  # of the keys of these terms
@@ -86,9 +84,7 @@ def _checked(
     still(model)
     before = _alone(model, batch)
     raw = {**raw, 'data_samples': without_labels(raw['data_samples'])}
-    distiller = build_distiller(
-        model, schedule='constant', unlabeled=dict(batches=Same(raw)), **settings
-    )
+    distiller = build_distiller(model, unlabeled=dict(batches=Same(raw)), **settings)
     compare_all(distiller)
     unlabeled, teacher = distiller.unlabeled, make_teacher(model)
     assert unlabeled is not None

@@ -52,8 +52,8 @@ def draw_boxes(
     ]
     panels = Panels(image.shape, [*titles, 'difference'])
     for panel in range(3):
-        panels.show(panel, image)
-    areas = [each.area(image.shape[:2]) for each in (student, teacher)]
+        panels.show(panel, panels.thinned(image))
+    areas = [panels.thinned(each.area(image.shape[:2])) for each in (student, teacher)]
     for panel, (boxes, colour) in enumerate(((student, STUDENT), (teacher, TEACHER))):
         _fill(panels, panel, areas[panel], colour)
         _fill(panels, 2, areas[panel] & ~areas[1 - panel], colour)

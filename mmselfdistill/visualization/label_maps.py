@@ -42,6 +42,9 @@ def draw_label_maps(
     apart = 100 * float((student != teacher).mean())
     titles = ['student', 'teacher', f'difference: {apart:.1f} % of the labels']
     panels = Panels(image.shape, titles)
+    image, student, teacher, difference = map(
+        panels.thinned, (image, student, teacher, difference)
+    )
     present, counts = np.unique(np.stack([student, teacher]), return_counts=True)
     colours = {int(label): _colour(palette, int(label)) for label in present}
     for panel, labels in enumerate((student, teacher)):

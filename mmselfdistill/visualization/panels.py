@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 AREA = 460 * 460  # pixels of a panel, of any shape
 NARROWEST = 320  # a legend needs as much
+TALLEST = 4000
 GAP = 12
 TITLE = 30
 LEGEND = 62
@@ -38,7 +39,10 @@ class Panels:
     def __init__(self, shape: Sequence[int], titles: Sequence[str]) -> None:
         self.height, self.width = shape[:2]
         area = self.height * self.width
-        self.scale = max((AREA / area) ** 0.5, NARROWEST / self.width)
+        scale = max((AREA / area) ** 0.5, NARROWEST / self.width)
+        self.scale = min(scale, TALLEST / self.height)
+        # of an image that is far larger than its panel, not every pixel is drawn
+        self._step = max(1, int(1 / (2 * self.scale)))
         self.across = round(self.scale * self.width)
         self.down = round(self.scale * self.height)
         count = len(titles)
@@ -70,6 +74,10 @@ class Panels:
         axes.set_axis_off()
         axes.set(xlim=(0, self.width), ylim=(self.height, 0))
         return axes
+
+    def thinned(self, image: Any) -> Any:
+        """Return the pixels of an image or a map that are drawn: rows and columns."""
+        return image[:: self._step, :: self._step]
 
     def show(self, panel: int, image: Any, **how: Any) -> Any:
         """Draw an array over a whole panel; ``how`` is matplotlib's ``imshow``'s."""

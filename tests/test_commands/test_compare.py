@@ -17,6 +17,7 @@ import pytest
 import torch
 from matplotlib.colors import to_hex
 from mmengine.config import Config
+from pycocotools import mask as rle
 from rich.console import Console
 
 from mmselfdistill.commands.compare import compare
@@ -204,7 +205,7 @@ BOXES = {1: [(0, 0, 10, 10), (20, 0, 30, 10)], 2: [(0, 0, 10, 10)]}
 
 def truth(folder: Path) -> Path:
     """Write the annotations of two images: class a, and one of class b."""
-    labels = {(1, 1): 7}
+    labels = {(1, 1): 3}
     annotations = [
         dict(
             id=1 + len(BOXES[1]) * (image - 1) + i,
@@ -212,13 +213,14 @@ def truth(folder: Path) -> Path:
             iscrowd=0,
             bbox=[x1, y1, x2 - x1, y2 - y1],
             area=(x2 - x1) * (y2 - y1),
-            category_id=labels.get((image, i), 3),
+            category_id=labels.get((image, i), 7),
         )
         for image, boxes in BOXES.items()
         for i, (x1, y1, x2, y2) in enumerate(boxes)
     ]
     images = [dict(id=i, width=64, height=64, file_name=f'{i}.jpg') for i in BOXES]
-    categories = [dict(id=7, name='b'), dict(id=3, name='a')]
+    # labels go by their order here, as in MMDetection, and not by their ids
+    categories = [dict(id=7, name='a'), dict(id=3, name='b')]
     path = folder / 'coco.json'
     coco = dict(images=images, annotations=annotations, categories=categories)
     path.write_text(json.dumps(coco))
@@ -260,6 +262,36 @@ def test_calibration_of_boxes(tmp_path: Path) -> None:
         judge([detections(9, ((0, 0, 1, 1), 0, 1.0))], truth(tmp_path), 0.3)
     with pytest.raises(ValueError, match='--annotations: boxes need'):
         judge(samples, None, 0.3)
+
+
+def test_boxes_of_a_part_of_the_classes(tmp_path: Path) -> None:
+    # the one object of b, which is its only class
+    samples = [detections(1, (BOXES[1][1], 0, 0.9)), detections(2)]
+    judged = judge(samples, truth(tmp_path), 0.3, names=['b'])
+    assert judged.classes == pytest.approx({'b': 100})
+    assert judged.calibration.precision == pytest.approx([1])
+    with pytest.raises(
+        ValueError, match=r"none of the run's classes \(cat\), but a, b"
+    ):
+        judge(samples, truth(tmp_path), 0.3, names=['cat'])
+    with pytest.raises(
+        ValueError, match=r'1 categories .* are classes of the run, but'
+    ):
+        judge([detections(1, (BOXES[1][1], 1, 0.9))], truth(tmp_path), 0.3, ['b'])
+
+
+@pytest.mark.parametrize('encoded', [False, True])
+def test_a_model_without_boxes_is_judged_by_its_masks(
+    encoded: bool, tmp_path: Path
+) -> None:
+    left, top, right, bottom = map(int, BOXES[1][0])
+    mask = np.zeros((64, 64), bool)
+    mask[top:bottom, left:right] = True
+    sample = detections(1, ((0, 0, 0, 0), 0, 0.9))
+    masks = [rle.encode(np.asfortranarray(mask, np.uint8))] if encoded else mask[None]
+    sample['pred_instances']['masks'] = masks
+    judged = judge([sample], truth(tmp_path), 0.3)
+    assert judged.calibration.precision == pytest.approx([1])
 
 
 def test_calibration_of_pixels() -> None:
@@ -400,6 +432,26 @@ def test_a_teacher_that_was_validated_is_a_row_of_its_own(tmp_path: Path) -> Non
         ['plain', '40.0', '40.0', '2'],
         ['ours (teacher)', '50.0', '50.0', '2'],
     ]
+
+    # by the name in the log too
+    metrics = [f'teacher/{MAP}']
+    assert cells(compare(folders, tmp_path / 'a.png', metrics=metrics)) == [table]
+
+
+def test_a_model_of_a_student_and_a_teacher_is_one_run(tmp_path: Path) -> None:
+    both = {f'student/{MAP}': 0.3, f'teacher/{MAP}': 0.5, 'step': 1}
+    log(tmp_path / 'soft/1', *epochs(1, 1.0), both)
+    tables = compare([tmp_path / 'soft'], tmp_path / 'a.png')
+    assert [table.title for table in tables] == [f'student/{MAP}', f'teacher/{MAP}']
+    assert [rows[0][1] for rows in cells(tables)] == ['30.0', '50.0']
+
+
+def test_of_errors_the_smallest_is_the_best(tmp_path: Path) -> None:
+    steps = [dict(loss=1.0, step=at, time=0.5) for at in (5, 10)]
+    log(tmp_path / 'a/1', *steps, dict(rmse=3.0, step=5), dict(rmse=4.0, step=10))
+    assert Run.read(tmp_path / 'a').curve('rmse').best() == (5, 3.0)
+    (row,) = cells(compare([tmp_path / 'a'], tmp_path / 'a.png'))[0]
+    assert row[1:4] == ['4.0', '3.0', '5']
 
 
 def test_each_metric_has_panels_of_its_own(tmp_path: Path) -> None:

@@ -35,7 +35,8 @@ def written(config: Path, cost: float = 1.5) -> dict[str, Config]:
 
 def test_a_plain_run_that_lasts_as_long(data: Path, tmp_path: Path) -> None:
     more = "default_hooks.update(checkpoint=dict(save_best='teacher/coco/bbox_mAP'))\n"
-    config = distilled(tmp_path, data / 'mmdet.py', GENERATIONS.format(''), more)
+    hook = GENERATIONS.format("validate='both'")
+    config = distilled(tmp_path, data / 'mmdet.py', hook, more)
     found = written(config)
     assert found.keys() == {'plain', 'plain-restarts'}
     # 4 epochs, then 4 with a teacher: 4 + 6
@@ -161,6 +162,12 @@ def test_controls_train_as_plain_runs_do(data: Path, tmp_path: Path) -> None:
         ('', 'the config has no hook of mmselfdistill'),
         ("default_hooks = dict(a=dict(type='mmselfdistill.EMATeacherHook', "
          'loss_weight=0))', 'is a control itself'),
+        ("default_hooks = dict(a=dict(type='mmselfdistill.EMATeacherHook', "
+         'terms=dict(features=dict(weight=0), logits=dict(weight=0), '
+         'boxes=dict(weight=0))))', 'terms all have weight=0'),
+        ("default_hooks = dict(a=dict(type='mmselfdistill.EMATeacherHook'))\n"
+         "custom_hooks = [dict(type='mmselfdistill.GenerationHook', interval=1)]",
+         r"one hook of mmselfdistill, but got \['mmselfdistill.EMA"),
         ("custom_hooks = dict(type='mmselfdistill.EMATeacherHook')",
          'custom_hooks: expected a list of hooks, but got'),
         ("custom_hooks = ['mmselfdistill.EMATeacherHook']",

@@ -69,6 +69,20 @@ def test_a_teacher_that_rests_costs_a_share() -> None:
     assert cost(4) == pytest.approx(cost(1) / 4, abs=0.01)
 
 
+def test_the_cost_is_that_of_all_terms_whatever_their_schedules() -> None:
+    def share(*schedule: str) -> str:
+        hook = 'default_hooks.self_distill'
+        options = [f'{hook}.type=mmselfdistill.EMATeacherHook', *schedule]
+        done = inspect(RETINANET, '--size', '64', '--cfg-options', *options)
+        found = re.search(r'Self-distillation is .*', done.stdout)
+        assert found is not None, done.stderr
+        return found[0]
+
+    late = 'default_hooks.self_distill.schedule.begin=0.9'
+    assert share(late) == share()
+    assert '0%' not in share(late).split()
+
+
 def test_shows_the_hook_of_a_config() -> None:
     options = [
         'default_hooks.self_distill.type=mmselfdistill.EMATeacherHook',

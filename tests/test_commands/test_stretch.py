@@ -88,10 +88,33 @@ def test_a_schedule_for_each_optimizer() -> None:
         generator=[dict(type='StepLR', step_size=40)],
         critic=dict(type='PolyLR', by_epoch=False, end=100),
     )
+    # 50.5 is a product in somebody's config
+    both['critic']['begin'] = 50.5
     cfg = Config(dict(train_cfg=ITERATIONS, param_scheduler=both))
     found = stretched(cfg, 150)['param_scheduler']
+    assert found['critic']['begin'] == 76
     assert found['generator'][0]['step_size'] == 60
     assert found['critic']['end'] == 150
+
+
+@pytest.mark.parametrize(
+    ('train_cfg', 'interval'),
+    [
+        (dict(max_epochs=10), 2),
+        (dict(by_epoch=True, max_epochs=10), 2),
+        (dict(type='mmengine.IterBasedTrainLoop', max_iters=10), 2000),
+        (dict(by_epoch=False, max_iters=10), 2000),
+        # what another loop does by itself is not known
+        (dict(type='MyLoop', max_epochs=10), None),
+    ],
+)
+def test_a_longer_run_is_validated_as_often(
+    train_cfg: dict[str, Any], interval: int | None
+) -> None:
+    hooks = dict(checkpoint=dict(type='CheckpointHook', save_begin=4))
+    found = stretched(Config(dict(train_cfg=train_cfg, default_hooks=hooks)), 20)
+    assert found.train_cfg.get('val_interval') == interval
+    assert found.default_hooks.checkpoint.save_begin == 8
 
 
 def test_a_run_without_a_length_is_refused() -> None:

@@ -17,7 +17,8 @@ from mmselfdistill.core.recorder import record
 from mmselfdistill.core.teacher import make_teacher, still
 from mmselfdistill.testing import check_identity
 from mmselfdistill.testing.builder import Builder
-from mmselfdistill.testing.identity import disturb, loss_of
+from mmselfdistill.testing.identity import disturb
+from mmselfdistill.testing.losses import loss_of
 from mmselfdistill.zoo import read_config
 
 CONFIG = 'mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py'

@@ -14,7 +14,7 @@ from mmengine.structures import InstanceData
 from mmselfdistill.core.build import build_distiller
 from mmselfdistill.core.distiller import Distiller
 from mmselfdistill.core.teacher import make_teacher
-from mmselfdistill.testing.identity import loss_of, own_losses, terms_of
+from mmselfdistill.testing.losses import loss_of, own_losses, terms_of
 
 # fewer channels than the zoo's, where nothing but time depends on them
 SMALL = dict(fc_out_channels=64, conv_out_channels=32, num_convs=1, num=8)

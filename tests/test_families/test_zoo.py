@@ -18,7 +18,8 @@ from mmselfdistill.core.build import build_distiller
 from mmselfdistill.core.teacher import make_teacher
 from mmselfdistill.families import find_plan
 from mmselfdistill.testing import check_identity
-from mmselfdistill.testing.identity import disturb, loss_of
+from mmselfdistill.testing.identity import disturb
+from mmselfdistill.testing.losses import loss_of
 
 Trained = Callable[[str], Tuple[Any, Any]]
 

@@ -9,6 +9,8 @@ import torch
 from mmengine.structures import BaseDataElement
 from mmseg.models import EncoderDecoder
 
+from mmselfdistill.hooks.validation import check_metrics
+
 if TYPE_CHECKING:
     from mmengine.runner import Runner
 
@@ -97,3 +99,21 @@ def test_a_metric_that_the_run_will_not_find_is_refused(where: str, runs: Runs) 
     cfg.default_hooks.self_distill.validate = 'both'
     runs.train(cfg, note)
     assert len(steps) == 2 * runs.steps_an_epoch
+
+
+def test_the_teacher_of_the_model_itself_keeps_its_metrics(runs: Runs) -> None:
+    cfg = runs.config('retinanet', dict(EMA, validate='both'), iters=1, val_interval=1)
+    cfg.val_cfg = dict(type='TeacherStudentValLoop')
+    cfg.val_evaluator.ann_file = f'{runs.data}/annotations/instances_val2017.json'
+    with pytest.raises(ValueError, match=r"validate: expected 'student', .*'both'"):
+        runs.train(cfg)
+    cfg.default_hooks.self_distill.validate = 'student'
+    cfg.default_hooks.checkpoint.save_best = 'teacher/coco/bbox_mAP'
+    runner = runs.build(cfg)
+    assert type(runner.val_loop).__name__ == 'TeacherStudentValLoop'
+    check_metrics(runs.hook(runner), runner)
+    del cfg.val_cfg['type']
+    runner = runs.build(cfg)
+    assert type(runner.val_loop).__name__ == 'ValLoop'
+    with pytest.raises(ValueError, match='which is not validated'):
+        check_metrics(runs.hook(runner), runner)

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.registry import MODELS
 from mmengine.runner import Runner
+from mmengine.visualization import TensorboardVisBackend
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import mmselfdistill
@@ -206,6 +207,34 @@ def test_says_why_nothing_is_drawn(runs: Runs) -> None:
     (line,) = (x for x in warnings_of(runner) if 'WARNING' in x)
     assert line.endswith('nothing is drawn: the run has no hook of self-distillation.')
     assert pictures_of(runner) == {}
+
+
+def test_a_picture_that_cannot_be_sent_ends_no_run(runs: Runs) -> None:
+    cfg = config_of(runs, 'deeplabv3plus', EMA, PICTURES)
+    sent: list[str] = []
+
+    class Broken(TensorboardVisBackend):  # type: ignore[misc]
+        def add_image(self, name: str, *args: Any, **kwargs: Any) -> None:
+            sent.append(name)
+            if len(sent) == 1:
+                raise OSError('the disk is full')
+
+    cfg.visualizer.vis_backends = [dict(type=Broken)]
+    runner = runs.train(cfg)
+    # two validations of two images: the second of the first is not tried
+    assert len(sent) == 3 and runner.iter == 4
+    (line,) = (x for x in warnings_of(runner) if 'WARNING' in x)
+    assert line.endswith('nothing is drawn: OSError: the disk is full.')
+
+
+def test_images_of_one_name_have_pictures_of_their_own() -> None:
+    hook = mmselfdistill.DistillVisualizationHook()
+    runner: Any = None
+    for _ in range(2):
+        hook.before_val_epoch(runner)
+        found = [hook._name(stem) for stem in ('0001', '0002', '0001')]
+        names = ['0001', '0002', '0001_2']
+        assert found == [f'student_teacher_{name}' for name in names]
 
 
 @pytest.mark.parametrize(

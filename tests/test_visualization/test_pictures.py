@@ -45,12 +45,33 @@ def rgb(colour: str) -> list[int]:
         # as large an area, and a panel that a legend fits under
         ((400, 1600), (230, 920)),
         ((1200, 300), (1280, 320)),
+        ((3000, 30), (4000, 40)),
     ],
 )
 def test_the_size_of_a_picture(shape: tuple[int, int], panel: tuple[int, int]) -> None:
     picture = Panels(shape, ['a', 'b', 'c']).render()
     high, wide = panel
     assert picture.shape == (TITLE + high + LEGEND, 3 * wide + 4 * GAP, 3)
+
+
+def test_of_a_large_map_not_every_pixel_is_drawn() -> None:
+    image = np.zeros((2300, 4600, 3), np.uint8)
+    labels = np.zeros((2300, 4600), int)
+    labels[:, 2300:] = 1
+    difference = (labels == 1).astype(np.float32)
+    palette = [[255, 0, 0], [0, 0, 255]]
+    panels = Panels(image.shape, ['a'])
+    # 651 pixels across: two of the map for each are enough
+    assert panels.thinned(labels).shape == (767, 1534)
+    picture = draw_label_maps(
+        image, labels, 1 - labels, difference, 'x', ['a', 'b'], palette
+    )
+    middle = TITLE + panels.down // 2
+    for panel, colours in enumerate((palette, palette[::-1])):
+        for part, colour in enumerate(colours):
+            x = panels.left(panel) + panels.across * (1 + 2 * part) // 4
+            expected = [round(0.65 * value) for value in colour]
+            assert np.abs(picture[middle, x].astype(int) - expected).max() <= 1
 
 
 def test_boxes_have_the_colour_of_what_they_are() -> None:

@@ -12,7 +12,7 @@ from mmselfdistill.core.distiller import Distiller
 from mmselfdistill.core.teacher import Average, make_teacher
 from mmselfdistill.testing import check_identity
 from mmselfdistill.testing.builder import Builder
-from mmselfdistill.testing.identity import loss_of, terms_of
+from mmselfdistill.testing.losses import loss_of, terms_of
 from mmselfdistill.testing.unlabeled import check_unlabeled
 from mmselfdistill.zoo import read_config
 

@@ -19,7 +19,7 @@ import threading
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any
+from typing import Any, Tuple
 
 from rich.progress import Progress
 
@@ -30,7 +30,7 @@ from .arms import MODELS, REGIMES, compose, digest, settings_of
 from .corruption import corrupted_scores
 from .results import write_whole
 
-Job = tuple[str, str, str, int]
+Job = Tuple[str, str, str, int]
 
 
 def train(job: Job, scenes: Path) -> dict[str, Any]:

@@ -1,0 +1,45 @@
+"""The losses of a batch: the model's own, and the terms."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def loss_of(model: nn.Module, batch: dict[str, Any], seed: int = 0) -> dict[str, Any]:
+    """Return the loss dict of a batch, which models may change: give a copy."""
+    torch.manual_seed(seed)
+    return model(**copy.deepcopy(batch), mode='loss')
+
+
+def is_ours(key: str) -> bool:
+    """Say whether a key of a loss dict was added by distillation."""
+    return key.startswith(('loss_sd_', 'sd_'))
+
+
+def terms_of(losses: dict[str, Any], end: str = '') -> dict[str, Tensor]:
+    """Return the terms of a loss dict by name, less what their keys end with."""
+    begin = 'loss_sd_'
+    return {
+        key[len(begin) : len(key) - len(end)]: value
+        for key, value in losses.items()
+        if key.startswith(begin) and key.endswith(end)
+    }
+
+
+def values_of(losses: dict[str, Any], end: str = '') -> dict[str, float]:
+    """Return the numbers of :func:`terms_of`."""
+    return {name: float(v.detach()) for name, v in terms_of(losses, end).items()}
+
+
+def own_losses(losses: dict[str, Any]) -> list[Tensor]:
+    """Return the tensors of a loss dict that distillation did not add."""
+    own = [value for key, value in losses.items() if not is_ours(key)]
+    return [
+        torch.as_tensor(each).detach()
+        for value in own
+        for each in (value if isinstance(value, (list, tuple)) else [value])
+    ]
