@@ -21,9 +21,20 @@ SCOPES = ('mmdet', 'mmseg', 'mmpretrain')
 def read_config(name: str, options: dict[str, Any] | None) -> Config:
     """Read a config given by path or by name in a zoo, with settings over its own."""
     cfg = Config.fromfile(find_config(name))
-    if options is not None:
-        cfg.merge_from_dict(options)
+    merge_options(cfg, options)
     return cfg
+
+
+def merge_options(cfg: Config, options: dict[str, Any] | None) -> None:
+    """Put the settings of ``--cfg-options`` over a config's own, in place.
+
+    Raises:
+        SystemExit: If one of them goes into what is no dict.
+    """
+    try:
+        cfg.merge_from_dict(options or {})
+    except (TypeError, KeyError) as error:
+        raise SystemExit(f'--cfg-options: {error}') from error
 
 
 def check_scope(cfg: Config) -> str:

@@ -16,6 +16,7 @@ from mmselfdistill.commands.launching import (
     load_config,
     set_local_rank,
 )
+from mmselfdistill.zoo import merge_options
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -94,8 +95,7 @@ def main() -> None:
     args = build_parser().parse_args()
     set_local_rank(args)
     cfg = load_config(args)
-    if args.cfg_options is not None:
-        cfg.merge_from_dict(args.cfg_options)
+    merge_options(cfg, args.cfg_options)
     cfg.load_from = args.checkpoint
     # a run that was resumed has it in its config, and a teacher's file has no state
     cfg.resume = False

@@ -23,7 +23,7 @@ from mmselfdistill.commands.launching import (
 )
 from mmselfdistill.commands.stretch import counts_epochs
 from mmselfdistill.errors import nearest
-from mmselfdistill.zoo import find_self_distill, pop_self_distill
+from mmselfdistill.zoo import find_self_distill, merge_options, pop_self_distill
 
 SCHEMES = ('generation', 'ema')
 
@@ -151,8 +151,7 @@ def prepare(args: argparse.Namespace) -> Config:
             '--interval, --generations, --student: only together with '
             '--self-distill generation.'
         )
-    if args.cfg_options is not None:
-        cfg.merge_from_dict(args.cfg_options)
+    merge_options(cfg, args.cfg_options)
     try:
         find_self_distill(cfg)
     except ValueError as error:  # a hook is misspelt

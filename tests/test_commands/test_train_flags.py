@@ -128,6 +128,18 @@ def test_wrong_flags(flags: list[str], message: str, data: Path) -> None:
         prepare(*flags)
 
 
+@pytest.mark.parametrize(
+    'option', ['work_dir.a=1', 'train_dataloader.dataset.pipeline.99.type=A']
+)
+def test_an_option_within_what_is_no_dict(
+    option: str, data: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / 'config.py'
+    path.write_text(f'_base_ = {str(data / "mmdet.py")!r}\nwork_dir = "here"\n')
+    with pytest.raises(SystemExit, match=r'^--cfg-options: .*(work_dir|99)'):
+        prepare(path, '--cfg-options', option)
+
+
 def test_config_without_base_batch_size(data: Path) -> None:
     with pytest.raises(SystemExit, match='base_batch_size'):
         prepare(data / 'mmseg.py', '--auto-scale-lr')
