@@ -93,6 +93,8 @@ class Run:
     def read(cls, folder: Path, name: str = '') -> Run:
         """Read the logs of a work dir; those of a resumed run replace what they repeat.
 
+        Of several runs that were not resumed, the last one counts.
+
         Args:
             folder (Path): The work dir.
             name (str): What the run is called. Defaults to '': the folder's name.
@@ -118,6 +120,9 @@ class Run:
                 entry['at'] = entry['epoch' if by_epoch else 'step']
                 entry.setdefault('time', math.nan)
             first = steps[0]
+            if len(steps) > 1 and first['step'] <= steps[1]['step'] - first['step']:
+                # nothing was logged before it: another run, which was not resumed
+                train, metrics = {}, {}
             train = {k: v for k, v in train.items() if k < first['step']}
             metrics = {k: v for k, v in metrics.items() if k < first['at']}
             train.update({entry['step']: entry for entry in steps})

@@ -68,6 +68,18 @@ def test_a_resumed_run_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
     assert curve.seconds(0, 4) == 1.5
 
 
+def test_of_two_runs_in_one_folder_the_last_counts(tmp_path: Path) -> None:
+    def steps(first: int) -> list[dict[str, Any]]:
+        return [dict(loss=1.0, step=first + at, time=0.5) for at in (0, 50, 100)]
+
+    log(tmp_path / '1', *steps(50), *(dict(mIoU=50.0 - k, step=k) for k in (10, 150)))
+    log(tmp_path / '2', *steps(50), dict(mIoU=30.0, step=100))
+    assert Run.read(tmp_path).curve('mIoU').scores == {100: 30.0}
+    # a resumed one keeps what came before
+    log(tmp_path / '3', *steps(150), dict(mIoU=35.0, step=200))
+    assert Run.read(tmp_path).curve('mIoU').scores == {100: 30.0, 200: 35.0}
+
+
 def test_metrics_by_iteration(tmp_path: Path) -> None:
     steps = [dict(loss=1.0, iter=at, step=at, time=0.5) for at in (50, 100)]
     log(tmp_path / '1', *steps, dict(mIoU=30.0, step=100))
