@@ -149,7 +149,7 @@ def of_student(settings: Any) -> Any:
     for key in WATCHED:
         if isinstance(found.get(key), str):
             found[key] = found[key].replace(PREFIX, '')
-        elif isinstance(found.get(key), list):
+        elif isinstance(found.get(key), (list, tuple)):
             found[key] = [name.replace(PREFIX, '') for name in found[key]]
     return found
 

@@ -223,7 +223,7 @@ def _boxes_of(
 
 def _sides(boxes: dict[str, Any]) -> list[list[float]]:
     """Return left, top, width and height of each box, or of its mask."""
-    corners = np.asarray(boxes['bboxes'], float).reshape(-1, 4)
+    corners = np.array(boxes['bboxes'], float).reshape(-1, 4)
     masks = boxes.get('masks')
     if corners.any() or masks is None or not len(masks):
         corners[:, 2:] -= corners[:, :2]

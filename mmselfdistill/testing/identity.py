@@ -88,7 +88,8 @@ class Report:
 def check_identity(model: nn.Module, batch: dict[str, Any], **settings: Any) -> Report:
     """Check that a model is distilled correctly, with a teacher that is a copy of it.
 
-    Terms of weight 0 are left out. Schedules are: each term counts at its whole weight.
+    Terms of weight 0 are left out, and so are schedules: each term counts at its whole
+    weight.
 
     - At equal weights, with dropout and statistics off in the student too, every term
       is 0.

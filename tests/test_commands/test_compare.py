@@ -279,7 +279,10 @@ def test_calibration_of_boxes(tmp_path: Path) -> None:
 def test_boxes_of_a_part_of_the_classes(tmp_path: Path) -> None:
     # the one object of b, which is its only class
     samples = [detections(1, (BOXES[1][1], 0, 0.9)), detections(2)]
+    kept = samples[0]['pred_instances']['bboxes'].double()
+    samples[0]['pred_instances']['bboxes'] = kept
     judged = judge(samples, truth(tmp_path), 0.3, names=['b'])
+    assert kept.tolist() == [[*BOXES[1][1]]]
     assert judged.classes == pytest.approx({'b': 100})
     assert judged.calibration.precision == pytest.approx([1])
     with pytest.raises(
