@@ -120,7 +120,7 @@ def find_self_distill(cfg: Config) -> dict[str, Any] | None:
             several, or ``custom_hooks`` is no list.
     """
     found = _all_of_ours(cfg)
-    check_one([_name_of(hook) for hook in found])
+    check_one([name_of(hook['type']) for hook in found])
     return found[0] if found else None
 
 
@@ -149,8 +149,8 @@ def _all_of_ours(cfg: Config) -> list[dict[str, Any]]:
     return [hook for where, hook in named if _is_ours(where, hook)]
 
 
-def _name_of(hook: dict[str, Any]) -> str:
-    kind = hook['type']
+def name_of(kind: Any) -> str:
+    """Return the name of a ``type`` in a config, which may be the class itself."""
     return kind if isinstance(kind, str) else str(kind.__name__)
 
 
@@ -164,7 +164,7 @@ def _is_ours(where: str, hook: Any) -> bool:
             f"{where}: expected a type, such as 'mmselfdistill.EMATeacherHook', but "
             f'got only {dict(hook)}'
         )
-    name = _name_of(hook)
+    name = name_of(hook['type'])
     found = getattr(mmselfdistill.hooks, name.rpartition('.')[2], None)
     if found is None and name.startswith('mmselfdistill.'):
         ours = [f'mmselfdistill.{each}' for each in mmselfdistill.hooks.__all__]

@@ -64,11 +64,8 @@ def controls(cfg: Config, cost: float) -> list[Control]:
         )
     times = times_as_long(hook, schedules, old, cost)
     length = round(old * times)
-    same = copy.deepcopy(cfg)
-    for key in ('default_hooks', 'custom_hooks', 'param_scheduler'):
-        # a model of a student and a teacher may have metrics of that name itself
-        if cfg.get(key) and hook.validate != 'student':
-            same[key] = of_student(cfg[key])
+    # a model of a student and a teacher may have metrics of that name itself
+    same = cfg if hook.validate == 'student' else of_student(cfg)
     longer = stretched(same, length)
     plain = copy.deepcopy(longer)
     pop_self_distill(plain)
@@ -135,17 +132,25 @@ def with_hook(cfg: Config, values: dict[str, Any]) -> Config:
     return found
 
 
-def of_student(settings: Any) -> Any:
-    """Return settings in which every metric to watch is the student's.
+def of_student(cfg: Config) -> Config:
+    """Return a config in which every metric to watch is the student's.
 
     A plain run logs no ``teacher/...``, which a checkpoint, a scheduler or a hook that
     stops early may watch.
     """
+    found = copy.deepcopy(cfg)
+    for key in ('default_hooks', 'custom_hooks', 'param_scheduler'):
+        if cfg.get(key):
+            found[key] = _watching_the_student(cfg[key])
+    return found
+
+
+def _watching_the_student(settings: Any) -> Any:
     if isinstance(settings, (list, tuple)):
-        return type(settings)(of_student(each) for each in settings)
+        return type(settings)(map(_watching_the_student, settings))
     if not isinstance(settings, dict):
         return settings
-    found = {key: of_student(value) for key, value in settings.items()}
+    found = {key: _watching_the_student(value) for key, value in settings.items()}
     for key in WATCHED:
         if isinstance(found.get(key), str):
             found[key] = found[key].replace(PREFIX, '')

@@ -8,6 +8,8 @@ from typing import Any, Mapping
 from mmengine.config import Config
 from mmengine.optim.scheduler.param_scheduler import INF
 
+from mmselfdistill.zoo import name_of
+
 # positions and lengths of MMEngine's schedulers, and of hooks that act at a position
 POSITIONS = ('begin', 'end', 'T_max', 'step_size', 'total_steps')
 LISTS = ('milestones', 'periods')
@@ -30,8 +32,7 @@ def counts_epochs(train_cfg: Mapping[str, Any]) -> bool:
 def _loops_name(train_cfg: Mapping[str, Any]) -> str:
     counts = train_cfg.get('by_epoch', True)
     default = 'EpochBasedTrainLoop' if counts else 'IterBasedTrainLoop'
-    name = train_cfg.get('type', default)
-    return str(name if isinstance(name, str) else name.__name__).rpartition('.')[2]
+    return name_of(train_cfg.get('type', default)).rpartition('.')[2]
 
 
 def length_of(cfg: Config) -> tuple[int, str]:
@@ -101,7 +102,7 @@ def _schedulers(given: Any, factor: float) -> Any:
     for key in LISTS:
         if key in moved:
             moved[key] = [round(each * factor) for each in moved[key]]
-    name = str(given['type']).rpartition('.')[2]
+    name = name_of(given['type']).rpartition('.')[2]
     if name.startswith('Exponential') and 'gamma' in moved:
         # multiplied in each step: as far down in more of them
         moved['gamma'] = moved['gamma'] ** (1 / factor)

@@ -23,7 +23,12 @@ from mmselfdistill.commands.launching import (
 )
 from mmselfdistill.commands.stretch import counts_epochs
 from mmselfdistill.errors import nearest
-from mmselfdistill.zoo import find_self_distill, merge_options, pop_self_distill
+from mmselfdistill.zoo import (
+    find_self_distill,
+    merge_options,
+    name_of,
+    pop_self_distill,
+)
 
 SCHEMES = ('generation', 'ema')
 
@@ -112,8 +117,7 @@ def self_distill_hook(args: argparse.Namespace, cfg: Config) -> dict[str, Any]:
 
 def use_amp(cfg: Config) -> None:
     """Turn mixed precision on in place, unless the config has it already."""
-    kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
-    name = kind if isinstance(kind, str) else kind.__name__
+    name = name_of(cfg.optim_wrapper.get('type', 'OptimWrapper'))
     kind = name.rpartition('.')[2]
     if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
         raise SystemExit(
