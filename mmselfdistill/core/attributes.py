@@ -38,6 +38,8 @@ BASE = frozenset(vars(nn.Module()))
 _MOST = 256
 
 
+# an attribute of a module, which is named by its `id`
+Place = Tuple[int, str]
 # some tensors at one moment: which they are, and how often each was changed
 Moment = Tuple[Tuple['weakref.ref[Tensor]', int], ...]
 
@@ -54,6 +56,7 @@ class Held:
         numbers (dict): Containers and arrays of numbers and text alone.
         others (dict): What may hold tensors, or draws numbers.
         moments (dict): Of the tensors in these: which they were.
+        shared (dict): Containers that another module holds too: where it was read.
         gone (tuple[str, ...]): Attributes that it no longer holds.
     """
 
@@ -64,6 +67,7 @@ class Held:
     numbers: dict[str, Any]
     others: dict[str, Any]
     moments: dict[str, Moment]
+    shared: dict[str, Place]
     gone: tuple[str, ...]
 
     def tensors(self) -> list[Tensor]:
@@ -91,7 +95,8 @@ class Attributes:
 
     def now(self) -> list[Held]:
         """Return numbers and text, and what may hold tensors or draws numbers."""
-        return [reader.now() for reader in self._readers]
+        places: dict[int, Place] = {}
+        return [reader.now(places) for reader in self._readers]
 
 
 def _has_constants(module: nn.Module) -> bool:
@@ -137,7 +142,8 @@ class _Reader:
         self._values = self._read(self._held)
         self._last: Held | None = None
 
-    def now(self) -> Held:
+    def now(self, places: dict[int, Place]) -> Held:
+        """Return what the module holds; by its `id`, where a container was read."""
         try:
             same = all(map(is_, self._read(self._held), self._values))
         except KeyError:
@@ -148,9 +154,13 @@ class _Reader:
             self._sort()
         if self._last is not None and not self._open:
             return self._last
-        others = {}
+        others, shared = {}, {}
         for name in self._open:
             value = self._held[name]
+            if id(value) in places:
+                self._numbers.pop(name, None)
+                shared[name] = places[id(value)]
+                continue
             # a container of numbers is most often what it was
             if name in self._numbers and are_equal(self._numbers[name], value):
                 continue
@@ -159,11 +169,13 @@ class _Reader:
                 self._numbers[name] = copy_of(value)
             else:
                 others[name] = copy_of(value)
+                if isinstance(value, CONTAINERS):
+                    places[id(value)] = self._key, name
         self._last = Held(
             *(self._key, self._fixed, self._values, self._read),
             *({**self._numbers}, others),
             {name: moment(value) for name, value in others.items()},
-            self._gone,
+            *(shared, self._gone),
         )
         return self._last
 

@@ -8,6 +8,7 @@ student's, as an argument would be.
 
 from __future__ import annotations
 
+import copy
 from operator import is_
 from typing import Any, Dict, Mapping, NamedTuple, Sequence, Tuple
 
@@ -21,14 +22,13 @@ from mmselfdistill.core.attributes import (
     PLAIN,
     Held,
     Moment,
+    Place,
     are_equal,
     copy_of,
     moment,
     tensors_at,
 )
 from mmselfdistill.core.frozen import equal_tensors
-
-_Place = Tuple[int, str]
 
 
 class _Record(NamedTuple):
@@ -48,7 +48,7 @@ class _Record(NamedTuple):
 
 
 # whether it is saved, and by place: the record, whether it holds, and a copy
-Left = Tuple[bool, Dict[_Place, Tuple[_Record, bool, Any]]]
+Left = Tuple[bool, Dict[Place, Tuple[_Record, bool, Any]]]
 _ABSENT = object()
 _NONE = _Record((), (), (), made=False)
 
@@ -71,6 +71,7 @@ class Handed:
         self._rests = rests
         self._begins = True
         self._taken: set[str] = set()
+        self._shared: dict[int, dict[str, Place]] = {}
         self._last = {
             (key, name): _Record((), (), moment(value), made=False)
             for key, held in self._held.items()
@@ -126,6 +127,8 @@ class Handed:
                 modules and tensors, by their ``id``.
         """
         for each in attributes:
+            self._part(each)
+        for each in attributes:
             self._put(each, versions)
         self._begins = False
 
@@ -152,6 +155,7 @@ class Handed:
             held.update(zip(each.names, each.values))
         for name in each.gone:
             self._take(held, name)
+        self._share(each, held)
         for name, value in each.numbers.items():
             if not are_equal(value, held.get(name)):
                 _put_in(held, name, copy_of(value))
@@ -160,6 +164,25 @@ class Handed:
                 held[name] = copy_of(value)
             else:
                 self._put_tensors(each, name, value, versions)
+
+    def _part(self, each: Held) -> None:
+        """Let a module hold a container of its own where the student's does again."""
+        before = self._shared.get(each.key, {})
+        for name in before.keys() - each.shared.keys():
+            held = self._held[each.key]
+            if name in held:
+                held[name] = copy.copy(held[name])
+            self._last[each.key, name] = self._last.get(before[name], _NONE)
+
+    def _share(self, each: Held, held: dict[str, Any]) -> None:
+        """Let two modules hold one container where the student's do."""
+        for name, (key, other) in each.shared.items():
+            if other in self._held.get(key, {}):
+                held[name] = self._held[key][other]
+            else:
+                self._take(held, name)
+            self._last.pop((each.key, name), None)
+        self._shared[each.key] = each.shared
 
     def _put_tensors(
         self, each: Held, name: str, value: Any, versions: Mapping[int, Any]
