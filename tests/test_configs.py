@@ -19,6 +19,8 @@ from mmengine.structures import PixelData
 from mmengine.utils import get_installed_path
 
 import mmselfdistill
+from mmselfdistill.testing.models import prepared
+from mmselfdistill.zoo import zoo_folder
 
 ROOT = Path(__file__).parent.parent / 'configs'
 FAMILIES = {
@@ -183,14 +185,13 @@ def test_few_labels_are_listed() -> None:
 
 
 def short_run(path: Path, work_dir: Path, steps: int) -> Config:
-    """Return the config with random weights, tiny data and a run of a few steps."""
+    """Return the config with random weights, few proposals, tiny data and a run of a few steps."""
     cfg = Config.fromfile(path)
     detection = cfg.default_scope == 'mmdet'
     optimizer = cfg.optim_wrapper.optimizer.type
     cfg.work_dir = str(work_dir)
     cfg.experiment_name = path.stem
-    cfg.model.pop('pretrained', None)
-    cfg.model.backbone.init_cfg = None
+    cfg.model = prepared(cfg.model, zoo_folder(cfg.default_scope))
     if not detection:
         # It pads to the crop size of the real data set otherwise.
         cfg.model.data_preprocessor.size = (64, 64)

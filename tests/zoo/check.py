@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any, Callable
+from typing import Any, Callable, Mapping
 
 import torch
 
@@ -13,25 +13,30 @@ from mmselfdistill.core.teacher import Average, make_teacher
 from mmselfdistill.testing import check_identity
 from mmselfdistill.testing.builder import Builder
 from mmselfdistill.testing.losses import loss_of, terms_of
+from mmselfdistill.testing.models import FEW
 from mmselfdistill.testing.unlabeled import check_unlabeled
 from mmselfdistill.zoo import read_config
 
 STEPS = 3
 
 
-def check_config(key: str, save: Callable[[dict[str, Any]], None]) -> None:
+def check_config(
+    key: str, save: Callable[[dict[str, Any]], None], few: Mapping[str, int] = FEW
+) -> None:
     """Try one config, and save what is known after each part.
 
     Args:
         key (str): The config's name in its zoo: `mmdet::fcos/fcos_...`.
         save (Callable): Called with the record whenever it grows.
+        few (Mapping): The largest value of some keys of the model. Defaults to those
+            that cost time and change nothing else.
 
     Raises:
         RuntimeError: If the model is not distilled correctly.
     """
     record: dict[str, Any] = dict(part='stock')
     save(record)
-    builder = Builder(read_config(key, None))
+    builder = Builder(read_config(key, None), few)
     size = builder.first_size()
     model, batch = builder.calibrated(size)
     keys = list(model.state_dict())
