@@ -185,7 +185,7 @@ def test_few_labels_are_listed() -> None:
 
 
 def short_run(path: Path, work_dir: Path, steps: int) -> Config:
-    """Return the config with random weights, few proposals, tiny data and a run of a few steps."""
+    """Return the config with random weights, few proposals, tiny data and few steps."""
     cfg = Config.fromfile(path)
     detection = cfg.default_scope == 'mmdet'
     optimizer = cfg.optim_wrapper.optimizer.type
