@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,14 @@ __all__ = ['data']
 
 # Several threads on busy cores wait for each other longer than they compute.
 torch.set_num_threads(1)
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported out of the garbage collections of each data set.
+
+    MMEngine makes one whenever it builds a data set, and it would look at all of it.
+    """
+    gc.freeze()
 
 
 @pytest.fixture(scope='module')
