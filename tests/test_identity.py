@@ -20,6 +20,7 @@ from mmselfdistill.core.teacher import make_teacher, still
 from mmselfdistill.core.wrapping import resolve
 from mmselfdistill.testing import check_identity
 from mmselfdistill.testing.losses import is_ours
+from mmselfdistill.testing.models import FEW
 
 DENSE = {'features', 'logits', 'boxes'}
 
@@ -52,8 +53,8 @@ def small(cfg: Any) -> Any:
         values = {key: small(value) for key, value in cfg.items()}
         for key in values.keys() & {'init_cfg', 'pretrained'}:
             values[key] = None
-        if values.get('type') == 'RandomSampler':
-            values['num'] = 32
+        for key in values.keys() & FEW.keys():
+            values[key] = min(values[key], FEW[key])
         return type(cfg)(values)
     return [small(each) for each in cfg] if isinstance(cfg, list) else cfg
 

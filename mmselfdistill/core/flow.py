@@ -243,7 +243,7 @@ class Flow:
                 if each.position == len(self.recording.calls):
                     each.call.end(output)
                     # what it returns is its own: it may become a seam
-                    del self._weights.made[each.traced :]
+                    self._weights.forget(each.traced)
                     if not each.call.trains:
                         # what is within is not held: a model's own teacher may be large
                         del self._modules[each.begin :]

@@ -32,6 +32,7 @@ class Traced(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._places = set(map(place, self._sources)) - {None}
         self._outside = outside
         self.made: list[Tensor] = []
+        self._made_places: set[Any] = set()
         self.changed: list[str] = []
 
     def __torch_dispatch__(
@@ -49,7 +50,13 @@ class Traced(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.changed.append(name)
             new = [t for t in tensors_in(output) if not self.is_source(t)]
             self.made += [each for each in new if not self.is_made(each)]
+            self._made_places.update(map(place, new))
         return output
+
+    def forget(self, first: int) -> None:
+        """Forget what was computed from the ``first``-th on."""
+        del self.made[first:]
+        self._made_places = set(map(place, self.made))
 
     def is_source(self, tensor: Tensor) -> bool:
         """Say whether a tensor is one of the sources, or a part of one."""
@@ -59,4 +66,4 @@ class Traced(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Say whether a tensor was computed of a source, outside of all calls."""
         where = place(tensor)
         # these are held, so that no other tensor has taken their place since
-        return where is not None and any(where == place(each) for each in self.made)
+        return where is not None and where in self._made_places
