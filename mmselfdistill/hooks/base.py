@@ -221,6 +221,8 @@ class DistillHook(Hook):
         if self.distiller is None:
             return
         self.distiller.detach()
+        if self.distiller.unlabeled:
+            self.distiller.unlabeled.batches.close()
         wanted = any(self.loss_weight * term.weight for term in self.distiller.terms)
         if wanted and self.distiller.forwards and not self.distiller.computed:
             runner.logger.warning(

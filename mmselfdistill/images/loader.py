@@ -64,7 +64,7 @@ class Batches:
     @drawn.setter
     def drawn(self, count: int) -> None:
         self._drawn = count
-        self._iterator = None
+        self.close()
 
     @property
     def seed(self) -> int:
@@ -74,6 +74,13 @@ class Batches:
     @seed.setter
     def seed(self, seed: int) -> None:
         self._dataset.seed = seed
+        self.close()
+
+    def close(self) -> None:
+        """End the processes that load images; the next batch starts others.
+
+        Left to the garbage collector, each of them keeps it waiting for 5 s.
+        """
         self._iterator = None
 
     def __iter__(self) -> Iterator[dict[str, Any]]:

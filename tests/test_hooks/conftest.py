@@ -68,7 +68,8 @@ def cascade_mask_rcnn(small: Any) -> Any:
     model.roi_head.mask_head.update(
         in_channels=32, conv_out_channels=32, num_convs=1, num_classes=10
     )
-    model.train_cfg.rpn_proposal.update(nms_pre=256, max_per_img=64)
+    for proposals in (model.train_cfg.rpn_proposal, model.test_cfg.rpn):
+        proposals.update(nms_pre=256, max_per_img=64)
     for stage in model.train_cfg.rcnn:
         stage.sampler.num = 32
     return model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
 import subprocess
@@ -66,6 +67,20 @@ def test_every_family_learns_from_a_folder(name: str, runs: Runs, folder: str) -
     assert unlabeled.used == 2
     shapes = unlabeled.comparison.shapes
     assert shapes['features' if 'features' in found else 'pseudo_labels'][0][:2] == '3x'
+
+
+def test_no_process_outlives_the_training(runs: Runs, folder: str) -> None:
+    before = multiprocessing.active_children()
+    seen: list[int] = []
+
+    def count(_: Runner) -> None:
+        seen.append(len(multiprocessing.active_children()) - len(before))
+
+    hook = dict(EMA, unlabeled=dict(data=folder, num_workers=2))
+    runner = runs.train(runs.config('gfl', hook, iters=2), after=count)
+    assert seen == [2, 2]
+    assert multiprocessing.active_children() == before
+    assert runs.hook(runner).distiller.unlabeled.used == 2
 
 
 def test_without_a_view_the_first_terms_are_0(runs: Runs, folder: str) -> None:

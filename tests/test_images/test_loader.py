@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import random
 from pathlib import Path
 from typing import Any, Callable, Tuple
@@ -93,6 +94,17 @@ def test_items_are_the_same_with_workers_and_from_the_middle(folder: Path) -> No
         resumed.seed = 1
         assert draw(resumed, 1) == draw(batches(folder, seed=1), 4)[9:]
     assert draw(batches(folder, size=9), 2) == expected
+
+
+def test_closed_it_has_no_processes_and_the_next_batch_goes_on(folder: Path) -> None:
+    expected = draw(batches(folder), 4)
+    before = multiprocessing.active_children()
+    source = batches(folder, num_workers=2)
+    for part in (expected[:6], expected[6:]):
+        assert draw(source, 2) == part
+        assert len(multiprocessing.active_children()) == len(before) + 2
+        source.close()
+        assert multiprocessing.active_children() == before
 
 
 def test_every_image_comes_once_a_round_in_another_order(folder: Path) -> None:
