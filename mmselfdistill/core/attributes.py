@@ -161,6 +161,8 @@ class _Reader:
                 self._numbers.pop(name, None)
                 shared[name] = places[id(value)]
                 continue
+            if isinstance(value, CONTAINERS):
+                places[id(value)] = self._key, name
             # a container of numbers is most often what it was
             if name in self._numbers and are_equal(self._numbers[name], value):
                 continue
@@ -169,8 +171,6 @@ class _Reader:
                 self._numbers[name] = copy_of(value)
             else:
                 others[name] = copy_of(value)
-                if isinstance(value, CONTAINERS):
-                    places[id(value)] = self._key, name
         self._last = Held(
             *(self._key, self._fixed, self._values, self._read),
             *({**self._numbers}, others),

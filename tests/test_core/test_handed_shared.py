@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from helpers import Scale
 from test_handed import Reading
 from torch import Tensor, nn
 from toys import Toy, distilled, step
@@ -60,3 +61,38 @@ def test_features_in_a_dict_that_two_modules_hold_are_the_teachers() -> None:
             second.held = held
             for _ in range(2):
                 assert step(distiller)['logits'] == expected
+
+
+class Leaving(Scale):
+    """Leaves what it makes in a dict."""
+
+    def __init__(self, held: dict[str, Tensor]) -> None:
+        super().__init__(3.0)
+        self.held = held
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.held['left'] = super().forward(x)
+        return x
+
+
+class Clearing(Toy):
+    """A part of its head reads what another has left in a dict, which is emptied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        held: dict[str, Tensor] = {}
+        self.bbox_head = nn.Sequential(
+            Leaving(held), Reading(held, lambda held: held['left'])
+        )
+
+    def logits(self, inputs: Tensor) -> Any:
+        features = self.extract_feat(inputs)
+        self.bbox_head[0].held.clear()
+        return self.bbox_head(features)
+
+
+def test_a_dict_that_is_emptied_stays_one() -> None:
+    with distilled(Clearing(), {'backbone': 5.0}) as distiller:
+        for _ in range(3):
+            # features times 3, and what is left of them: again times 3
+            assert step(distiller)['logits'] == (5 * 5 - 2 * 2) * 3 * 3
