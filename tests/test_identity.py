@@ -9,10 +9,8 @@ import pytest
 import torch
 from helpers import added, assert_bitwise, detection_batch, disturb, values_of
 from mmengine.config import Config
-from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import PixelData
-from mmengine.utils import get_installed_path
 from torch import nn
 
 from mmselfdistill.core.build import build_distiller
@@ -20,7 +18,8 @@ from mmselfdistill.core.teacher import make_teacher, still
 from mmselfdistill.core.wrapping import resolve
 from mmselfdistill.testing import check_identity
 from mmselfdistill.testing.losses import is_ours
-from mmselfdistill.testing.models import FEW
+from mmselfdistill.testing.models import prepared
+from mmselfdistill.zoo import zoo_folder
 
 DENSE = {'features', 'logits', 'boxes'}
 
@@ -47,25 +46,14 @@ CONFIGS = {
 ROUNDING = {'segformer': dict(features=1e-12, logits=2e-8)}
 
 
-def small(cfg: Any) -> Any:
-    """Ask for no pretrained weights and few RoIs; what is left is the stock model."""
-    if isinstance(cfg, dict):
-        values = {key: small(value) for key, value in cfg.items()}
-        for key in values.keys() & {'init_cfg', 'pretrained'}:
-            values[key] = None
-        for key in values.keys() & FEW.keys():
-            values[key] = min(values[key], FEW[key])
-        return type(cfg)(values)
-    return [small(each) for each in cfg] if isinstance(cfg, list) else cfg
-
-
 def build(name: str) -> tuple[nn.Module, dict[str, Any]]:
     """Build a stock model as its config says, and a batch of two images of 64x64."""
     scope, _, config = name.partition('::')
     init_default_scope(scope)
     torch.manual_seed(0)
-    root = get_installed_path(MODULE2PACKAGE[scope])
-    cfg = small(Config.fromfile(f'{root}/.mim/configs/{config}').model)
+    root = zoo_folder(scope)
+    # few RoIs, and no weights to download; what is left is the stock model
+    cfg = prepared(Config.fromfile(str(root / config)).model, root)
     if scope == 'mmseg':
         cfg.data_preprocessor.size = (64, 64)
     model = MODELS.build(cfg)

@@ -143,7 +143,12 @@ class _Reader:
         self._last: Held | None = None
 
     def now(self, places: dict[int, Place]) -> Held:
-        """Return what the module holds; by its `id`, where a container was read."""
+        """Return what the module holds.
+
+        Args:
+            places (dict): Where each container was read, by its ``id``: of others,
+                and then of this module's too.
+        """
         try:
             same = all(map(is_, self._read(self._held), self._values))
         except KeyError:

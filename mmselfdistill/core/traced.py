@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Any, Callable, Iterable
 
 from torch import Tensor
@@ -22,7 +23,7 @@ class Traced(TorchDispatchMode):  # type: ignore[no-untyped-call]
         outside (Callable): Says whether no recorded call is being made.
 
     Attributes:
-        made (list[Tensor]): What was computed of them, outside.
+        made (dict): What was computed of them, outside, by its place.
         changed (list[str]): Operations that changed one in place, outside.
     """
 
@@ -31,8 +32,8 @@ class Traced(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._sources = [each.detach() for each in sources]
         self._places = set(map(place, self._sources)) - {None}
         self._outside = outside
-        self.made: list[Tensor] = []
-        self._made_places: set[Any] = set()
+        # held, so that no other tensor takes their place
+        self.made: dict[Any, Tensor] = {}
         self.changed: list[str] = []
 
     def __torch_dispatch__(
@@ -48,15 +49,14 @@ class Traced(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if any(self.is_source(each) or self.is_made(each) for each in given):
             if name.endswith('_') and self.is_source(args[0]):
                 self.changed.append(name)
-            new = [t for t in tensors_in(output) if not self.is_source(t)]
-            self.made += [each for each in new if not self.is_made(each)]
-            self._made_places.update(map(place, new))
+            for each in tensors_in(output):
+                if not self.is_source(each):
+                    self.made.setdefault(place(each), each)
         return output
 
     def forget(self, first: int) -> None:
         """Forget what was computed from the ``first``-th on."""
-        del self.made[first:]
-        self._made_places = set(map(place, self.made))
+        self.made = dict(islice(self.made.items(), first))
 
     def is_source(self, tensor: Tensor) -> bool:
         """Say whether a tensor is one of the sources, or a part of one."""
@@ -65,5 +65,4 @@ class Traced(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def is_made(self, tensor: Tensor) -> bool:
         """Say whether a tensor was computed of a source, outside of all calls."""
         where = place(tensor)
-        # these are held, so that no other tensor has taken their place since
-        return where is not None and where in self._made_places
+        return where is not None and where in self.made
