@@ -6,21 +6,29 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Callable
 
 import pytest
 import torch
 from torch import nn
 
+from mmselfdistill.cli import main
 from mmselfdistill.commands.inspect import operations
 
 ROOT = Path(__file__).parents[2]
-RETINANET = 'configs/digits/retinanet_r18_fpn_50e_digits.py'
+RETINANET = str(ROOT / 'configs/digits/retinanet_r18_fpn_50e_digits.py')
+Inspect = Callable[..., str]
 
 
-def inspect(*arguments: str) -> subprocess.CompletedProcess[str]:
-    cli = [sys.executable, '-W', 'ignore', '-m', 'mmselfdistill.cli']
-    command = [*cli, 'inspect', *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+@pytest.fixture
+def inspect(capsys: pytest.CaptureFixture[str]) -> Inspect:
+    """The command in this process; it returns what is shown."""
+
+    def run(*arguments: str) -> str:
+        main(['inspect', *arguments])
+        return capsys.readouterr().out
+
+    return run
 
 
 def rows(text: str) -> dict[str, list[str]]:
@@ -40,7 +48,9 @@ def rows(text: str) -> dict[str, list[str]]:
 
 
 def test_shows_the_defaults_of_a_config_that_knows_nothing_of_us() -> None:
-    done = inspect(RETINANET, '--size', '64')
+    cli = [sys.executable, '-W', 'ignore', '-m', 'mmselfdistill.cli']
+    command = [*cli, 'inspect', RETINANET, '--size', '64']
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith('The config has no hook: these are the defaults.')
     table = rows(done.stdout)
@@ -56,26 +66,28 @@ def test_shows_the_defaults_of_a_config_that_knows_nothing_of_us() -> None:
     assert 20 <= int(share[1]) <= 30 and 1.25 <= float(share[2]) <= 1.43
 
 
-def test_a_teacher_that_rests_costs_a_share() -> None:
+def test_a_teacher_that_rests_costs_a_share(inspect: Inspect) -> None:
     def cost(every: int) -> float:
         hook = 'default_hooks.self_distill'
         options = [f'{hook}.type=mmselfdistill.EMATeacherHook', f'{hook}.every={every}']
-        done = inspect(RETINANET, '--size', '64', '--cfg-options', *options)
-        found = re.search(r'\((\d\.\d\d) of stock\)', done.stdout)
-        assert found is not None, done.stderr
+        shown = inspect(RETINANET, '--size', '64', '--cfg-options', *options)
+        found = re.search(r'\((\d\.\d\d) of stock\)', shown)
+        assert found is not None
         return float(found[1]) - 1
 
     # to the two digits that are shown
     assert cost(4) == pytest.approx(cost(1) / 4, abs=0.01)
 
 
-def test_the_cost_is_that_of_all_terms_whatever_their_schedules() -> None:
+def test_the_cost_is_that_of_all_terms_whatever_their_schedules(
+    inspect: Inspect,
+) -> None:
     def share(*schedule: str) -> str:
         hook = 'default_hooks.self_distill'
         options = [f'{hook}.type=mmselfdistill.EMATeacherHook', *schedule]
-        done = inspect(RETINANET, '--size', '64', '--cfg-options', *options)
-        found = re.search(r'Self-distillation is .*', done.stdout)
-        assert found is not None, done.stderr
+        shown = inspect(RETINANET, '--size', '64', '--cfg-options', *options)
+        found = re.search(r'Self-distillation is .*', shown)
+        assert found is not None
         return found[0]
 
     late = 'default_hooks.self_distill.schedule.begin=0.9'
@@ -83,23 +95,24 @@ def test_the_cost_is_that_of_all_terms_whatever_their_schedules() -> None:
     assert '0%' not in share(late).split()
 
 
-def test_shows_the_hook_of_a_config() -> None:
+def test_shows_the_hook_of_a_config(inspect: Inspect) -> None:
     options = [
         'default_hooks.self_distill.type=mmselfdistill.EMATeacherHook',
         'default_hooks.self_distill.loss_weight=0.5',
         'default_hooks.self_distill.terms.boxes=None',
     ]
-    done = inspect(RETINANET, '--size', '128', '--cfg-options', *options)
-    assert done.returncode == 0, done.stderr
-    table = rows(done.stdout)
+    shown = inspect(RETINANET, '--size', '128', '--cfg-options', *options)
+    table = rows(shown)
     assert table.keys() == {'term', 'features', 'logits'}
     assert [table[name][2] for name in ('features', 'logits')] == ['0.25', '0.5']
     assert '2x32x32x32' in table['features'][-1]
-    assert '128 x 128 pixels' in done.stdout
-    assert 'has no hook' not in done.stdout
+    assert '128 x 128 pixels' in shown
+    assert 'has no hook' not in shown
 
 
-def test_shows_views_and_where_images_without_labels_come_from() -> None:
+def test_shows_views_and_where_images_without_labels_come_from(
+    inspect: Inspect,
+) -> None:
     hook = 'default_hooks.self_distill'
     options = [
         f'{hook}.type=mmselfdistill.EMATeacherHook',
@@ -108,24 +121,21 @@ def test_shows_views_and_where_images_without_labels_come_from() -> None:
         # twice as many as with labels
         f'{hook}.unlabeled.batch_size=32',
     ]
-    done = inspect(RETINANET, '--size', '64', '--cfg-options', *options)
-    assert done.returncode == 0, done.stderr
+    shown = inspect(RETINANET, '--size', '64', '--cfg-options', *options)
     anchors = 4 * (16**2 + 8**2 + 4**2)
-    assert rows(done.stdout)['logits'][-2:] == [
+    assert rows(shown)['logits'][-2:] == [
         f'{2 * anchors}x10',
         f'{4 * anchors}x10',
     ]
-    assert 'images with labels through a view: blur=1.' in done.stdout
-    assert 'Images without labels come from: data/many.' in done.stdout
+    assert 'images with labels through a view: blur=1.' in shown
+    assert 'Images without labels come from: data/many.' in shown
 
 
-def test_names_what_a_bad_setting_could_have_been() -> None:
+def test_names_what_a_bad_setting_could_have_been(inspect: Inspect) -> None:
     option = 'default_hooks.self_distill.terms.logit.site=logit'
     hook = 'default_hooks.self_distill.type=mmselfdistill.EMATeacherHook'
-    done = inspect(RETINANET, '--cfg-options', hook, option)
-    assert done.returncode == 1
-    (message,) = done.stderr.strip().splitlines()
-    assert message.startswith('terms.logit')
+    with pytest.raises(SystemExit, match=r'^terms\.logit[^\n]*$'):
+        inspect(RETINANET, '--cfg-options', hook, option)
 
 
 def test_counts_the_operations_of_both_passes() -> None:
@@ -161,9 +171,9 @@ def test_counts_the_operations_of_both_passes() -> None:
     ],
 )
 def test_says_in_a_line_why_nothing_can_be_shown(
-    config: str, option: str, message: str
+    config: str, option: str, message: str, inspect: Inspect
 ) -> None:
-    done = inspect(config, '--cfg-options', option)
-    assert done.returncode == 1
-    (line,) = done.stderr.strip().splitlines()
+    with pytest.raises(SystemExit) as done:
+        inspect(config, '--cfg-options', option)
+    (line,) = str(done.value).splitlines()
     assert line.startswith(message)
