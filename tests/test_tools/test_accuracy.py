@@ -148,8 +148,8 @@ def test_arms_are_compared_to_the_best_control_seed_by_seed() -> None:
     assert row in table(cell)
     assert str(Compared([1.0])) == '-'
     drawn = {name: found.mean for name, found in cell.rows_drawn()}
-    one_line = 'one line, no other setting, over plain'
-    assert drawn == pytest.approx({'plain with views, over plain': -1, one_line: 4})
+    alone = 'the hook alone, over plain'
+    assert drawn == pytest.approx({'plain with views, over plain': -1, alone: 4})
     two = {key: run for key, run in results.items() if key[-1] != '2'}
     assert Cell('retinanet', 'clean', two).rows_drawn() == []
 
