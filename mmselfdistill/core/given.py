@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any, Iterator, Sequence
+from typing import Any, Iterable, Iterator, Sequence
 
 import numpy as np
 from torch import Tensor, nn
@@ -46,8 +46,8 @@ class Known:
 def of_the_loss(calls: Sequence[Call]) -> list[Call]:
     """Return calls without those by which a model only samples, or makes targets.
 
-    These run without gradient, and no call of the loss is given what they return. In a
-    pass without any gradient all calls count.
+    These run without gradient, and no call of the loss depends on what they return. In
+    a pass without any gradient all calls count.
     """
     groups = groups_of(calls)
     if len({group[0].trains for group in groups}) < 2:
@@ -55,11 +55,36 @@ def of_the_loss(calls: Sequence[Call]) -> list[Call]:
     wanted: set[int] = set()
     kept: list[list[Call]] = []
     for group in reversed(groups):
-        returned = {id(value) for call in group for _, value in call.returned}
-        if group[0].trains or returned & wanted:
+        if group[0].trains or not wanted.isdisjoint(returned_by(group)):
             kept.append(group)
-            wanted.update(id(value) for _, value in group[0].given)
+            wanted.update(needed_by(group))
     return [call for group in reversed(kept) for call in group]
+
+
+def returned_by(group: Sequence[Call]) -> Iterator[int]:
+    """Yield the marks of what an outermost call returned, and those within it."""
+    return _marks(value for call in group for _, value in call.returned)
+
+
+def needed_by(group: Sequence[Call]) -> Iterator[int]:
+    """Yield the marks of what an outermost call depends on.
+
+    That is what it is given, and what the model's modules held: a part may have left
+    its features at another.
+    """
+    outermost = group[0]
+    yield from _marks(value for _, value in outermost.given)
+    yield from _marks(v for held in outermost.attributes for v in held.tensors())
+
+
+def _marks(values: Iterable[Any]) -> Iterator[int]:
+    """Yield the number of each object, and of the memory of a tensor, if it has any."""
+    for value in values:
+        yield id(value)
+        memory = address(value) if isinstance(value, Tensor) else 0
+        if memory:
+            # below 0: no id is
+            yield -memory
 
 
 def groups_of(calls: Sequence[Call]) -> list[list[Call]]:

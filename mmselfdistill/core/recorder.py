@@ -5,16 +5,14 @@ from __future__ import annotations
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial, wraps
-from itertools import chain
 from typing import Any, Collection, Iterator, Sequence
 
-from torch import Tensor, nn
+from torch import nn
 
 from mmselfdistill.containers import snapshot
 from mmselfdistill.core.attributes import Attributes
 from mmselfdistill.core.changes import Changes
-from mmselfdistill.core.given import groups_of, of_the_loss
-from mmselfdistill.core.memory import address
+from mmselfdistill.core.given import groups_of, needed_by, of_the_loss, returned_by
 from mmselfdistill.core.streams import precision, rng_states
 from mmselfdistill.core.wrapping import Method, resolve, wrapped
 from mmselfdistill.families.plan import Call, Seam
@@ -123,18 +121,7 @@ def slice_back(
     needed: list[list[Call]] = []
     for group in reversed(groups_of(calls)):
         read = any(call.path in paths or call.path in always for call in group)
-        returned = [value for call in group for _, value in call.returned]
-        if read or not wanted.isdisjoint(chain.from_iterable(map(_marks, returned))):
+        if read or not wanted.isdisjoint(returned_by(group)):
             needed.append(group)
-            given = [value for _, value in group[0].given]
-            # a part may have left its features at another
-            given += [v for held in group[0].attributes for v in held.tensors()]
-            wanted.update(chain.from_iterable(map(_marks, given)))
+            wanted.update(needed_by(group))
     return needed[::-1]
-
-
-def _marks(value: Any) -> tuple[int, ...]:
-    """Return the number of an object, and of the memory of a tensor, if it has any."""
-    # below 0: no id is
-    memory = address(value) if isinstance(value, Tensor) else 0
-    return (id(value), -memory) if memory else (id(value),)

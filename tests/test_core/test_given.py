@@ -39,6 +39,12 @@ def without_gradient(model: Any, x: Tensor) -> Any:
     return model.bbox_head(features)
 
 
+def a_part_without_gradient(model: Any, x: Tensor) -> Any:
+    with torch.no_grad():
+        features = model.extract_feat(x)
+    return model.bbox_head(features.detach().view(3, 2).view(2, 3))
+
+
 def of_each_image(model: Any, x: Tensor) -> Any:
     features = model.extract_feat(x)
     return torch.cat([model.bbox_head(features[i : i + 1]) for i in range(len(x))])
@@ -52,6 +58,7 @@ def of_each_image(model: Any, x: Tensor) -> Any:
         lambda model, x: model.bbox_head(model.extract_feat(x).t()).t(),
         of_each_image,
         without_gradient,
+        a_part_without_gradient,
         lambda model, x: model.bbox_head(
             checkpoint(model.extract_feat, x, use_reentrant=True)
         ),
@@ -61,7 +68,7 @@ def of_each_image(model: Any, x: Tensor) -> Any:
     ],
     ids=[
         *('detached', 'a view', 'transposed', 'of each image', 'without gradient'),
-        *('a checkpoint', 'another checkpoint'),
+        *('a part without gradient', 'a checkpoint', 'another checkpoint'),
     ],
 )
 def test_parts_of_what_a_call_returned_are_the_teachers(odd: Any) -> None:
@@ -178,6 +185,25 @@ def test_targets_without_gradient_are_not_repeated() -> None:
 
     with distilled(OddToy(sampling), OTHERS) as distiller:
         for _ in range(2):
+            assert step(distiller) == RIGHT
+
+
+def test_features_that_a_part_without_gradient_left_at_another_are_the_teachers() -> (
+    None
+):
+    class Left(Scale):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(self.left + 0 * x)
+
+    def leaving(model: Any, x: Tensor) -> Any:
+        with torch.no_grad():
+            model.bbox_head.left = model.extract_feat(x)
+        return model.bbox_head(x)
+
+    student = OddToy(leaving)
+    student.bbox_head = Left(3.0)
+    with distilled(student, OTHERS) as distiller:
+        for _ in range(3):
             assert step(distiller) == RIGHT
 
 
