@@ -64,9 +64,12 @@ def train_losses(runner: Runner, distiller: Distiller) -> None:
 
 def _averaged(gradient: Tensor) -> Tensor:
     """Average a gradient over ranks, as DDP does with those of the student."""
-    if get_world_size() > 1:
-        all_reduce(gradient, 'mean')
-    return gradient
+    if get_world_size() == 1:
+        return gradient
+    # autograd may have expanded one number, or transposed; it is not ours to change
+    mean = gradient.clone(memory_format=torch.contiguous_format)
+    all_reduce(mean, 'mean')
+    return mean
 
 
 def _scale_of_lr(runner: Runner) -> float:

@@ -15,6 +15,8 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import Tensor
 
+from mmselfdistill.hooks.learned import _averaged
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -93,12 +95,21 @@ def work(*configs: str) -> None:
     """Train each config on one rank, and save beside it what was seen."""
     # MMEngine's own launcher asks for a GPU
     dist.init_process_group('gloo')
+    torch.save(averages(), Path(configs[0]).with_name(f'averages.{dist.get_rank()}'))
     for config in configs:
         runner = Runner.from_cfg(Config.fromfile(config))
         seen = watch(runner)
         runner.train()
         torch.save(seen, Path(config).with_suffix(f'.{dist.get_rank()}'))
     dist.destroy_process_group()
+
+
+def averages() -> list[tuple[Tensor, Tensor]]:
+    """Return gradients that are laid out in odd ways, and their mean over ranks."""
+    own = float(dist.get_rank() + 1)
+    # of a sum that is times 0, and of a matrix product
+    laid_out = [torch.tensor(own).expand(3, 2), torch.arange(6.0).view(2, 3).t() * own]
+    return [(each, _averaged(each)) for each in laid_out]
 
 
 def config_of(runs: Runs, name: str, hook: dict[str, Any], iters: int) -> Config:
@@ -156,6 +167,9 @@ def test_two_processes(runs: Runs, tmp_path: Path) -> None:
     for path, hook in zip(paths, hooks.values()):
         deeplab_of(runs, hook).dump(path)
     run_on_two_ranks(*paths)
+    for zero, one in zip(*seen_by_both(tmp_path / 'averages.py')):
+        mean = (zero[0] + one[0]) / 2
+        assert torch.equal(zero[1], mean) and torch.equal(one[1], mean)
     for path in paths:
         zero, one = seen_by_both(path)
         assert len(zero) == len(one) == 5
