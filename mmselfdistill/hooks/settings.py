@@ -54,6 +54,11 @@ def build_task_weight(given: float | ScheduleConfig) -> Schedule | None:
         return Schedule('linear', start=value, stop=value)
     if isinstance(given, Mapping) and 'over' in given:
         raise ValueError('task_weight.over: it is over the run always; remove it')
+    if isinstance(given, Mapping) and 'warmup' in given:
+        raise ValueError(
+            'task_weight.warmup: it grows from 0, and before `begin` the model would '
+            'learn nothing from its labels; remove it'
+        )
     return None if given is None else build_schedule(given, 'task_weight')
 
 

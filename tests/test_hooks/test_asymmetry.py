@@ -222,7 +222,10 @@ def test_a_best_metric_that_will_be_missing_is_refused(case: str, runs: Runs) ->
     assert steps == []
 
 
-def test_the_tasks_weight_is_over_the_run() -> None:
-    schedule = dict(type='linear', over='generation')
-    with pytest.raises(ValueError, match=r'^task_weight\.over'):
+@pytest.mark.parametrize(('key', 'value'), [('over', 'generation'), ('warmup', 0.2)])
+def test_the_tasks_weight_is_over_the_run_and_does_not_grow(
+    key: str, value: Any
+) -> None:
+    schedule = {'type': 'linear', key: value}
+    with pytest.raises(ValueError, match=rf'^task_weight\.{key}: .*; remove it$'):
         mmselfdistill.EMATeacherHook(task_weight=schedule)
