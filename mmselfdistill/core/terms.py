@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import numbers
+import re
 from dataclasses import dataclass
 from typing import Any, Mapping, Optional, Union
 
@@ -272,7 +273,8 @@ def _plain(value: Any) -> Any:
         return [_plain(each) for each in value]
     if isinstance(value, (numbers.Number, str)) or value is None:
         return value
-    return repr(value)
+    # an object's address is another one in each process
+    return re.sub(r' at 0x[0-9a-fA-F]+', '', repr(value))
 
 
 def differences(given: Mapping[str, Any], saved: Mapping[str, Any]) -> list[str]:

@@ -7,6 +7,7 @@ import re
 from typing import Any, Mapping
 
 import pytest
+import torch.nn.functional as F
 from helpers import only
 from mmengine.config import ConfigDict
 from mmengine.registry import MODELS
@@ -142,12 +143,15 @@ def test_a_loss_of_the_users_own(gfl: Any, plan: Plan) -> None:
             return (student - teacher).abs().mean()
 
     try:
-        cfg = dict(type='DoubledGap', site='features', anything=3)
+        cfg = dict(type='DoubledGap', site='features', anything=3, act=F.relu)
         term = only(resolve_terms(gfl, plan, dict(mine=cfg), None), 'mine')
     finally:
         MODELS.module_dict.pop('DoubledGap')
     assert isinstance(term.loss, DoubledGap)
-    assert term.loss.arguments == dict(anything=3)
+    assert term.loss.arguments == dict(anything=3, act=F.relu)
+    # a checkpoint is read in another process, where a function has another address
+    assert term.config['anything'] == 3
+    assert term.config['act'] == '<function relu>'
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
