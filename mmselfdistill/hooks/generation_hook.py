@@ -14,7 +14,7 @@ from mmselfdistill.errors import check_choice, check_whole
 from .base import DistillHook
 from .learned import losses_of
 from .restart import Beginning, reinitialize, try_fresh_model
-from .run import bare_model, epochs_done
+from .run import bare_model, epochs_done, iterations_done
 from .state import STATE_KEY
 
 # RTMDet's and YOLOX's change of pipeline, by name: mmdet may be absent
@@ -165,9 +165,12 @@ class GenerationHook(DistillHook):
         """Begin the next generation where it is due; schedules depend on its part."""
         super().before_train_iter(runner, batch_idx, data_batch)
         assert self.distiller is not None and self.interval is not None
-        done = epochs_done(runner, batch_idx) if self.by_epoch else runner.iter
-        generation, part = divmod(done, self.interval)
-        if generation != self.generation:
+        count = epochs_done if self.by_epoch else iterations_done
+        generation, part = divmod(count(runner, batch_idx), self.interval)
+        if generation < self.generation:
+            # it began within the epoch that a resumed run makes again
+            part = 0
+        elif generation > self.generation:
             self._begin(runner, int(generation))
         self.distiller.progress = part / self.interval
 

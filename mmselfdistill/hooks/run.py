@@ -8,7 +8,7 @@ from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper, OptimWrapperDict
-from mmengine.runner import Runner
+from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import nn
 
 
@@ -47,6 +47,18 @@ def epochs_done(runner: Runner, batch_idx: int) -> float:
     Iterations do not tell: a resumed run may have another batch size.
     """
     return float(runner.epoch + batch_idx / len(runner.train_loop.dataloader))
+
+
+def iterations_done(runner: Runner, batch_idx: int) -> int:
+    """Return how many iterations are done, each once.
+
+    A run that is resumed within an epoch makes that epoch again, and ``runner.iter``
+    counts on.
+    """
+    loop = runner.train_loop
+    if isinstance(loop, EpochBasedTrainLoop):
+        return int(runner.epoch * len(loop.dataloader) + batch_idx)
+    return int(runner.iter)
 
 
 def bare_model(runner: Runner) -> nn.Module:

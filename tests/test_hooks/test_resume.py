@@ -239,6 +239,32 @@ def test_accumulated_gradients(runs: Runs) -> None:
     assert compare(runs, make, [4])['mmselfdistill']['updates'] == 4
 
 
+def test_within_an_epoch_that_is_made_again(runs: Runs) -> None:
+    steps = runs.steps_an_epoch
+    # a boundary within the second epoch
+    hook = dict(BY_ITERS, interval=steps + 1)
+    seen: list[tuple[int, int, float]] = []
+
+    def before(runner: Runner) -> None:
+        ours = runs.hook(runner)
+        seen.append((runner.iter, ours.generation, ours.distiller.progress))
+
+    cfg = runs.config('retinanet', hook, epochs=3)
+    # MMEngine begins the epoch again, and counts on
+    cfg.default_hooks.checkpoint.update(by_epoch=False, interval=steps + 2)
+    runs.train(cfg, stop_at=steps + 3)
+    runs.train(Config({**cfg, 'resume': True}), before)
+    places = range(steps, 3 * steps)
+    assert [number for number, *_ in seen] == [each + 2 for each in places]
+    # as long as the place is in the generation before, it is the begin of this one
+    generations = [max(1, each // (steps + 1)) for each in places]
+    assert [number for _, number, _ in seen] == generations
+    parts = [(each - g * (steps + 1)) for each, g in zip(places, generations)]
+    assert [progress * (steps + 1) for *_, progress in seen] == pytest.approx(
+        [max(0, part) for part in parts]
+    )
+
+
 @pytest.mark.parametrize(
     'hook',
     [TWO, {**BY_EPOCHS, 'student': 'reinit'}, EMA],
