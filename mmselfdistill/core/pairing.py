@@ -27,6 +27,8 @@ class _Place(NamedTuple):
     student: nn.Module
     parameter: bool
     averaged: bool
+    # a buffer that is not saved: the model makes it, and its size may follow the image
+    cache: bool
 
 
 class Pairing:
@@ -76,7 +78,8 @@ class Pairing:
             if theirs is None:
                 continue
             ours = _get(place.ours, place.key)
-            ours = _adopt(place, theirs) if ours is None else ours
+            if ours is None or ours.shape != theirs.shape:
+                ours = _adopt(place, theirs)
             if done.get(id(ours), theirs) is not theirs:
                 ours = _untied(place, ours)
             if id(ours) not in done:
@@ -124,7 +127,7 @@ class Pairing:
             ours, theirs = _get(place.ours, place.key), _get(place.theirs, place.key)
             if theirs is None:
                 continue
-            if ours is not None and ours.shape != theirs.shape:
+            if ours is not None and ours.shape != theirs.shape and not place.cache:
                 shapes = f'{tuple(ours.shape)} and {tuple(theirs.shape)}'
                 other.append(f'{place.name}: {shapes}')
             elif ours is None and place.parameter:
@@ -172,15 +175,18 @@ def _places(path: str, teacher: nn.Module, student: nn.Module) -> Iterator[_Plac
     norm = is_norm(teacher)
     for key in student._parameters.keys():  # noqa: SIM118
         tensors = teacher._parameters, student._parameters
-        yield _Place(_joined(path, key), key, *tensors, teacher, student, True, True)
+        owners = teacher, student
+        yield _Place(_joined(path, key), key, *tensors, *owners, True, True, False)
     for key in student._buffers.keys():  # noqa: SIM118
         mean = norm and key in ('running_mean', 'running_var')
         buffers = teacher._buffers, student._buffers
-        yield _Place(_joined(path, key), key, *buffers, teacher, student, False, mean)
+        cache = key in student._non_persistent_buffers_set
+        owners = teacher, student
+        yield _Place(_joined(path, key), key, *buffers, *owners, False, mean, cache)
 
 
 def _adopt(place: _Place, theirs: Tensor) -> Tensor:
-    # a buffer that the student made at its first forward
+    # a buffer that the student made at its first forward, or for another size of image
     persistent = place.key not in place.student._non_persistent_buffers_set
     vars(place.teacher).pop(place.key, None)
     ours = theirs.detach().clone()

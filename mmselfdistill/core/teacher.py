@@ -6,7 +6,8 @@ something else in evaluation), with all that is random or statistical off.
 
 from __future__ import annotations
 
-from typing import Iterable, List, Tuple
+from itertools import chain
+from typing import Iterable, Iterator, List, Tuple
 
 import torch
 from mmengine.dist import broadcast, get_world_size
@@ -24,8 +25,9 @@ Groups = List[Tuple[List[Tensor], List[Tensor]]]
 def copy_into(teacher: nn.Module, student: nn.Module) -> None:
     """Copy the student's parameters and buffers into the teacher, on all ranks.
 
-    Rank 0's values are used everywhere: batch statistics differ between ranks.
-    A buffer that the teacher lacks is registered.
+    Rank 0's values are used everywhere: batch statistics differ between ranks. Buffers
+    that are not saved stay each rank's own: their size may follow its images. A buffer
+    that the teacher lacks is registered.
 
     Args:
         teacher (nn.Module): Is changed in place.
@@ -36,7 +38,7 @@ def copy_into(teacher: nn.Module, student: nn.Module) -> None:
     """
     averaged, copied = Pairing(teacher, student).pairs()
     _copy(_by_kind(averaged + copied))
-    broadcast_from_rank_0(tensors_of(teacher).values())
+    broadcast_from_rank_0(chain(teacher.parameters(), saved_buffers(teacher)))
 
 
 class Average:
@@ -48,7 +50,7 @@ class Average:
     for parameters and for the running mean and variance of norms. Other buffers
     (counters, masks, constants) are copied: their average means nothing.
     Parameters are equal on all ranks as DDP keeps them; buffers that each rank
-    gathers by itself are sent from rank 0.
+    gathers by itself are sent from rank 0, but for those that are not saved.
 
     Args:
         teacher (nn.Module): Is changed in place.
@@ -81,7 +83,7 @@ class Average:
         for ours, theirs in self._groups[0]:
             torch._foreach_lerp_(*_alike(ours, theirs), 1 - momentum)
         _copy(self._groups[1])
-        broadcast_from_rank_0(self._teacher.buffers())
+        broadcast_from_rank_0(saved_buffers(self._teacher))
 
 
 def _copy(groups: Groups) -> None:
@@ -119,6 +121,14 @@ def _as_real(tensor: Tensor) -> Tensor:
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     """Return parameters and buffers, those not saved included, by name."""
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def saved_buffers(model: nn.Module) -> Iterator[Tensor]:
+    """Yield the buffers of a model that its ``state_dict`` holds."""
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if name not in module._non_persistent_buffers_set:
+                yield buffer
 
 
 def broadcast_from_rank_0(tensors: Iterable[Tensor]) -> None:

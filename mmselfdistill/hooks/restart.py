@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import chain
 from typing import Any, Mapping
 
 import torch
@@ -12,7 +13,11 @@ from mmengine.runner import Runner
 from torch import nn
 
 from mmselfdistill.core.streams import forked_rng
-from mmselfdistill.core.teacher import broadcast_from_rank_0, tensors_of
+from mmselfdistill.core.teacher import (
+    broadcast_from_rank_0,
+    saved_buffers,
+    tensors_of,
+)
 from mmselfdistill.seeds import seeded
 
 from .run import bare_model, optim_wrappers, schedulers_of
@@ -141,7 +146,7 @@ def reinitialize(runner: Runner, generation: int) -> None:
             value = values.get(name, tensor)
             if value.shape == tensor.shape:
                 tensor.copy_(value)
-    broadcast_from_rank_0(tensors_of(student).values())
+    broadcast_from_rank_0(chain(student.parameters(), saved_buffers(student)))
     for wrapper in optim_wrappers(runner):
         wrapper.optimizer.state.clear()
         wrapper.zero_grad()

@@ -386,6 +386,19 @@ def test_other_shapes_are_named_before_anything_is_written(
     assert_bitwise(teacher, before)
 
 
+@MOVES
+def test_a_buffer_that_is_not_saved_follows_the_students_size(
+    move: Any, student: Student
+) -> None:
+    teacher = make_teacher(student)
+    step = move(teacher, student)
+    student.hidden = torch.rand(3, 5)
+    step()
+    assert torch.equal(teacher.get_buffer('hidden'), student.hidden)
+    assert teacher.get_buffer('hidden').data_ptr() != student.hidden.data_ptr()
+    assert teacher.state_dict().keys() == student.state_dict().keys()
+
+
 def rank(number: int, store: str) -> None:
     torch.distributed.init_process_group(
         'gloo', init_method=f'file://{store}', rank=number, world_size=2
@@ -397,6 +410,17 @@ def rank(number: int, store: str) -> None:
     for tensor, kind in zip(tensors, kinds):
         assert torch.equal(tensor, torch.arange(6).view(2, 3).to(kind))
     assert float(tensors[-1]) == 0
+    torch.manual_seed(0)
+    student = Student()
+    teacher = make_teacher(student)
+    average = Average(teacher, student)
+    for step in (lambda: copy_into(teacher, student), lambda: average.update(0.5)):
+        # each rank's images have another size
+        student.hidden = torch.full((2 + number,), float(number))
+        student.norm.running_mean.fill_(number)
+        step()
+        assert torch.equal(teacher.get_buffer('hidden'), student.hidden)
+        assert torch.equal(teacher.norm.running_mean, torch.zeros(4))
     torch.distributed.destroy_process_group()
 
 
