@@ -63,7 +63,8 @@ class Pairing:
             very same lists as long as no tensor was exchanged.
 
         Raises:
-            ValueError: If names or shapes differ. Nothing is changed then.
+            ValueError: If names differ, or shapes of what is saved. Nothing is changed
+                then.
         """
         if self._has_changed():
             self._build()

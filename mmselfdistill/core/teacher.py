@@ -34,7 +34,8 @@ def copy_into(teacher: nn.Module, student: nn.Module) -> None:
         student (nn.Module): The bare model.
 
     Raises:
-        ValueError: If a parameter is missing, or a tensor has another shape.
+        ValueError: If a parameter is missing, or a tensor that is saved has another
+            shape.
     """
     averaged, copied = Pairing(teacher, student).pairs()
     _copy(_by_kind(averaged + copied))
@@ -74,7 +75,8 @@ class Average:
             momentum (float): The share :math:`m` that the teacher keeps.
 
         Raises:
-            ValueError: If a parameter is missing, or a tensor has another shape.
+            ValueError: If a parameter is missing, or a tensor that is saved has another
+                shape.
         """
         averaged, copied = self._pairing.pairs()
         if averaged is not self._averaged:
