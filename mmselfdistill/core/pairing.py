@@ -188,10 +188,9 @@ def _places(path: str, teacher: nn.Module, student: nn.Module) -> Iterator[_Plac
 
 def _adopt(place: _Place, theirs: Tensor) -> Tensor:
     # a buffer that the student made at its first forward, or for another size of image
-    persistent = place.key not in place.student._non_persistent_buffers_set
     vars(place.teacher).pop(place.key, None)
     ours = theirs.detach().clone()
-    place.teacher.register_buffer(place.key, ours, persistent)
+    place.teacher.register_buffer(place.key, ours, persistent=not place.cache)
     return ours
 
 
