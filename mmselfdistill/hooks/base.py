@@ -113,6 +113,7 @@ class DistillHook(Hook):
         self._begun = False
         self._forwards = 0
         self._evaluated: Evaluated | None = None
+        self._of_teacher: dict[str, Any] = {}
 
     def before_run(self, runner: Runner) -> None:
         """Set up a run, unless it goes on after a failure."""
@@ -231,9 +232,18 @@ class DistillHook(Hook):
             )
 
     def before_val_epoch(self, runner: Runner) -> None:
-        """Let the teacher predict, if it alone is validated."""
+        """Validate the teacher too, or let it predict, if it alone is validated."""
+        # what a validation that failed has left
+        self._hide_teacher()
+        self._of_teacher = {}
+        distiller = self.distiller
+        if self.validate == 'student' or distiller is None or distiller.teacher is None:
+            return
         if self.validate == 'teacher':
-            self._show_teacher()
+            self._evaluated = Evaluated(distiller)
+        else:
+            # first, so that the files that an evaluator writes end up the student's
+            self._of_teacher = of_teacher(validate(runner, distiller))
 
     def after_val_epoch(
         self, runner: Runner, metrics: dict[str, float] | None = None
@@ -248,19 +258,7 @@ class DistillHook(Hook):
             renamed = of_teacher(found)
             found.clear()
             found.update(renamed)
-        elif self.validate == 'both' and self._show_teacher():
-            try:
-                found.update(of_teacher(validate(runner)))
-            finally:
-                self._hide_teacher()
-
-    def _show_teacher(self) -> bool:
-        if self.distiller is None or self.distiller.teacher is None:
-            return False
-        # what a validation that failed has left
-        self._hide_teacher()
-        self._evaluated = Evaluated(self.distiller)
-        return True
+        found.update(self._of_teacher)
 
     def _hide_teacher(self) -> None:
         if self._evaluated is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import Any, Iterator
 
 import torch
@@ -104,26 +105,28 @@ def check_metrics(hook: Any, runner: Runner) -> None:
 
 
 @torch.no_grad()
-def validate(runner: Runner) -> dict[str, Any]:
-    """Return the metrics of the teacher, which is in the model's place by now.
+def validate(runner: Runner, distiller: Any) -> dict[str, Any]:
+    """Return the metrics of the teacher, ahead of a validation of the student.
 
-    They are of the run's own loader and evaluator, which may print what they find.
-
-    No random stream is moved: a loader draws the seed of its workers.
+    They are of the run's own loader and evaluator, which may print what they find. The
+    random streams are moved as by the student's validation alone.
     """
     loop: Any = runner.val_loop
     model: Any = runner.model
-    runner.logger.info('self_distill: the teacher is validated next')
+    runner.logger.info('self_distill: the teacher is validated first, then the student')
     model.eval()
-    with forked_rng(), autocast(enabled=loop.fp16):
-        for batch in loop.dataloader:
+    loader = loop.dataloader
+    # workers that are kept draw their seed now, and not again for the student
+    batches = iter(loader) if getattr(loader, 'persistent_workers', False) else None
+    with _predicting(runner, distiller):
+        for batch in loader if batches is None else batches:
             outputs = model.val_step(batch)
             last = outputs[-1]
             # a loss, which MMEngine takes out too: it is no image
             if isinstance(last, BaseDataElement) and last.keys() == ['loss']:
                 outputs = outputs[:-1]
             loop.evaluator.process(data_samples=outputs, data_batch=batch)
-    return loop.evaluator.evaluate(len(loop.dataloader.dataset))
+        return dict(loop.evaluator.evaluate(len(loader.dataset)))
 
 
 @torch.no_grad()
@@ -133,10 +136,16 @@ def predict(runner: Runner, distiller: Any, batch: Any) -> Any:
     That is the teacher, or the student where the teacher is validated. No random stream
     is moved, and each module keeps its mode.
     """
+    with _predicting(runner, distiller):
+        return runner.model.val_step(batch)
+
+
+@contextmanager
+def _predicting(runner: Runner, distiller: Any) -> Iterator[None]:
     evaluated = Evaluated(distiller)
     try:
         with forked_rng(), autocast(enabled=runner.val_loop.fp16):
-            return runner.model.val_step(batch)
+            yield
     finally:
         evaluated.end()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -42,6 +43,35 @@ def test_after_the_run_the_same_is_validated(validate: str, runs: Runs) -> None:
     assert found == expected
     if validate == 'both':
         assert found['aAcc'] != found['teacher/aAcc']
+
+
+def test_files_that_the_evaluator_writes_are_the_students(
+    runs: Runs, tmp_path: Path
+) -> None:
+    hook = dict(EMA, validate='both')
+    cfg = runs.config('deeplabv3plus', hook, iters=2, val_interval=2)
+    cfg.val_evaluator.output_dir = str(tmp_path / 'both')
+    runner = runs.train(cfg)
+    with torch.no_grad():
+        for parameter in runs.hook(runner).distiller.teacher.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    runner.val()
+    found = {'both': written(tmp_path / 'both')}
+    del cfg.default_hooks.self_distill
+    weights = dict(student=runner.model, teacher=runs.hook(runner).distiller.teacher)
+    for name, trained in weights.items():
+        cfg.val_evaluator.output_dir = str(tmp_path / name)
+        stock = runs.build(cfg)
+        model: Any = stock.model
+        model.load_state_dict(trained.state_dict())
+        stock.val()
+        found[name] = written(tmp_path / name)
+    assert len(found['both']) == 2
+    assert found['both'] == found['student'] != found['teacher']
+
+
+def written(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
 
 
 def test_a_loss_that_is_validated_is_no_image_and_the_models_own(
