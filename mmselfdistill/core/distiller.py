@@ -181,6 +181,9 @@ class Distiller:
             other = self.teacher if self.predicts else None
             return (stock if other is None else other.forward)(*args, **kwargs)
         self.forwards += 1
+        if self.unlabeled is not None:
+            # its copy to the device waits for all that is queued there: nothing as yet
+            self.unlabeled.next(advance=False)
         first = not self.labeled.checked
         weights = self.weights()
         samples = kwargs.get('data_samples', args[1] if len(args) > 1 else [])

@@ -84,6 +84,7 @@ class Unlabeled:
     @used.setter
     def used(self, count: int) -> None:
         self.batches.drawn = count
+        self._held = None
 
     @cached_property
     def _keeping(self) -> list[nn.Module]:

@@ -44,6 +44,34 @@ def test_the_terms_are_computed_on_both_kinds_of_images() -> None:
         assert distiller.unlabeled.used == 3
 
 
+def test_a_batch_is_taken_before_the_labelled_forward_pass() -> None:
+    student = ImageToy().eval()
+    found: list[str] = []
+
+    def prepared(batch: Any, training: bool) -> Any:
+        found.append('copied')
+        return batch
+
+    student.data_preprocessor = prepared
+    student.backbone.register_forward_hook(lambda *_: found.append('forward'))
+    with distilled(student, OTHERS, every=2, **settings()) as distiller:
+        for passes in (2, 1, 2):
+            losses(distiller)
+            # the second iteration rests, and the third finds what it has taken
+            expected = ['copied'] * (distiller.forwards < 3) + ['forward'] * passes
+            assert found == expected
+            found.clear()
+
+
+def test_a_batch_that_is_held_does_not_come_after_a_restart() -> None:
+    with distilled(ImageToy(), {}, loss_weight=0.0, **settings()) as distiller:
+        losses(distiller)
+        assert distiller.unlabeled is not None
+        distiller.unlabeled.used = 5
+        assert distiller.unlabeled.used == 5
+        assert float(distiller.unlabeled.next(True)[0][0, 0, 0, 0]) == 6
+
+
 def test_its_own_view_and_that_of_images_with_labels() -> None:
     more = settings(view=lambda seen, draw, sizes: (seen + 2, seen))
     with distilled(ImageToy().eval(), {}, view=brighter, **more) as distiller:
