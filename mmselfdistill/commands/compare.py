@@ -81,7 +81,7 @@ def table_of(runs: Sequence[Run], metric: str) -> Table:
 
 def caution_of(seeds: Sequence[int | None]) -> str | None:
     """Return what to say of runs that do not have one seed."""
-    if None not in seeds and len(set(seeds)) < 2:
+    if len(seeds) < 2 or (None not in seeds and len(set(seeds)) < 2):
         return None
     return (
         'The seeds of these runs differ, or are drawn at each start: a part of the '

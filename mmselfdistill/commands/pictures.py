@@ -23,7 +23,8 @@ from mmselfdistill.commands.runs import Curve, task_loss
 GRID = '#d4d4d8'
 # told apart by colour-blind readers too (Okabe and Ito), and by their markers
 INKS = ('#d55e00', '#0072b2', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#525252')
-MARKS = 'os^Dv<>'
+# one more than there are colours: 56 runs differ in one of them
+MARKS = 'os^Dv<>P'
 MOST_CLASSES = 25  # of more, the names would be too small to read
 COLUMNS = 4  # of the legend of all panels
 STYLE: Any = {
@@ -199,7 +200,9 @@ def draw_counts(axes: Axes, calibrations: Mapping[str, Calibration]) -> None:
 
 def _styled(named: Mapping[str, Any]) -> Iterator[tuple[tuple[str, Any], str, str]]:
     """Yield each item with the colour and the marker of its run."""
-    yield from zip(named.items(), itertools.cycle(INKS), itertools.cycle(MARKS))
+    # matplotlib leaves what begins with _ out of a legend
+    items = [(f' {k}' if k.startswith('_') else k, v) for k, v in named.items()]
+    yield from zip(items, itertools.cycle(INKS), itertools.cycle(MARKS))
 
 
 def save(figure: Figure, path: Path) -> Path:

@@ -253,7 +253,8 @@ def _judge_pixels(
         # not the likeliest, where a foreground has a threshold of its own
         label = torch.as_tensor(sample['pred_sem_seg']['data'])[0].long()
         sure = chances.gather(0, label[None])[0]
-        kept = truth != IGNORED
+        # what is of no class cannot be judged
+        kept = (truth != IGNORED) & (truth < len(chances))
         sure, label, truth = sure[kept], label[kept], truth[kept]
         counts.add(sure.numpy(), (label == truth).numpy())
         size = len(chances)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import statistics
@@ -11,9 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mmengine.config import Config
 from mmengine.registry import DATASETS
 
+from mmselfdistill.commands.logs import (
+    config_at,
+    config_of,
+    counts_epochs,
+    entries_of,
+    validations,
+)
 from mmselfdistill.hooks.validation import PREFIX
 
 # MMDetection logs average precision and recall as 0 to 1; its panoptic quality, and
@@ -54,8 +59,9 @@ class Curve:
 
     def best(self) -> tuple[int, float]:
         """Return the position of the best score, the first of several, and it."""
-        first = sorted(self.scores)
-        at = (min if self.less else max)(first, key=lambda each: self.scores[each])
+        known = [at for at in sorted(self.scores) if not math.isnan(self.scores[at])]
+        order = known or sorted(self.scores)
+        at = (min if self.less else max)(order, key=lambda each: self.scores[each])
         return at, self.scores[at]
 
     def seconds(self, begin: int, end: int) -> float:
@@ -66,10 +72,13 @@ class Curve:
 
     def iterations_at(self, position: float) -> float:
         """Return how many iterations are done at an epoch or iteration."""
+        if self.unit != 'epochs':
+            return position
         last = self.train[-1]
-        return (
-            position * last['step'] / last['at'] if self.unit == 'epochs' else position
-        )
+        if 'iter' not in last or last['at'] < 2:
+            return position * last['step'] / last['at']
+        # the last epoch may not have ended
+        return position * (last['step'] - last['iter']) / (last['at'] - 1)
 
     def hours_at(self, positions: Any) -> Any:
         """Return the hours of training at epochs or iterations, validation left out."""
@@ -102,33 +111,35 @@ class Run:
         Raises:
             ValueError: If nothing of a training run is logged there.
         """
-        logs = [
-            _entries(path) for path in sorted(folder.glob('*/vis_data/scalars.json'))
-        ]
-        logs = [log for log in logs if any('loss' in entry for entry in log)]
+        paths = sorted(folder.glob('*/vis_data/scalars.json'))
+        logs = {path: entries_of(path) for path in paths}
+        logs = {k: v for k, v in logs.items() if any('loss' in entry for entry in v)}
         if not logs:
             raise ValueError(
                 f'{folder}: no run has logged its training there (expected '
                 'TIMESTAMP/vis_data/scalars.json in it)'
             )
-        by_epoch = _counts_epochs([entry for log in logs for entry in log])
+        by_epoch = counts_epochs([entry for log in logs.values() for entry in log])
         train: dict[int, dict[str, float]] = {}
         metrics: dict[int, dict[str, float]] = {}
-        for log in logs:
+        for path, log in logs.items():
+            cfg = config_at(path.with_name('config.py'))
             steps = [entry for entry in log if 'loss' in entry]
             for entry in steps:
                 entry['at'] = entry['epoch' if by_epoch else 'step']
                 entry.setdefault('time', math.nan)
             first = steps[0]
-            if len(steps) > 1 and first['step'] <= steps[1]['step'] - first['step']:
+            begins = (
+                len(steps) > 1 and first['step'] <= steps[1]['step'] - first['step']
+            )
+            if begins and not cfg.get('resume'):
                 # nothing was logged before it: another run, which was not resumed
                 train, metrics = {}, {}
             train = {k: v for k, v in train.items() if k < first['step']}
             metrics = {k: v for k, v in metrics.items() if k < first['at']}
             train.update({entry['step']: entry for entry in steps})
-            for entry in log:
-                if 'loss' not in entry:
-                    metrics.setdefault(entry['step'], {}).update(entry)
+            for at, entry in validations(log, cfg, max(metrics, default=0)):
+                metrics.setdefault(at, {}).update(entry)
         name = name or folder.resolve().name
         return cls(name, by_epoch, [train[k] for k in sorted(train)], metrics)
 
@@ -187,7 +198,8 @@ class Run:
         return {
             key[: -len(end)].partition('/')[2]: percent(key, value)
             for key, value in last.items()
-            if key.endswith(end)
+            # MMDetection logs a class without objects as nan
+            if key.endswith(end) and not math.isnan(value)
         }
 
 
@@ -197,7 +209,7 @@ def class_names(folder: Path) -> list[str]:
     MMEngine writes a run's config next to its log. There they are those that the config
     gives its data set, or the data set's own.
     """
-    cfg = _config_of(folder)
+    cfg = config_of(folder)
     dataset = (cfg.get('val_dataloader') or {}).get('dataset') or {}
     meta = dataset.get('metainfo') or {}
     if 'classes' not in meta and 'type' in dataset:
@@ -208,38 +220,15 @@ def class_names(folder: Path) -> list[str]:
 
 def seed_of(folder: Path) -> int | None:
     """Return the seed that a run's config gives; None if each start draws another."""
-    return (_config_of(folder).get('randomness') or {}).get('seed')
-
-
-def _config_of(folder: Path) -> Config:
-    paths = sorted(folder.glob('*/vis_data/config.py'))
-    if not paths:
-        return Config()
-    # what the run imported may need a machine, or a folder, that is not here
-    return Config.fromfile(paths[-1], import_custom_modules=False)
-
-
-def _entries(path: Path) -> list[dict[str, Any]]:
-    lines = path.read_text().splitlines()
-    entries = []
-    for number, line in enumerate(lines, 1):
-        try:
-            entries.append(json.loads(line))
-        except ValueError as error:
-            # a run that was killed may leave half a line at the end
-            if number < len(lines):
-                raise ValueError(f'{path}, line {number}: {error}') from error
-    return entries
-
-
-def _counts_epochs(entries: list[dict[str, Any]]) -> bool:
-    """Say whether metrics were logged by epoch: iterations are more than epochs."""
-    epochs = [entry['epoch'] for entry in entries if 'epoch' in entry]
-    at = [entry['step'] for entry in entries if 'loss' not in entry]
-    return bool(epochs) and max(at, default=0) <= max(epochs)
+    return (config_of(folder).get('randomness') or {}).get('seed')
 
 
 def task_loss(entry: dict[str, float]) -> float:
-    """Return the loss without the distillation terms."""
+    """Return the loss without the distillation terms, and without its weight.
+
+    Where `task_weight` moves, the log has its last value, and the loss's mean over a
+    window: it is about the loss then. At a weight of 0 it is unknown, and nan.
+    """
     terms = (v for key, v in entry.items() if key.startswith('loss_sd_'))
-    return entry['loss'] - sum(terms)
+    weight = entry.get('sd_task_weight', 1.0)
+    return (entry['loss'] - sum(terms)) / weight if weight > 0 else math.nan

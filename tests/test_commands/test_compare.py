@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import pickle
 import re
 from dataclasses import replace
@@ -27,10 +28,11 @@ from mmselfdistill.commands.pictures import (
     draw_classes,
     draw_comparison,
     draw_counts,
+    draw_curves,
     draw_losses,
 )
 from mmselfdistill.commands.predictions import Calibration, judge, read_predictions
-from mmselfdistill.commands.runs import Curve, Run, class_names, percent
+from mmselfdistill.commands.runs import Curve, Run, class_names, percent, task_loss
 
 MAP = 'coco/bbox_mAP'
 
@@ -196,14 +198,54 @@ def test_a_run_is_not_compared_with_itself(tmp_path: Path) -> None:
         compare(twice, tmp_path / 'a.png')
 
 
+def test_a_class_without_objects_is_left_out(tmp_path: Path) -> None:
+    for name, values in (('plain', (0.1, 0.2, math.nan)), ('ours', (0.3, 0.1, 0.4))):
+        keys = (f'coco/{each}_precision' for each in 'abc')
+        entry = {MAP: 0.2, **dict(zip(keys, values)), 'step': 1}
+        log(tmp_path / name / '1', *epochs(1, 1.0), entry)
+    folders = [tmp_path / 'plain', tmp_path / 'ours']
+    _, classes = cells(compare(folders, tmp_path / 'a.png'))
+    assert classes == [['a', '10.0', '30.0', '+20.0'], ['b', '20.0', '10.0', '-10.0']]
+
+
+def test_an_unknown_score_is_not_the_best(tmp_path: Path) -> None:
+    scores = {1: math.nan, 2: 5.0, 3: 4.0}
+    assert Curve('epochs', 3, [], scores).best() == (2, 5.0)
+    assert Curve('epochs', 3, [], scores, less=True).best() == (3, 4.0)
+
+
+def test_the_task_loss_is_that_without_its_weight() -> None:
+    entry = dict(loss=2.0, loss_sd_a=0.5, loss_sd_b=0.3)
+    assert task_loss(entry) == pytest.approx(1.2)
+    assert task_loss(dict(entry, sd_task_weight=0.3)) == pytest.approx(4.0)
+    assert math.isnan(task_loss(dict(entry, sd_task_weight=0.0)))
+
+
+def test_every_curve_is_told_apart_and_named() -> None:
+    curve = Curve('epochs', 1, [dict(step=10.0, at=1.0, time=1.0, loss=1.0)], {1: 5.0})
+    axes = plt.figure().subplots(1, 3)
+    names = ['_plain', *(f'run {i}' for i in range(20))]
+    draw_curves(axes, 'mIoU', dict.fromkeys(names, curve))
+    looks = {(line.get_color(), line.get_marker()) for line in axes[0].lines}
+    assert len(looks) == 21
+    (legend,) = axes[0].figure.legends
+    assert [text.get_text().strip() for text in legend.get_texts()] == names
+
+
 @pytest.mark.parametrize(
     ('seeds', 'cautious'),
-    [((0, 0), False), ((0, 1), True), ((0, None), True), ((None, None), True)],
+    [
+        ((None,), False),
+        ((0, 0), False),
+        ((0, 1), True),
+        ((0, None), True),
+        ((None, None), True),
+    ],
 )
 def test_runs_of_several_seeds_differ_by_chance(
-    seeds: tuple[int | None, int | None], cautious: bool, tmp_path: Path
+    seeds: tuple[int | None, ...], cautious: bool, tmp_path: Path
 ) -> None:
-    folders = [tmp_path / name for name in ('plain', 'ours')]
+    folders = [tmp_path / name for name in ('plain', 'ours')][: len(seeds)]
     for folder, seed in zip(folders, seeds):
         log(folder / '1', *epochs(1, 1.0, 1.0), {MAP: 0.4, 'step': 1})
         config = Config(dict(randomness=dict(seed=seed)))
@@ -310,10 +352,10 @@ def test_a_model_without_boxes_is_judged_by_its_masks(
 
 
 def test_calibration_of_pixels() -> None:
-    # of 0 and 1: 0.9 for 0, 0.9 for 0, 0.6 for 1, and one that is ignored
-    chance = torch.tensor([[0.9, 0.9, 0.4, 0.5], [0.1, 0.1, 0.6, 0.5]])
+    # of 0 and 1: 0.9 for 0, 0.9 for 0, 0.6 for 1, one that is ignored, one of no class
+    chance = torch.tensor([[0.9, 0.9, 0.4, 0.5, 0.5], [0.1, 0.1, 0.6, 0.5, 0.5]])
     logits = chance.log()[:, None]
-    labels = torch.tensor([[[0, 1, 1, 255]]])
+    labels = torch.tensor([[[0, 1, 1, 255, 254]]])
     sample = dict(
         pred_sem_seg=dict(data=logits.argmax(0, keepdim=True)),
         gt_sem_seg=dict(data=labels),

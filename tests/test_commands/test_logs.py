@@ -1,0 +1,117 @@
+"""Which validation of a log was when, against figures worked out by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mmengine.config import Config
+
+from mmselfdistill.commands.logs import config_at, counts_epochs, entries_of
+from mmselfdistill.commands.runs import Run
+
+LOOP: dict[str, Any] = dict(type='IterBasedTrainLoop', max_iters=95)
+
+
+def log(folder: Path, *entries: dict[str, Any]) -> None:
+    path = folder / 'vis_data' / 'scalars.json'
+    path.parent.mkdir(parents=True)
+    path.write_text('\n'.join(map(json.dumps, entries)))
+
+
+def iterations(*steps: int, **more: Any) -> list[dict[str, Any]]:
+    return [dict(loss=1.0, step=step, time=0.5, **more) for step in steps]
+
+
+def scored(*scores: float) -> list[dict[str, Any]]:
+    """Return validations of a run of iterations, by MMEngine's default."""
+    return [dict(mIoU=score, step=0) for score in scores]
+
+
+def write(folder: Path, cfg: dict[str, Any], *entries: dict[str, Any]) -> None:
+    log(folder, *entries)
+    Config(cfg).dump(str(folder / 'vis_data/config.py'))
+
+
+def scores_of(folder: Path) -> tuple[str, dict[int, float]]:
+    curve = Run.read(folder).curve('mIoU')
+    return curve.unit, curve.scores
+
+
+@pytest.mark.parametrize('more', [{}, dict(epoch=1)])
+def test_a_run_of_iterations_that_logs_its_epoch(
+    more: dict[str, Any], tmp_path: Path
+) -> None:
+    # logged each 30, validated each 25, and at the end
+    entries = [
+        *scored(10.0),
+        *iterations(30, **more),
+        *scored(40.0),
+        *iterations(60, **more),
+        *scored(20.0),
+        *iterations(90, **more),
+        *scored(30.0),
+    ]
+    write(tmp_path / '1', dict(train_cfg=dict(LOOP, val_interval=25)), *entries)
+    expected = {25: 10.0, 50: 40.0, 75: 20.0, 95: 30.0}
+    assert scores_of(tmp_path) == ('iterations', expected)
+    assert Run.read(tmp_path).curve('mIoU').best() == (50, 40.0)
+
+
+def test_intervals_that_change_and_a_late_begin(tmp_path: Path) -> None:
+    train_cfg = dict(
+        LOOP, val_interval=10, val_begin=30, dynamic_intervals=[(60, 5), (70, 20)]
+    )
+    scores = [float(at) for at in (30, 40, 50, 60, 65, 80, 95)]
+    write(tmp_path / '1', dict(train_cfg=train_cfg), *iterations(1), *scored(*scores))
+    assert scores_of(tmp_path)[1] == {int(score): score for score in scores}
+
+
+def test_a_resumed_run_of_iterations_goes_on(tmp_path: Path) -> None:
+    cfg: dict[str, Any] = dict(train_cfg=dict(LOOP, val_interval=20))
+    write(tmp_path / '1', cfg, *scored(20.0, 40.0), *iterations(50))
+    # before its first entry, at 50, it was resumed at 40
+    resumed = dict(cfg, resume=True)
+    write(tmp_path / '2', resumed, *iterations(50), *scored(60.0), *iterations(100))
+    assert scores_of(tmp_path)[1] == {20: 20.0, 40: 40.0, 60: 60.0}
+
+
+def test_without_a_config_it_is_the_last_iteration_that_was_logged(
+    tmp_path: Path,
+) -> None:
+    entries = [*iterations(50), *scored(5.0), *iterations(100), *scored(9.0)]
+    log(tmp_path / '1', *entries)
+    assert scores_of(tmp_path) == ('iterations', {50: 5.0, 100: 9.0})
+    assert not dict(config_at(tmp_path / 'config.py'))
+
+
+def test_epochs_are_counted_where_the_metrics_count_them() -> None:
+    steps = iterations(10, 20, epoch=2)
+    assert counts_epochs(steps)
+    assert counts_epochs([*steps, dict(mIoU=1.0, step=2)])
+    assert not counts_epochs([*steps, dict(mIoU=1.0, step=20)])
+    assert not counts_epochs([*steps, dict(mIoU=1.0, step=0)])
+
+
+def test_time_at_the_end_of_an_epoch_of_a_run_that_goes_on(tmp_path: Path) -> None:
+    # 100 iterations of a second in an epoch, stopped at the 10th of the third
+    steps = [
+        dict(loss=1.0, epoch=1 + (at - 1) // 100, iter=1 + (at - 1) % 100, step=at)
+        for at in range(10, 211, 10)
+    ]
+    scores = [dict(mIoU=30.0, step=1), dict(mIoU=40.0, step=2)]
+    log(tmp_path / '1', *(dict(each, time=1.0) for each in steps), *scores)
+    curve = Run.read(tmp_path).curve('mIoU')
+    hours = curve.hours_at([1, 2, 3])
+    assert hours * 3600 == pytest.approx([100, 200, 210])
+
+
+def test_only_the_last_line_may_be_broken(tmp_path: Path) -> None:
+    path = tmp_path / 'scalars.json'
+    path.write_text('{"step": 1}\n{"step":')
+    assert entries_of(path) == [dict(step=1)]
+    path.write_text('{"step":\n{"step": 1}')
+    with pytest.raises(ValueError, match=r'scalars\.json, line 1: '):
+        entries_of(path)
