@@ -99,7 +99,7 @@ class View:
             sizes (Sequence, optional): Height and width of each without its padding.
                 Defaults to None: there is none.
         """
-        draw = _Draw(images, generator)
+        draw = _Draw(images, generator, sizes)
         clean = self._mixed(images, draw) if self.cutmix > 0 else images
         std, mean = _spread(clean, sizes)
         seen = clean
@@ -126,14 +126,22 @@ class View:
         mixes = draw.uniform(0, 1) < self.cutmix
         # a permutation without a fixed point: the next image, in a circle
         pasted = draw.rectangle(draw.uniform(0, 0.5)) & mixes
+        # not of its padding
+        pasted = pasted & draw.within().roll(1, 0)
         return torch.where(pasted, images.roll(1, 0), images)
 
 
 class _Draw:
     """Random numbers for a batch of images, (N, 1, ...) each."""
 
-    def __init__(self, images: Tensor, generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        images: Tensor,
+        generator: torch.Generator,
+        sizes: Sequence[Size] | None = None,
+    ) -> None:
         self._images = images
+        self._sizes = None if _whole(images, sizes) else sizes
         self._settings: dict[str, Any] = dict(device=images.device, generator=generator)
 
     def uniform(self, low: float, high: float) -> Tensor:
@@ -156,12 +164,24 @@ class _Draw:
         return self._span(height, 2) & self._span(width, 3)
 
     def _span(self, length: Tensor, dim: int) -> Tensor:
+        places = self._places(dim)
+        begin = self.uniform(0, 1).float() * (1 - length)
+        return (places >= begin) & (places < begin + length)
+
+    def within(self) -> Tensor:
+        """Return (N or 1, 1, H, W): which pixels are of an image, not padding."""
+        return (self._places(2) < 1) & (self._places(3) < 1)
+
+    def _places(self, dim: int) -> Tensor:
+        """Return where each pixel is along a side, as a share of its image's."""
         size = self._images.shape[dim]
         shape = [1, 1, 1, 1]
         shape[dim] = size
-        places = (torch.arange(size, device=length.device) + 0.5).view(shape) / size
-        begin = self.uniform(0, 1).float() * (1 - length)
-        return (places >= begin) & (places < begin + length)
+        places = torch.arange(size, device=self._images.device).view(shape) + 0.5
+        if self._sizes is None:
+            return places / size
+        # numbers are not copied to the device: that would wait for it
+        return torch.cat([places / each[dim - 2] for each in self._sizes])
 
     def blocks(self, share: float, side: int) -> Tensor:
         """Return (N, 1, H, W): squares, each with a probability."""
@@ -238,9 +258,14 @@ def build_view(cfg: object, where: str, labels: bool) -> View | None:
     return view if any(values.values()) else None
 
 
+def _whole(images: Tensor, sizes: Sequence[Size] | None) -> bool:
+    """Say whether no image is padded."""
+    return sizes is None or all(size == images.shape[2:] for size in sizes)
+
+
 def _spread(images: Tensor, sizes: Sequence[Size] | None) -> tuple[Tensor, Tensor]:
     """Return standard deviation and mean of each channel, (N, C, 1, 1)."""
-    if sizes is None or all(size == images.shape[2:] for size in sizes):
+    if sizes is None or _whole(images, sizes):
         return torch.std_mean(images, (2, 3), unbiased=False, keepdim=True)
     whole = [image[:, :h, :w] for image, (h, w) in zip(images, sizes)]
     found = [torch.std_mean(x, (1, 2), unbiased=False, keepdim=True) for x in whole]

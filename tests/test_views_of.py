@@ -76,6 +76,34 @@ def test_padding_is_no_part_of_mean_and_deviation() -> None:
         torch.testing.assert_close(behind, mean)
 
 
+def test_a_share_is_one_of_the_image_without_its_padding() -> None:
+    x = torch.zeros(400, 1, 64, 48)
+    x[:, :, :32, :24] = images(400, 1, 32, 24)
+    samples = [sample(32, 24)] * 400
+    _, ((seen, _),) = show(x, samples, 4, erase=0.3)
+    hidden = (seen != x)[:, 0]
+    assert not hidden[:, 32:].any() and not hidden[:, :, 24:].any()
+    shares = hidden[:, :32, :24].double().mean((1, 2))
+    # uniform in [0, 0.3], up to a line of pixels
+    assert 0.27 < float(shares.max()) < 0.33
+    assert float(shares.mean()) == pytest.approx(0.15, abs=0.015)
+    assert float((shares == 0).double().mean()) < 0.03
+
+
+def test_no_padding_is_pasted_into_an_image() -> None:
+    # every other image is a strip above its padding
+    x = images(200, 1, 32, 32)
+    x[1::2, :, 8:] = 0
+    samples = [sample(32, 32), sample(8, 32)] * 100
+    _, ((_, clean),) = show(x, samples, 4, cutmix=1.0)
+    assert not (clean[::2] == 0).any()
+    # the strips are pasted, and so are whole images into them
+    for mixed, own in ((clean[::2], x[::2]), (clean[1::2], x[1::2])):
+        changed = (mixed != own)[:, 0].any(2).any(1)
+        assert float(changed.double().mean()) > 0.4
+    assert not (clean != x)[::2, :, 8:].any()
+
+
 def test_what_is_shown_is_contiguous() -> None:
     last = images(3, 3, 16, 16).contiguous(memory_format=torch.channels_last)
     for steps in (dict(brightness=0.5), ALL):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mmselfdistill.core.comparison import Comparison
+from mmselfdistill.core.keys import TASK_WEIGHT, keys_of
 
 
 def weighted_task(losses: Mapping[str, Any], factor: float) -> dict[str, Any]:
@@ -19,7 +20,7 @@ def weighted_task(losses: Mapping[str, Any], factor: float) -> dict[str, Any]:
         elif 'loss' in key and isinstance(value, Tensor):
             value = value * factor
         scaled[key] = value
-    return {**scaled, 'sd_task_weight': torch.tensor(factor)}
+    return {**scaled, TASK_WEIGHT: torch.tensor(factor)}
 
 
 def weighted_terms(
@@ -39,9 +40,8 @@ def weighted_terms(
     result = {}
     for name in comparison.names():
         weight, value = weights[name], divergences.get(name, comparison.zero())
-        result[f'loss_sd_{name}{suffix}'] = weight * value
-        # MMEngine sums every key that holds "loss"
-        key = f'sd_{name.replace("loss", "term")}{suffix}'
-        result[key] = value.detach()
-        result[f'{key}_weight'] = torch.full_like(value.detach(), weight)
+        loss, plain, factor = keys_of(name, suffix)
+        result[loss] = weight * value
+        result[plain] = value.detach()
+        result[factor] = torch.full_like(value.detach(), weight)
     return result

@@ -13,6 +13,7 @@ from mmselfdistill.containers import replaced
 from mmselfdistill.core.added import weighted_task, weighted_terms
 from mmselfdistill.core.attached import DistilledForward
 from mmselfdistill.core.comparison import Batch, Comparison
+from mmselfdistill.core.keys import SKIPPED, UNLABELED
 from mmselfdistill.core.modes import use_batch_statistics
 from mmselfdistill.core.report import describe
 from mmselfdistill.core.terms import Term
@@ -246,10 +247,9 @@ class Distiller:
                     terms,
                     weights,
                 )
-        added = weighted_terms(comparison, found, weights, '_unlabeled')
+        added = weighted_terms(comparison, found, weights, UNLABELED)
         if unlabeled.batches.skip_broken:
-            skipped = comparison.zero() + unlabeled.batches.skipped
-            added['sd_unlabeled_skipped'] = skipped
+            added[SKIPPED] = comparison.zero() + unlabeled.skipped
         return added
 
     def _compare(

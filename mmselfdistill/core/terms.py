@@ -12,6 +12,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 import mmselfdistill.losses
+from mmselfdistill.core.keys import check_keys
 from mmselfdistill.core.pairs import Pair
 from mmselfdistill.core.streams import forked_rng
 from mmselfdistill.errors import check_choice, check_number, nearest
@@ -97,6 +98,7 @@ def resolve_terms(
             f'({", ".join(sorted(defaults))}); keep one, or set loss_weight=0 to train '
             'without distillation'
         )
+    check_keys(merged)
     return [
         _build_term(name, cfg, model, plan, schedule) for name, cfg in merged.items()
     ]

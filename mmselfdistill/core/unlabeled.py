@@ -44,6 +44,8 @@ class Unlabeled:
 
     Attributes:
         batches (Batches): As given; order and transforms depend on its seed.
+        skipped (int): The number of images that could not be loaded, up to the last
+            batch that was used up.
         comparison (Comparison): Of these batches.
 
     Raises:
@@ -65,6 +67,7 @@ class Unlabeled:
         if confidence is not None:
             _check_confidence(student, plan)
         self.batches = batches
+        self.skipped = 0
         self.weight = weight
         self.view = view
         self.statistics = statistics
@@ -84,6 +87,7 @@ class Unlabeled:
     @used.setter
     def used(self, count: int) -> None:
         self.batches.drawn = count
+        self.batches.skipped = self.skipped
         self._held = None
 
     @cached_property
@@ -104,6 +108,7 @@ class Unlabeled:
         held = self._held
         if advance:
             self._held = None
+            self.skipped = self.batches.skipped
         return held
 
     def forward(self, stock: Callable[..., Any], inputs: Any, samples: Any) -> Any:

@@ -33,6 +33,7 @@ def state_of(distiller: Distiller) -> dict[str, Any]:
         },
         terms={term.name: term.config for term in distiller.terms},
         unlabeled=0 if unlabeled is None else unlabeled.used,
+        skipped=0 if unlabeled is None else unlabeled.skipped,
     )
 
 
@@ -120,6 +121,8 @@ def restore(
             + '\n  '.join(wrong)
         )
     if distiller.unlabeled is not None:
+        # the first process's: the others may have skipped other numbers
+        distiller.unlabeled.skipped = state.get('skipped', 0)
         distiller.unlabeled.used = state.get('unlabeled', 0)
     losses = losses_of(distiller)
     for name, weights in state.get('losses', {}).items():

@@ -211,6 +211,20 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         dict(logits=dict(schedule='cosin')),
         "terms.logits.schedule.type: unknown 'cosin'; did you mean 'cosine'?",
     ),
+    'the key of another on images without labels': (
+        dict(logits_unlabeled=dict(type='SoftTargetLoss', site='logits')),
+        "terms.logits_unlabeled: it has the key 'loss_sd_logits_unlabeled' in the loss "
+        'dict, and so has terms.logits; give the term another name',
+    ),
+    'the key of the weight of another': (
+        dict(boxes_weight=dict(type='SoftTargetLoss', site='logits')),
+        "terms.boxes_weight: it has the key 'sd_boxes_weight' in the loss dict",
+    ),
+    'the key of what is logged besides': (
+        dict(task_weight=dict(type='SoftTargetLoss', site='logits')),
+        "terms.task_weight: it has the key 'sd_task_weight' in the loss dict, and so "
+        'has task_weight; give the term another name',
+    ),
     'nothing left': (
         dict(features=None, logits=None, boxes=None),
         'terms: no term is left after merging with the defaults (boxes, features, '

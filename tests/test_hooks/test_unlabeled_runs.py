@@ -266,6 +266,21 @@ def test_a_broken_image_ends_the_run_or_is_counted(runs: Runs, folder: str) -> N
     assert skipping() == [1, 2]
 
 
+def test_the_count_of_broken_images_goes_on_when_resumed(
+    runs: Runs, folder: str
+) -> None:
+    Path(folder, 'z.jpg').write_bytes(b'no image')
+    unlabeled = dict(data=folder, batch_size=7, num_workers=0, skip_broken=True)
+    # the batch of an iteration that rests is not used, and not counted
+    hook = dict(EMA, unlabeled=unlabeled, every=2)
+    cfg = runs.config('gfl', hook, iters=5)
+    cfg.default_hooks.checkpoint.interval = 4
+    for resume, stop_at in ((False, 4), (True, None)):
+        cfg.resume = resume
+        runner = runs.train(cfg, stop_at=stop_at)
+    assert values(runner, 'sd_unlabeled_skipped') == [1, 1, 2, 2, 3]
+
+
 def test_the_batch_is_that_of_the_training_loader(runs: Runs, folder: str) -> None:
     cfg = runs.config('gfl', dict(EMA, unlabeled=dict(data=folder)), iters=1)
     # PyTorch then says that the loader has no size of a batch

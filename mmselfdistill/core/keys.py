@@ -1,0 +1,40 @@
+"""The keys of the terms in the loss dict: no two may be the same."""
+
+from __future__ import annotations
+
+from typing import Iterable
+
+UNLABELED = '_unlabeled'
+# what is logged besides
+TASK_WEIGHT = 'sd_task_weight'
+SKIPPED = 'sd_unlabeled_skipped'
+
+
+def keys_of(name: str, suffix: str = '') -> tuple[str, str, str]:
+    """Return the keys of a term's loss, of its value without weight, and of its weight.
+
+    Args:
+        name (str): The term's.
+        suffix (str): Defaults to '': on images with labels.
+    """
+    # MMEngine sums every key that holds "loss"
+    plain = f'sd_{name.replace("loss", "term")}{suffix}'
+    return f'loss_sd_{name}{suffix}', plain, f'{plain}_weight'
+
+
+def check_keys(names: Iterable[str]) -> None:
+    """See that no term replaces another in the loss dict, and in the log.
+
+    Raises:
+        ValueError: If one does.
+    """
+    owners = {TASK_WEIGHT: 'task_weight', SKIPPED: 'unlabeled'}
+    for name in names:
+        for suffix in ('', UNLABELED):
+            for key in keys_of(name, suffix):
+                owner = owners.setdefault(key, f'terms.{name}')
+                if owner != f'terms.{name}':
+                    raise ValueError(
+                        f'terms.{name}: it has the key {key!r} in the loss dict, and '
+                        f'so has {owner}; give the term another name'
+                    )
