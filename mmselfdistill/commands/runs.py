@@ -74,11 +74,8 @@ class Curve:
         """Return how many iterations are done at an epoch or iteration."""
         if self.unit != 'epochs':
             return position
-        last = self.train[-1]
-        if 'iter' not in last or last['at'] < 2:
-            return position * last['step'] / last['at']
-        # the last epoch may not have ended
-        return position * (last['step'] - last['iter']) / (last['at'] - 1)
+        # the largest share of an epoch that was logged: the last one may not have ended
+        return position * max(entry['step'] / entry['at'] for entry in self.train)
 
     def hours_at(self, positions: Any) -> Any:
         """Return the hours of training at epochs or iterations, validation left out."""

@@ -98,7 +98,7 @@ def test_epochs_are_counted_where_the_metrics_count_them() -> None:
 def test_time_at_the_end_of_an_epoch_of_a_run_that_goes_on(tmp_path: Path) -> None:
     # 100 iterations of a second in an epoch, stopped at the 10th of the third
     steps = [
-        dict(loss=1.0, epoch=1 + (at - 1) // 100, iter=1 + (at - 1) % 100, step=at)
+        dict(loss=1.0, epoch=1 + (at - 1) // 100, iter=at, step=at)
         for at in range(10, 211, 10)
     ]
     scores = [dict(mIoU=30.0, step=1), dict(mIoU=40.0, step=2)]
