@@ -150,6 +150,8 @@ def _logits(found: Predictions) -> Reading:
 
 
 def _of_logits(found: Predictions) -> Rows:
+    if found.peaks is not None:
+        return by_count(found.peaks)
     if found.objectness is None:
         return by_count(foreground(found.logits, found.kind))
     return Rows(weight=found.objectness.float().sigmoid())

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Callable, Dict
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .shared import as_logits, as_sides, foreground, kind_of, rows
@@ -30,6 +31,8 @@ class Predictions:
             train their classes only where there is one.
         quality (Tensor, optional): Logit (N) of centreness or IoU, which is
             trained only where there is an object.
+        peaks (Tensor, optional): Probability (N) of an object where it is the largest
+            among its neighbours, and 0 elsewhere, of heads that decode no other place.
     """
 
     logits: Tensor
@@ -38,9 +41,12 @@ class Predictions:
     box_kind: str = 'offsets'
     objectness: Tensor | None = None
     quality: Tensor | None = None
+    peaks: Tensor | None = None
 
     def foreground(self) -> Tensor:
         """Return the probability (N) of an object at each position."""
+        if self.peaks is not None:
+            return self.peaks
         scores = foreground(self.logits, self.kind)
         for logit in (self.objectness, self.quality):
             if logit is not None:
@@ -84,7 +90,7 @@ def _boxes(head: Any, outputs: Outputs) -> Predictions:
     found.boxes = rows(levels, levels[0].shape[1] // anchors)
     coder = type(getattr(head, 'bbox_coder', None)).__name__
     # Fovea has the coder, and predicts logarithms
-    in_units = 'IoU' in type(getattr(head, 'loss_bbox', None)).__name__
+    in_units = not hasattr(head, 'base_edge_list')
     if found.boxes.shape[1] > 4:
         found.box_kind = 'bins'
     elif hasattr(head, 'cls_prob_module'):
@@ -106,22 +112,35 @@ def _points(head: Any, outputs: Outputs) -> Predictions:
 def _maps(head: Any, outputs: Outputs) -> Predictions:
     """Read YOLOv3: box, objectness and classes in one map."""
     flat = rows(outputs['pred_maps'], head.num_attrib)
-    return Predictions(flat[:, 5:], boxes=flat[:, :4], objectness=flat[:, 4])
+    # places in a cell, of which the head trains sigmoids, and logarithms of sizes
+    boxes = torch.cat([flat[:, :2].sigmoid(), flat[:, 2:4]], 1)
+    return Predictions(flat[:, 5:], boxes=boxes, objectness=flat[:, 4])
 
 
 def _centers(head: Any, outputs: Outputs) -> Predictions:
     """Read CenterNet: a heatmap of centres, with the box around each."""
-    heat = as_logits(rows(outputs['center_heatmap_preds'], head.num_classes))
+    heats = outputs['center_heatmap_preds']
+    heat = as_logits(rows(heats, head.num_classes))
     half = rows(outputs['wh_preds'], 2) / 2
     offset = rows(outputs['offset_preds'], 2)
     boxes = torch.cat([half - offset, half + offset], 1)
-    return Predictions(heat, boxes=boxes, box_kind='sides')
+    return Predictions(heat, boxes=boxes, box_kind='sides', peaks=_peaks(heats))
 
 
 def _corners(head: Any, outputs: Outputs) -> Predictions:
     """Read CornerNet: heatmaps of two corners of boxes."""
     both = [*outputs['tl_heats'], *outputs['br_heats']]
-    return Predictions(rows(both, head.num_classes))
+    peaks = _peaks([level.sigmoid() for level in both])
+    return Predictions(rows(both, head.num_classes), peaks=peaks)
+
+
+def _peaks(heats: list[Tensor]) -> Tensor:
+    """Return the heat (N) where it is the largest of 3 x 3 neighbours, 0 elsewhere."""
+    flat = [
+        torch.where(F.max_pool2d(heat, 3, 1, 1) == heat, heat, 0.0).amax(1).flatten()
+        for heat in heats
+    ]
+    return torch.cat(flat).float()
 
 
 # The name of an output tells the kind; the first that is there counts.

@@ -135,17 +135,40 @@ def query_sites(model: nn.Module, path: str, queries: str) -> tuple[Site, Site]:
             for reading in (Reading(boxes, 'cxcywh'), Reading(_sides(boxes), 'sides'))
         ]
 
-    def weigh_boxes(side: Side) -> list[Rows]:
+    def weigh_logits(side: Side) -> list[Rows]:
+        kept = _distinct(side.model)
+        rows = over_objects(read_logits)(side)
+        if kept is None:
+            return rows
         return [
-            rows
+            Rows(weight=kept, norm=(kept * foreground(logits, kind)).sum())
             for logits in last(side, 0)
-            for rows in [Rows(weight=foreground(logits, kind))] * 2
         ]
 
+    def weigh_boxes(side: Side) -> list[Rows]:
+        kept = _distinct(side.model)
+        sure = [foreground(logits, kind) for logits in last(side, 0)]
+        held = [each if kept is None else kept * each for each in sure]
+        return [rows for each in held for rows in [Rows(weight=each)] * 2]
+
     return (
-        Site('logits', (seam,), read_logits, over_objects(read_logits), LOGITS),
+        Site('logits', (seam,), read_logits, weigh_logits, LOGITS),
         Site('boxes', (seam,), read_boxes, weigh_boxes, BOXES),
     )
+
+
+def _distinct(model: Any) -> Tensor | None:
+    """Return 1 of each matching query (N * queries) that DDQ keeps, 0 of the others.
+
+    Its loss and its predictions leave out those that are too near to a surer one.
+    """
+    cache = getattr(model, 'cache_dict', {})
+    # of the queries that go into each layer but the first, for each head of attention
+    masks = cache.get('distinct_query_mask')
+    if not masks:
+        return None
+    kept: Tensor = masks[-1][:: cache['num_heads'], 0]
+    return kept.flatten().float()
 
 
 def _sides(boxes: Tensor) -> Tensor:

@@ -150,6 +150,13 @@ def _semantic_heads(model: nn.Module) -> list[str]:
     return [*stages(model, name), *(f'roi_head.{path}' for path in inside)]
 
 
+def _ignored(head: Any) -> int:
+    """Return the label that a semantic head's loss leaves out."""
+    loss = getattr(head, 'loss_seg', None) or getattr(head, 'criterion', None)
+    ignored = getattr(loss, 'ignore_index', None)
+    return 255 if ignored is None else int(ignored)
+
+
 def _semantic(paths: list[str]) -> Site:
     def read(side: Side) -> list[Reading]:
         outputs = [call.output for path in paths for call in side.of(path)]
@@ -157,8 +164,15 @@ def _semantic(paths: list[str]) -> Site:
         return [Reading(each, 'softmax') for each in scores]
 
     def weigh(side: Side) -> list[Rows]:
-        scores = [reading.at(None) for reading in read(side)]
-        return [rows_of_pixels(side, each, 'softmax', 255) for each in scores]
+        ignored = [
+            _ignored(side.model.get_submodule(path.rpartition('.')[0]))
+            for path in paths
+            for _ in side.of(path)
+        ]
+        return [
+            rows_of_pixels(side, reading.at(None), 'softmax', ignore)
+            for reading, ignore in zip(read(side), ignored)
+        ]
 
     default = dict(type='SoftTargetLoss', weight=0.25)
     return Site('semantic', tuple(paths), read, weigh, default, by_confidence=True)

@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -39,8 +40,8 @@ class Segmentor(Family):
                on images with labels, as the logits
     logits     (N, C, H, W) of each prediction that the heads train, at its own
                resolution; (N * points, C) of a head that refines the student's
-               uncertain points. KL, binary where the head trains sigmoids;
-               pixels and points with the ignored label do not count
+               uncertain points. KL, where the head trains sigmoids the mean of
+               each class's; pixels and points with the ignored label do not count
     pseudo_    the same on images without labels, where all pixels and points
     labels     count: the teacher's class, where it is sure; a confidence weighs
                pixels, and no points
@@ -106,11 +107,17 @@ def _logits(heads: dict[str, Any]) -> list[Site]:
         return [Reading(_rows(logits), kinds[path]) for path, logits in found(side)]
 
     def weigh(side: Side) -> list[Rows]:
-        return [
+        rows = [
             rows_of_pixels(side, logits, kinds[path], heads[path].ignore_index)
             if logits.dim() == 4
             else Rows(weight=_of_points(path, heads[path], points[path], side))
             for path, logits in found(side)
+        ]
+        return [
+            _over_classes(each, logits)
+            if kinds[path] == 'sigmoid' and logits.shape[1] > 1
+            else each
+            for each, (path, logits) in zip(rows, found(side))
         ]
 
     observed = [f'{path}.loss_by_feat' for path in points]
@@ -137,6 +144,16 @@ def _of_points(path: str, head: Any, places: Any, side: Side) -> Tensor | None:
     sample = partial(F.grid_sample, mode='nearest', align_corners=head.align_corners)
     found: Tensor = sample(labels[:, None], grid)
     return found.flatten()
+
+
+def _over_classes(rows: Rows, logits: Tensor) -> Rows:
+    """Average over classes too: so does a head's own loss that is a sigmoid of each."""
+    norm = rows.norm
+    if norm is None:
+        places = logits.numel() // logits.shape[1]
+        every = torch.full((), float(places), device=logits.device)
+        norm = every if rows.weight is None else rows.weight.sum()
+    return replace(rows, norm=logits.shape[1] * norm)
 
 
 def _kind(head: Any) -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from types import SimpleNamespace
 
+import numpy as np
 import torch
+from mmdet.models.dense_heads import FoveaHead
 from torch import Tensor
 
 from mmselfdistill.families.predictions import read_head
@@ -45,6 +48,28 @@ def test_centernet_boxes_are_sides_around_a_centre() -> None:
     # left, top, right, bottom of a box of side 6, whose centre is a little off
     assert found.boxes is not None
     assert found.boxes[7].tolist() == [2.75, 2.5, 3.25, 3.5]
+    # only those places are decoded, of whose class no neighbour is likelier
+    assert torch.equal(found.foreground(), peaks_of(outputs['center_heatmap_preds']))
+
+
+def peaks_of(heats: list[Tensor]) -> Tensor:
+    found = []
+    for heat in heats:
+        for image, y, x in np.ndindex(len(heat), *heat.shape[2:]):
+            around = heat[image, :, max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2]
+            here = heat[image, :, y, x]
+            largest = here[here == around.amax((1, 2))]
+            found.append(float(largest.max()) if len(largest) else 0.0)
+    assert 0 < sum(value > 0 for value in found) < len(found)
+    return torch.tensor(found)
+
+
+def test_corners_are_counted_by_their_peaks() -> None:
+    heads = dict(tl_heats=levels(3), br_heats=levels(3, seed=1))
+    found = read_head(SimpleNamespace(num_classes=3), heads)
+    both = [*heads['tl_heats'], *heads['br_heats']]
+    assert torch.equal(found.logits, rows(both, 3))
+    assert torch.equal(found.foreground(), peaks_of([each.sigmoid() for each in both]))
 
 
 def test_yolo_maps_are_box_objectness_and_classes() -> None:
@@ -53,7 +78,9 @@ def test_yolo_maps_are_box_objectness_and_classes() -> None:
     whole = rows(levels(3 * 8), 8)
     assert found.boxes is not None and found.objectness is not None
     joined = torch.cat([found.boxes, found.objectness[:, None], found.logits], 1)
-    assert torch.equal(joined, whole)
+    assert torch.equal(joined[:, 2:], whole[:, 2:])
+    # the head trains sigmoids of the places in a cell
+    assert torch.equal(found.boxes[:, :2], whole[:, :2].sigmoid())
     expected = whole[:, 4].sigmoid() * whole[:, 5:].sigmoid().amax(1)
     torch.testing.assert_close(found.foreground(), expected)
 
@@ -61,16 +88,12 @@ def test_yolo_maps_are_box_objectness_and_classes() -> None:
 def test_fovea_predicts_logarithms_though_it_has_the_coder_of_distances() -> None:
     coder = type('DistancePointBBoxCoder', (), {})()
     outputs = dict(cls_scores=levels(5), bbox_preds=levels(4, seed=1))
-    kinds = []
-    for loss in ('GIoULoss', 'SmoothL1Loss'):
-        head = SimpleNamespace(
-            cls_out_channels=5,
-            bbox_coder=coder,
-            loss_bbox=type(loss, (), {})(),
-            use_sigmoid_cls=True,
-        )
-        kinds.append(read_head(head, outputs).box_kind)
-    assert kinds == ['sides', 'offsets']
+    head = SimpleNamespace(cls_out_channels=5, bbox_coder=coder, use_sigmoid_cls=True)
+    # whatever its loss is called
+    assert read_head(head, outputs).box_kind == 'sides'
+    assert 'base_edge_list' in inspect.signature(FoveaHead).parameters
+    head.base_edge_list = (16, 32)
+    assert read_head(head, outputs).box_kind == 'offsets'
 
 
 def test_padding_of_a_text_is_never_a_class() -> None:

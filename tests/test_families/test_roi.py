@@ -91,6 +91,21 @@ def test_a_background_roi_still_has_the_box_of_an_object(mask_rcnn: Any) -> None
     assert torch.equal(pair.weight, torch.zeros(len(kept)))
 
 
+def test_a_semantic_head_has_its_own_ignored_label(
+    zoo: Callable[..., Any], iterate: Callable[..., Any]
+) -> None:
+    model, batch = zoo('mmdet::htc/htc_r50_fpn_1x_coco.py')
+    head = model.roi_head.semantic_head
+    for ignored in (255, 1):
+        head.criterion.ignore_index = ignored
+        (pair,) = iterate(model, batch).read('semantic')
+        labels = torch.stack([s.gt_sem_seg.sem_seg for s in batch['data_samples']])
+        step = labels.shape[2] // pair.student.shape[2]
+        expected = (labels[:, 0, ::step, ::step] != ignored).float()
+        assert torch.equal(pair.weight, expected)
+        assert (expected.mean() < 1) == (ignored == 1)
+
+
 def test_class_agnostic_boxes_are_taken_whole(
     digits: Callable[..., Any], iterate: Callable[..., Any]
 ) -> None:

@@ -7,6 +7,7 @@ from typing import Any, Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from mmengine.registry import MODELS
 from mmengine.structures import PixelData
 from mmseg.models.decode_heads import EncHead, FCNHead
@@ -262,6 +263,24 @@ def test_one_channel_is_a_sigmoid(
     (pair,) = iterate(model, data).read('logits')
     assert pair.student.shape == (2, 1, 16, 16)
     assert pair.kind == 'sigmoid'
+
+
+@pytest.mark.parametrize('labels', [True, False])
+def test_a_teacher_that_says_the_labels_gives_the_heads_own_loss(
+    digits: Callable[..., Any], iterate: Callable[..., Any], labels: bool
+) -> None:
+    # a sigmoid of each class: the head's loss is a mean over pixels and classes
+    loss = dict(SIGMOID, _delete_=True)
+    model = digits(SEGFORMER, decode_head__loss_decode=loss)
+    name = 'logits' if labels else 'pseudo_labels'
+    (pair,) = iterate(model, labels=labels).read(name)
+    hot = F.one_hot(torch.randint(CLASSES, (2, 16, 16)), CLASSES).movedim(3, 1).float()
+    own = F.binary_cross_entropy_with_logits(pair.student, hot, reduction='none')
+    counted = torch.ones(2, 16, 16) if pair.weight is None else pair.weight
+    assert (counted.mean() < 1) == labels
+    expected = (own.mean(1) * counted).sum() / counted.sum()
+    found = SoftTargetLoss()(pair.student, 60 * hot - 30, kind=pair.kind)
+    torch.testing.assert_close(reduced(found, pair.weight, pair.norm), expected)
 
 
 DICE: dict[str, Any] = dict(type='DiceLoss', loss_name='loss_dice')
