@@ -138,7 +138,7 @@ def _peaks(heats: list[Tensor]) -> Tensor:
     """Return the heat (N) where it is the largest of 3 x 3 neighbours, 0 elsewhere."""
     flat = [
         torch.where(F.max_pool2d(heat, 3, 1, 1) == heat, heat, 0.0).amax(1).flatten()
-        for heat in heats
+        for heat in (each.detach() for each in heats)
     ]
     return torch.cat(flat).float()
 
