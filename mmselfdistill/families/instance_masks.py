@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from .plan import Reading, Rows, Seam, Side, Site
+from .plan import Reading, Rows, Seam, Side, Site, argument
 from .shared import as_logits, foreground, kind_of, output_names, rows
 
 # cells of each level and image whose masks are compared: the teacher's surest
@@ -78,6 +78,7 @@ def _masks_of_positives(model: Any) -> Masks:
         'masks',
         ('mask_head.forward',),
         partial(_read_positives, prototypes),
+        _weigh_crops if prototypes else None,
         default=_DEFAULT,
         unlabeled=masks_of_cells('bbox_head', model.bbox_head, (base,), levels),
     )
@@ -130,8 +131,29 @@ def _read_positives(prototypes: bool, side: Side) -> list[Reading]:
         flat = [masks.reshape(-1, *masks.shape[-2:]) for masks in images if len(masks)]
         # an image without positives may come at another size
         none = images[0].new_zeros((0, *images[0].shape[-2:]))
-        found.append(Reading(torch.cat(flat) if flat else none, 'mask'))
+        logits = torch.cat(flat) if flat else none
+        found.append(Reading(logits * _crops(side) if prototypes else logits, 'mask'))
     return found
+
+
+def _crops(side: Side) -> Tensor:
+    """YOLACT cuts its masks off at the box: 1 inside, (positives, H, W)."""
+    assert side.samples is not None
+    head: Any = side.model.get_submodule('mask_head')
+    (call,) = side.of('mask_head.forward')
+    ones = [torch.ones_like(masks) for masks in call.output[0]]
+    metas = [sample.metainfo for sample in side.samples]
+    positives = argument(head.forward, 'positive_infos')(call)
+    return torch.cat(head.crop_mask_preds(ones, metas, positives))
+
+
+def _weigh_crops(side: Side) -> list[Rows]:
+    """Average over the inside of each box, then over the positives."""
+    crops = _crops(side)
+    pixels = crops.shape[1] * crops.shape[2]
+    weight = pixels / crops.sum((1, 2)).clamp(min=1)
+    count = torch.full((), float(len(crops)), device=crops.device)
+    return [Rows(weight=weight, norm=count)]
 
 
 def masks_of_cells(

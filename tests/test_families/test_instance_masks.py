@@ -10,6 +10,9 @@ import torch
 from helpers import CELLS, surest
 from mmengine.structures import InstanceData
 
+from mmselfdistill.losses import MaskDistillLoss
+from mmselfdistill.losses.common import bernoulli_kl, reduced
+
 RTMDET = 'mmdet::rtmdet/rtmdet-ins_tiny_8xb32-300e_coco.py'
 CONDINST = 'mmdet::condinst/condinst_r50_fpn_ms-poly-90k_coco_instance.py'
 HTC = 'mmdet::htc/htc-without-semantic_r50_fpn_1x_coco.py'
@@ -81,9 +84,29 @@ def test_probabilities_with_the_instances_last_become_logits(
     masks = [image[..., i] for image in ours.output[0] for i in range(image.shape[-1])]
     assert len(masks) == len(pair.student) > 0
     assert pair.kind == 'mask'
+    # outside of the boxes of the positives it neither trains nor predicts them
+    inside, infos = pair.student != 0, ours.args[1]
+    assert 0 < float(inside.float().mean()) < 1
+    kept = torch.stack(masks)[inside]
     torch.testing.assert_close(
-        pair.student.sigmoid(), torch.stack(masks), rtol=1e-4, atol=2e-6
+        pair.student[inside].sigmoid(), kept, rtol=1e-4, atol=2e-6
     )
+    boxes = torch.cat([info.bboxes for info in infos])
+    height, width = pair.student.shape[1:]
+    for (left, top, right, bottom), mask in zip(boxes.tolist(), inside):
+        # images of 64 pixels, with one more on each side
+        rows, columns = mask.any(1).nonzero(), mask.any(0).nonzero()
+        for found, low, high, size in (
+            (rows, top, bottom, height),
+            (columns, left, right, width),
+        ):
+            assert abs(int(found.min()) - max(low * size / 64 - 1, 0)) <= 1
+            assert abs(int(found.max()) + 1 - min(high * size / 64 + 1, size)) <= 1
+    # the mean over positives of the mean inside of each box
+    values = MaskDistillLoss()(pair.student, pair.teacher, kind='mask')
+    each = bernoulli_kl(pair.student, pair.teacher, 1.0)
+    expected = torch.stack([e[i].mean() for e, i in zip(each, inside)]).mean()
+    torch.testing.assert_close(reduced(values, pair.weight, pair.norm), expected)
 
 
 def test_without_labels_the_teacher_chooses_whose_parameters_make_a_mask(
