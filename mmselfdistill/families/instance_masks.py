@@ -132,7 +132,11 @@ def _read_positives(prototypes: bool, side: Side) -> list[Reading]:
         # an image without positives may come at another size
         none = images[0].new_zeros((0, *images[0].shape[-2:]))
         logits = torch.cat(flat) if flat else none
-        found.append(Reading(logits * _crops(side) if prototypes else logits, 'mask'))
+        found.append(
+            Reading(
+                logits * side.once('crops', _crops) if prototypes else logits, 'mask'
+            )
+        )
     return found
 
 
@@ -149,7 +153,7 @@ def _crops(side: Side) -> Tensor:
 
 def _weigh_crops(side: Side) -> list[Rows]:
     """Average over the inside of each box, then over the positives."""
-    crops = _crops(side)
+    crops = side.once('crops', _crops)
     pixels = crops.shape[1] * crops.shape[2]
     weight = pixels / crops.sum((1, 2)).clamp(min=1)
     count = torch.full((), float(len(crops)), device=crops.device)

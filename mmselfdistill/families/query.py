@@ -18,7 +18,6 @@ from .shared import (
     head_seams,
     kind_of,
     output_names,
-    over_objects,
     seams,
     text_seams,
     unread_heads,
@@ -135,21 +134,17 @@ def query_sites(model: nn.Module, path: str, queries: str) -> tuple[Site, Site]:
             for reading in (Reading(boxes, 'cxcywh'), Reading(_sides(boxes), 'sides'))
         ]
 
-    def weigh_logits(side: Side) -> list[Rows]:
-        kept = _distinct(side.model)
-        rows = over_objects(read_logits)(side)
-        if kept is None:
-            return rows
-        return [
-            Rows(weight=kept, norm=(kept * foreground(logits, kind)).sum())
-            for logits in last(side, 0)
-        ]
-
-    def weigh_boxes(side: Side) -> list[Rows]:
+    def objects(side: Side) -> list[Tensor]:
         kept = _distinct(side.model)
         sure = [foreground(logits, kind) for logits in last(side, 0)]
-        held = [each if kept is None else kept * each for each in sure]
-        return [rows for each in held for rows in [Rows(weight=each)] * 2]
+        return sure if kept is None else [kept * each for each in sure]
+
+    def weigh_logits(side: Side) -> list[Rows]:
+        kept = _distinct(side.model)
+        return [Rows(weight=kept, norm=each.sum()) for each in objects(side)]
+
+    def weigh_boxes(side: Side) -> list[Rows]:
+        return [rows for each in objects(side) for rows in [Rows(weight=each)] * 2]
 
     return (
         Site('logits', (seam,), read_logits, weigh_logits, LOGITS),

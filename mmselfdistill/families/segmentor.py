@@ -107,18 +107,16 @@ def _logits(heads: dict[str, Any]) -> list[Site]:
         return [Reading(_rows(logits), kinds[path]) for path, logits in found(side)]
 
     def weigh(side: Side) -> list[Rows]:
-        rows = [
-            rows_of_pixels(side, logits, kinds[path], heads[path].ignore_index)
-            if logits.dim() == 4
-            else Rows(weight=_of_points(path, heads[path], points[path], side))
-            for path, logits in found(side)
-        ]
-        return [
-            _over_classes(each, logits)
-            if kinds[path] == 'sigmoid' and logits.shape[1] > 1
-            else each
-            for each, (path, logits) in zip(rows, found(side))
-        ]
+        weighed = []
+        for path, logits in found(side):
+            head, kind = heads[path], kinds[path]
+            if logits.dim() == 4:
+                rows = rows_of_pixels(side, logits, kind, head.ignore_index)
+            else:
+                rows = Rows(weight=_of_points(path, head, points[path], side))
+            many = kind == 'sigmoid' and logits.shape[1] > 1
+            weighed.append(_over_classes(rows, logits) if many else rows)
+        return weighed
 
     observed = [f'{path}.loss_by_feat' for path in points]
     paths = (*(f'{path}.forward' for path in heads), *observed)
