@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from .instance_masks import levels_of, masks_of_cells
+from .cell_masks import levels_of, masks_of_cells
 from .plan import Family, Plan, Reading, Side, Site
 from .shared import (
     feature_seam,
@@ -45,7 +45,7 @@ class MaskGridDetector(Family):
             found = []
             for call in side.of('mask_head.forward'):
                 own = side.model.get_submodule('mask_head')
-                levels = [logits for logits, _ in levels_of(own, names, call.output)]
+                levels = [each.logits for each in levels_of(own, names, call.output)]
                 found.append(Reading(rows(levels, levels[0].shape[1]), kind))
             return found
 

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Callable, List, Tuple
+from typing import Any, Callable, cast
 
 import torch
-import torch.nn.functional as F
 from mmengine.structures import InstanceData
 from torch import Tensor
 
+from .cell_masks import (
+    MASK_TERM,
+    Level,
+    by_cell,
+    masks_of_cells,
+    places_of,
+    weights_inside,
+)
 from .plan import Reading, Rows, Seam, Side, Site, argument
-from .shared import as_logits, foreground, kind_of, output_names, rows
-
-# cells of each level and image whose masks are compared: the teacher's surest
-_CELLS = 8
-_DEFAULT = dict(type='MaskDistillLoss', weight=1.0)
-
-# the masks of some cells of an image, and the class logits of a level (N, A * C, h, w)
-Masked = Callable[[int, Tensor], Tensor]
-Level = Tuple[Tensor, Masked]
-Levels = Callable[[Side], List[Level]]
+from .shared import as_logits, output_names
 
 
 @dataclass(frozen=True)
@@ -64,12 +62,11 @@ def _masks_of_positives(model: Any) -> Masks:
         getattr(model.mask_head, part)(features[0] if prototypes else features)
 
     def levels(side: Side) -> list[Level]:
-        model: Any = side.model
         both = zip(side.of('bbox_head.forward'), side.of(base))
         return [
             level
             for boxes, bases in both
-            for level in dynamic(model, names, boxes.output, bases.output)
+            for level in dynamic(side, names, boxes.output, bases.output)
         ]
 
     names = output_names(model.bbox_head)
@@ -79,7 +76,7 @@ def _masks_of_positives(model: Any) -> Masks:
         ('mask_head.forward',),
         partial(_read_positives, prototypes),
         _weigh_crops if prototypes else None,
-        default=_DEFAULT,
+        default=MASK_TERM,
         unlabeled=masks_of_cells('bbox_head', model.bbox_head, (base,), levels),
     )
     # between the box head and the mask head, which is given its positives
@@ -88,24 +85,39 @@ def _masks_of_positives(model: Any) -> Masks:
 
 
 def _of_prototypes(
-    model: Any, names: list[str], boxes: Any, prototypes: Tensor
+    side: Side, names: list[str], boxes: Any, prototypes: Tensor
 ) -> list[Level]:
     """YOLACT: each anchor's coefficients combine the prototypes of its image."""
     outputs = dict(zip(names, boxes))
+    head: Any = side.model.get_submodule('bbox_head')
 
     def masks(coefficients: Tensor, image: int, cells: Tensor) -> Tensor:
-        chosen = _flat(coefficients, model.bbox_head.num_protos)[image, cells]
+        chosen = by_cell(coefficients, head.num_protos)[image, cells]
         return torch.einsum('nk,khw->nhw', chosen, prototypes[image])
 
-    coefficients = outputs['coeff_preds']
-    return [*zip(outputs['cls_scores'], (partial(masks, c) for c in coefficients))]
+    def inside(deltas: Tensor, anchors: Tensor, cells: Tensor) -> Tensor:
+        decoded = [
+            head.bbox_coder.decode(anchors[of], image[of], max_shape=meta['img_shape'])
+            for of, image, meta in zip(cells, by_cell(deltas, 4), side.metas)
+        ]
+        ones = prototypes.new_ones((*prototypes.shape[2:], cells.shape[1]))
+        infos = [InstanceData(bboxes=each) for each in decoded]
+        mask_head: Any = side.model.get_submodule('mask_head')
+        cut = mask_head.crop_mask_preds([ones] * len(infos), side.metas, infos)
+        return torch.cat(cut)
+
+    logits, deltas = outputs['cls_scores'], outputs['bbox_preds']
+    sizes = [level.shape[2:] for level in logits]
+    anchors = head.prior_generator.grid_priors(sizes, device=prototypes.device)
+    both = zip(logits, outputs['coeff_preds'], deltas, anchors)
+    return [Level(a, partial(masks, b), partial(inside, *rest)) for a, b, *rest in both]
 
 
 def _of_parameters(
-    model: Any, names: list[str], boxes: Any, features: Tensor
+    side: Side, names: list[str], boxes: Any, features: Tensor
 ) -> list[Level]:
     """CondInst: each cell's parameters are a network over the features."""
-    outputs = dict(zip(names, boxes))
+    outputs, model = dict(zip(names, boxes)), cast(Any, side.model)
 
     def masks(parameters: Tensor, places: Tensor, image: int, cells: Tensor) -> Tensor:
         info = InstanceData(
@@ -117,8 +129,8 @@ def _of_parameters(
         return found
 
     logits = outputs['cls_scores']
-    both = zip(outputs['param_preds'], _places(model.bbox_head, logits))
-    return [*zip(logits, (partial(masks, *each) for each in both))]
+    both = zip(outputs['param_preds'], places_of(model.bbox_head, logits))
+    return [Level(a, partial(masks, *each)) for a, each in zip(logits, both)]
 
 
 def _read_positives(prototypes: bool, side: Side) -> list[Reading]:
@@ -154,124 +166,5 @@ def _crops(side: Side) -> Tensor:
 def _weigh_crops(side: Side) -> list[Rows]:
     """Average over the inside of each box, then over the positives."""
     crops = side.once('crops', _crops)
-    pixels = crops.shape[1] * crops.shape[2]
-    weight = pixels / crops.sum((1, 2)).clamp(min=1)
     count = torch.full((), float(len(crops)), device=crops.device)
-    return [Rows(weight=weight, norm=count)]
-
-
-def masks_of_cells(
-    path: str, head: Any, seams: tuple[str, ...] = (), levels: Levels | None = None
-) -> Site:
-    """Return the site of a head that has a mask, or what makes one, for each cell.
-
-    Of each level and image the cells are compared in which the teacher is surest of an
-    object, weighted by that.
-
-    Args:
-        path (str): The head's.
-        head (nn.Module): The head.
-        seams (tuple[str, ...]): What is read besides its ``forward``. Defaults to ().
-        levels (Callable, optional): One side to its levels. Defaults to None: the head
-            returns all that they need.
-    """
-    levels = levels or partial(_levels, path, output_names(head))
-
-    def read(side: Side) -> list[Reading]:
-        return [Reading(partial(_chosen, m), 'mask') for _, m in levels(side)]
-
-    def weigh(side: Side) -> list[Rows]:
-        return [_surest(head, logits) for logits, _ in levels(side)]
-
-    return Site('masks', (f'{path}.forward', *seams), read, weigh, _DEFAULT)
-
-
-def _chosen(masks: Masked, cells: Tensor) -> Tensor:
-    return torch.cat([masks(i, cells[i]) for i in range(len(cells))])
-
-
-def _surest(head: Any, logits: Tensor) -> Rows:
-    """Choose the cells (N, k) that likely hold an object, with the probability."""
-    flat = _flat(logits, head.cls_out_channels)
-    scores = foreground(flat.flatten(0, 1), kind_of(head)).view(flat.shape[:2])
-    sure, cells = scores.topk(min(_CELLS, scores.shape[1]))
-    return Rows(weight=sure.flatten(), index=cells)
-
-
-def _flat(level: Tensor, columns: int) -> Tensor:
-    """Return (N, A * columns, h, w) as (N, h * w * A, columns)."""
-    return rows([level], columns).view(len(level), -1, columns)
-
-
-def _levels(path: str, names: list[str], side: Side) -> list[Level]:
-    return [
-        level
-        for call in side.of(f'{path}.forward')
-        for level in levels_of(side.model.get_submodule(path), names, call.output)
-    ]
-
-
-def levels_of(head: Any, names: list[str], output: Any) -> list[Level]:
-    """Return the levels of a head that has a mask, or a kernel, for each cell."""
-    outputs = dict(zip(names, output))
-    logits = outputs.get('mlvl_cls_preds', outputs.get('cls_scores'))
-    assert logits is not None
-    masks: list[Masked]
-    if 'mlvl_mask_preds' in outputs:
-        masks = [partial(_of_cells, each) for each in outputs['mlvl_mask_preds']]
-    elif 'mlvl_mask_preds_x' in outputs:
-        sides = zip(outputs['mlvl_mask_preds_x'], outputs['mlvl_mask_preds_y'])
-        masks = [partial(_of_crossings, x, y) for x, y in sides]
-    elif 'mlvl_kernel_preds' in outputs:
-        kernels = outputs['mlvl_kernel_preds']
-        masks = [partial(_of_kernels, head, outputs['mask_feats'], k) for k in kernels]
-    else:
-        both = zip(outputs['kernel_preds'], _places(head, logits))
-        masks = [
-            partial(_of_places, head, outputs['mask_feat'], *each) for each in both
-        ]
-    return list(zip(logits, masks))
-
-
-def _places(head: Any, levels: list[Tensor]) -> list[Tensor]:
-    """Return where each cell of a level is, and how large."""
-    sizes = [level.shape[2:] for level in levels]
-    return head.prior_generator.grid_priors(
-        sizes, device=levels[0].device, with_stride=True
-    )
-
-
-def _of_cells(masks: Tensor, image: int, cells: Tensor) -> Tensor:
-    """SOLO: a mask for each cell."""
-    return masks[image][cells]
-
-
-def _of_crossings(x: Tensor, y: Tensor, image: int, cells: Tensor) -> Tensor:
-    """Decoupled SOLO: the product of a column's and a row's mask."""
-    columns, side = x[image].sigmoid(), x.shape[1]
-    in_rows = y[image].sigmoid()
-    row = torch.div(cells, side, rounding_mode='floor')
-    return as_logits(in_rows[row] * columns[cells % side])
-
-
-def _of_kernels(
-    head: Any, features: Tensor, kernels: Tensor, image: int, cells: Tensor
-) -> Tensor:
-    """SOLOv2: a convolution of the mask features."""
-    size = head.dynamic_conv_size
-    weight = kernels[image].flatten(1)[:, cells].t()
-    weight = weight.reshape(len(cells), -1, size, size)
-    return F.conv2d(features[image : image + 1], weight)[0]
-
-
-def _of_places(
-    head: Any,
-    features: Tensor,
-    kernels: Tensor,
-    places: Tensor,
-    image: int,
-    cells: Tensor,
-) -> Tensor:
-    """RTMDet-Ins: convolutions of the mask features, seen from a place."""
-    weights = kernels[image].flatten(1)[:, cells].t()
-    return head._mask_predict_by_feat_single(features[image], weights, places[cells])
+    return [Rows(weight=weights_inside(crops), norm=count)]

@@ -72,7 +72,8 @@ class Iteration:
                 run(model, inputs, without_labels(samples))
         distiller.labeled.plan, calls = flow.completed()
         self.plan = distiller.labeled.plan
-        batch = Batch(samples if labels else None, confidence=confidence)
+        metas = () if labels else [each.metainfo for each in samples]
+        batch = Batch(samples if labels else None, confidence=confidence, metas=metas)
         sides = distiller.labeled.sides(self.teacher, distiller.terms, calls, batch)
         self.student_side, self.teacher_side = sides
 

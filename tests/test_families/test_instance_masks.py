@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from itertools import product
-from typing import Any, Callable
+from typing import Any, Callable, Sequence
 
 import pytest
 import torch
 from helpers import CELLS, surest
 from mmengine.structures import InstanceData
+from torch import Tensor
 
 from mmselfdistill.losses import MaskDistillLoss
 from mmselfdistill.losses.common import bernoulli_kl, reduced
@@ -157,23 +158,64 @@ def test_without_labels_the_teacher_chooses_whose_coefficients_make_a_mask(
     iteration = iterate(model, batch, labels=False)
     ((_, boxes),) = iteration.of('bbox_head.forward')
     ((_, features),) = iteration.of('extract_feat')
-    anchors = 3
+    head = iteration.teacher.bbox_head
     for level, pair in enumerate(iteration.read('masks')):
         infos, scores = [], []
-        for logits, coefficients in zip(*(boxes.output[i][level] for i in (0, 2))):
+        for image in zip(*(output[level] for output in boxes.output)):
+            logits, deltas, coefficients = image
             height, width = logits.shape[1:]
+            anchors = head.prior_generator.single_level_grid_priors(
+                (height, width), level, device='cpu'
+            ).view(height, width, 3, 4)
             found = []
-            for y, x, a in product(range(height), range(width), range(anchors)):
+            for y, x, a in product(range(height), range(width), range(3)):
                 background = logits[81 * a : 81 * (a + 1), y, x].softmax(0)[-1]
-                found.append((1 - float(background), coefficients[:, y, x].chunk(3)[a]))
+                box = decoded(anchors[y, x, a], deltas[:, y, x].chunk(3)[a])
+                own = coefficients[:, y, x].chunk(3)[a]
+                found.append((1 - float(background), own, box))
             found = sorted(found, key=lambda each: -each[0])[:CELLS]
-            scores += [sure for sure, _ in found]
-            infos.append(InstanceData(coeffs=torch.stack([own for _, own in found])))
-        assert pair.weight.tolist() == pytest.approx(scores, rel=1e-5)
+            scores += [sure for sure, *_ in found]
+            coeffs, kept = (torch.stack([each[i] for each in found]) for i in (1, 2))
+            infos.append(InstanceData(coeffs=coeffs, bboxes=kept))
         with torch.no_grad():
             masks, _ = iteration.teacher.mask_head(features.output, infos)
-        expected = torch.cat([each.permute(2, 0, 1) for each in masks])
-        torch.testing.assert_close(pair.teacher.sigmoid(), expected)
+        whole = torch.cat([each.permute(2, 0, 1) for each in masks])
+        inside = torch.stack(
+            [
+                within(box, whole.shape[1:])
+                for info in infos
+                for box in (info.bboxes / 64).tolist()
+            ]
+        )
+        assert not inside.all() and inside.any((1, 2)).all()
+        assert torch.equal(pair.teacher != 0, inside)
+        assert torch.equal(pair.student != 0, inside)
+        torch.testing.assert_close(pair.teacher.sigmoid()[inside], whole[inside])
+        # the mean over the cells, by how sure the teacher is, of the mean in each box
+        values = MaskDistillLoss()(pair.student, pair.teacher, kind='mask')
+        each = bernoulli_kl(pair.student, pair.teacher, 1.0)
+        each = torch.stack([e[i].mean() for e, i in zip(each, inside)])
+        sure = torch.tensor(scores)
+        torch.testing.assert_close(
+            reduced(values, pair.weight, pair.norm), (each * sure).sum() / sure.sum()
+        )
+
+
+def decoded(anchor: Tensor, deltas: Tensor) -> Tensor:
+    """Return the box of an anchor in an image of 64 pixels, as SSD decodes it."""
+    low, high = anchor[:2], anchor[2:]
+    move, stretch = deltas[:2] * 0.1, deltas[2:] * 0.2
+    middle = (low + high) / 2 + move * (high - low)
+    size = (high - low) * stretch.exp()
+    return torch.cat([middle - size / 2, middle + size / 2]).clamp(0, 64)
+
+
+def within(box: list[float], size: Sequence[int]) -> Tensor:
+    """Return which pixels of a mask lie in a box (0 to 1), or one pixel next to it."""
+    left, top, right, bottom = box
+    rows, columns = torch.arange(size[0])[:, None], torch.arange(size[1])
+    below = (rows >= top * size[0] - 1) & (rows < bottom * size[0] + 1)
+    return below & (columns >= left * size[1] - 1) & (columns < right * size[1] + 1)
 
 
 def test_without_labels_the_masks_of_a_cascade_come_in_a_list(
