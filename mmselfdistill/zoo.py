@@ -72,8 +72,10 @@ def find_config(name: str) -> Path:
         written = f'{package}::{relative}'
     if path.is_file():
         return path
-    if path.suffix != '.py' and path.with_name(f'{path.name}.py').is_file():
-        return path.with_name(f'{path.name}.py')
+    if path.name and path.suffix != '.py':  # '.' has no name
+        path_py = path.with_name(f'{path.name}.py')
+        if path_py.is_file():
+            return path_py
     raise SystemExit(f'config: {written!r} does not exist. {_nearest(path, root)}')
 
 

@@ -51,6 +51,8 @@ def test_what_is_wrong_is_one_message(tmp_path: Path) -> None:
         main(['control', str(config), '--cost', '1.5'])
     with pytest.raises(SystemExit, match='default_scope: expected one of'):
         main(['check', str(config)])
+    with pytest.raises(SystemExit, match=r"^config: '\.' does not exist"):
+        main(['check', '.'])
 
 
 def test_a_good_run_is_silent_on_stderr(tmp_path: Path) -> None:

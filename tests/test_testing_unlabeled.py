@@ -87,6 +87,26 @@ def test_what_moves_the_students_own_losses_is_named() -> None:
         check(model)
 
 
+def test_what_they_leave_behind_for_the_next_iteration_is_named() -> None:
+    class Counting(type(model_of('retinanet_r18_fpn_50e_digits'))):  # type: ignore[misc]
+        """Its loss depends on how many images without labels it has seen."""
+
+        seen = 0
+
+        def loss(self, inputs: Any, data_samples: Any) -> Any:
+            losses = super().loss(inputs, data_samples)
+            return dict(losses, loss_seen=torch.tensor(float(self.seen)))
+
+        def _forward(self, inputs: Any, data_samples: Any = None) -> Any:
+            self.seen += 1
+            return super()._forward(inputs, data_samples)
+
+    model = model_of('retinanet_r18_fpn_50e_digits')
+    model.__class__ = Counting
+    with pytest.raises(RuntimeError, match='change the losses of those with labels'):
+        check(model)
+
+
 def test_a_batch_comes_again_and_again() -> None:
     batches = Same(dict(inputs=[torch.zeros(2)]))
     first, second = next(batches), next(batches)

@@ -56,9 +56,16 @@ def make_arms(task: Task, args: argparse.Namespace) -> list[Arm]:
     for title, name in ((UNLABELED, task.unlabeled), ('plain', task.plain)):
         cfg = read_config(f'mmselfdistill::digits/{name}', None)
         with_data(cfg, args.data, args.seed)
-        folder = args.work_dir / args.task / name
+        folder = folder_of(args) / name
         arms.append(Arm(title, cfg, folder, task.metric))
     return arms
+
+
+def folder_of(args: argparse.Namespace) -> Path:
+    """Return the folder of a task's runs; each further seed has one of its own."""
+    own = f'_seed{args.seed}' if args.seed else ''
+    folder: Path = args.work_dir / f'{args.task}{own}'
+    return folder
 
 
 def show_table(console: Console, task: Task, curves: dict[str, Curve]) -> None:
@@ -107,7 +114,7 @@ def main() -> None:
 
     from tools.demo_pictures import draw_all
 
-    pictures = draw_all(args.work_dir / args.task, arms, curves, task.name)
+    pictures = draw_all(folder_of(args), arms, curves, task.name)
     show_table(console, task, curves)
     print('Pictures:', *pictures, sep='\n  ')
     print(f'{time.time() - started:.0f} s in all')

@@ -11,11 +11,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import mmengine
+import torch
 from mmengine.config import Config
 from rich.progress import Progress
 
-import mmselfdistill
 from mmselfdistill.commands.runs import Curve, Run, percent
+from mmselfdistill.version import source_hash
 
 DONE = 'done.txt'
 FINGERPRINT = 'fingerprint.txt'
@@ -59,7 +61,8 @@ class Arm:
     def fingerprint(self) -> str:
         """Return a hash of all that the result depends on."""
         data = Path(self.cfg.train_dataloader.dataset.data_root, 'digits.json')
-        text = self.cfg.pretty_text + data.read_text() + mmselfdistill.__version__
+        code = source_hash() + torch.__version__ + mmengine.__version__
+        text = self.cfg.pretty_text + data.read_text() + code
         return hashlib.sha256(text.encode()).hexdigest()
 
     def prepare(self) -> None:

@@ -51,6 +51,7 @@ def paint_predictions(cfg: Config, args: argparse.Namespace) -> None:
             '--show, --show-dir: need default_hooks.visualization in the config.'
         )
     hook.draw = True
+    hook.interval = 1  # MMSegmentation's would paint each 50th batch
     if args.show:
         hook.show = True
         hook.wait_time = args.wait_time

@@ -61,7 +61,8 @@ def written(report: Report) -> str:
     if report.silent:
         lines.append(f'Parts that move no term: {", ".join(report.silent)}')
     lines += [f'PROBLEM: {problem}' for problem in report.problems]
-    lines.append('failed' if report.problems else 'passed')
+    passed = 'passed' if tried else 'Nothing was tried: every term has a weight of 0'
+    lines.append('failed' if report.problems else passed)
     return '\n'.join(lines)
 
 

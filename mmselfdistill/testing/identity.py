@@ -96,8 +96,8 @@ def check_identity(model: nn.Module, batch: dict[str, Any], **settings: Any) -> 
     - With the teacher's weights disturbed every term is positive, its gradient reaches
       the student, and one of them reaches the backbone.
     - Each part of the teacher, disturbed by itself, moves a term, or is listed.
-    - The model's own losses are bitwise those without distillation; no parameter and no
-      buffer of the teacher changes.
+    - The model's own losses of two iterations are bitwise those without distillation;
+      no parameter and no buffer of the teacher changes.
 
     Args:
         model (nn.Module): The student. Its weights are as before afterwards, its
@@ -120,7 +120,7 @@ def check_identity(model: nn.Module, batch: dict[str, Any], **settings: Any) -> 
     compare_all(distiller)
     if not distiller.terms:
         return Report(distiller.labeled.plan.name, {}, skipped=idle)
-    plain = own_losses(loss_of(copy.deepcopy(model), batch))
+    plain = own_losses_twice(copy.deepcopy(model), batch)
     teacher = distiller.teacher = make_teacher(model)
     before = {key: t.clone() for key, t in teacher.state_dict().items()}
     distiller.attach()
@@ -156,7 +156,7 @@ def _compared(
     stock, checks = at_equal_weights(distiller.labeled, batch)
     plan, found = distiller.labeled.plan, list(distiller.labeled.found)
     report = Report(plan.name, checks, skipped=dict(plan.skipped), found=found)
-    if len(plain) != len(stock) or not all(map(torch.equal, plain, stock)):
+    if not same(plain, stock):
         report.problems.append('distillation changes the losses of the model itself')
     return report
 
@@ -164,16 +164,32 @@ def _compared(
 def at_equal_weights(
     comparison: Comparison, batch: dict[str, Any], end: str = ''
 ) -> tuple[list[Tensor], dict[str, Check]]:
-    """Return the model's own losses, and the terms whose keys end so, by name."""
+    """Return the model's own losses twice, and the terms whose keys end so, by name."""
     losses = loss_of(comparison.student, batch)
     equal, own = values_of(losses, end), own_losses(losses)
     del losses  # and its graph: large models have no room for two
     with frozen_weights(comparison.student):
-        frozen = values_of(loss_of(comparison.student, batch), end)
-    return own, {
+        losses = loss_of(comparison.student, batch)
+    frozen = values_of(losses, end)
+    return own + own_losses(losses), {
         name: Check(comparison.shapes[name], abs(value), abs(frozen[name]))
         for name, value in equal.items()
     }
+
+
+def own_losses_twice(model: nn.Module, batch: dict[str, Any]) -> list[Tensor]:
+    """Return the losses of a model without a teacher, as `at_equal_weights` runs it.
+
+    The second time shows what the first left behind.
+    """
+    own = own_losses(loss_of(model, batch))
+    with frozen_weights(model):
+        return own + own_losses(loss_of(model, batch))
+
+
+def same(plain: list[Tensor], own: list[Tensor]) -> bool:
+    """Say whether losses are bitwise the same, and as many."""
+    return len(plain) == len(own) and all(map(torch.equal, plain, own))
 
 
 def at_other_weights(

@@ -17,8 +17,10 @@ from mmselfdistill.testing.identity import (
     at_other_weights,
     compare_all,
     disturb,
+    own_losses_twice,
+    same,
 )
-from mmselfdistill.testing.losses import loss_of, own_losses, values_of
+from mmselfdistill.testing.losses import loss_of, values_of
 from mmselfdistill.views import View
 
 _END = '_unlabeled'  # of the keys of these terms
@@ -50,8 +52,8 @@ def check_unlabeled(
       both sides see alike.
     - With the teacher's weights disturbed every term is positive, and its gradient
       reaches the student. A view changes it.
-    - The losses on the images with labels, and the running statistics, are bitwise
-      those without the images without labels.
+    - The losses of two iterations on the images with labels, and the running
+      statistics, are bitwise those without the images without labels.
 
     Args:
         model (nn.Module): The student. A copy of it is tried.
@@ -117,7 +119,7 @@ def _alone(
 ) -> tuple[list[Tensor], dict[str, Tensor]]:
     """Return the losses without images without labels, and the buffers that stay."""
     alone = copy.deepcopy(model)
-    plain = own_losses(loss_of(alone, batch))
+    plain = own_losses_twice(alone, batch)
     # a loss may count something in each iteration
     after = dict(alone.named_buffers())
     still_there = {
@@ -136,7 +138,7 @@ def _moved(
 ) -> list[str]:
     """Say what images without labels have moved of the student."""
     problems = []
-    if not all(map(torch.equal, plain, own)):
+    if not same(plain, own):
         problems.append('images without labels change the losses of those with labels')
     problems += [
         f'images without labels move {name}'

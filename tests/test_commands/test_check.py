@@ -46,3 +46,12 @@ def test_terms_are_tried_with_and_without_labels(
     rows = [*labeled, *(f'{term}, no labels' for term in unlabeled)]
     assert [line[: len(row)] for line, row in zip(lines[1:], rows)] == rows
     assert lines[-1] == 'passed'
+
+
+def test_a_hook_whose_terms_have_no_weight_has_not_passed() -> None:
+    cfg = Config.fromfile(DIGITS / 'retinanet_r18_fpn_ema-50e_digits.py')
+    cfg.default_hooks.self_distill.terms = dict(
+        features=None, logits=dict(weight=0), boxes=dict(weight=0)
+    )
+    lines = written(check(cfg)).splitlines()
+    assert lines[-1] == 'Nothing was tried: every term has a weight of 0'

@@ -108,9 +108,9 @@ def test_trains_from_the_shipped_config(
     tools = ROOT / 'tools'
     write = 'tools.dataset_converters.digits_imagenet'
     data = tmp_path / 'data' / 'digits_imagenet'
-    python(environment, ROOT, '-m', write, data, '--train', 96, '--val', 16)
+    python(environment, ROOT, '-m', write, data, '--train', 96, '--val', 100)
     assert len([*data.glob('train/*/*.png')]) == 96
-    assert len([*data.glob('val/*/*.png')]) == 16
+    assert len([*data.glob('val/*/*.png')]) == 100
     options = ['train_cfg.max_epochs=1', 'train_cfg.val_interval=1']
     options += ['param_scheduler=None', 'train_dataloader.batch_size=32']
     config = CONFIGS / 'resnet18_1xb64-generation-2x20e_digits-32x32.py'

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import statistics
@@ -27,6 +28,7 @@ from tools.benchmarks.arms import (
 )
 from tools.benchmarks.calibration import binned, calibration_error, matched
 from tools.benchmarks.corruption import CORRUPTIONS
+from tools.dataset_converters import digits
 
 FEW = dict(train=12, unlabeled=4)
 
@@ -83,6 +85,22 @@ def test_missing_objects_are_background(tmp_path: Path) -> None:
     assert abs(gone / total - 0.4) < 3 * math.sqrt(0.4 * 0.6 / total)
 
 
+def test_scenes_are_of_one_seed_and_of_todays_drawing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    regime = replace(REGIMES['few'], train=2, unlabeled=0)
+    first, second = (regime.scenes(tmp_path, seed) for seed in (20261127, 20261128))
+    assert first != second
+    assert json.loads((second / 'digits.json').read_text())['seed'] == 20261128
+    made = (first / 'digits.json').stat().st_mtime_ns
+    assert regime.scenes(tmp_path, 20261127) == first
+    assert (first / 'digits.json').stat().st_mtime_ns == made
+    for module in (digits, scenes):
+        monkeypatch.setattr(module, 'VERSION', 99)
+    regime.scenes(tmp_path, 20261127)
+    assert json.loads((first / 'digits.json').read_text())['version'] == 99
+
+
 def test_a_longer_arm_stretches_the_whole_schedule(tmp_path: Path) -> None:
     model, regime = MODELS['retinanet'], replace(REGIMES['short'], **FEW)
     root = regime.scenes(tmp_path, 0)
@@ -108,6 +126,11 @@ def test_calibration_error_of_two_bins() -> None:
     # |0.95 - 0.75| on 4 of 5, |0.5 - 1| on 1 of 5
     expected = 100 * (4 / 5 * 0.2 + 1 / 5 * 0.5)
     assert calibration_error(binned(confidence, right)) == pytest.approx(expected, 1e-6)
+
+
+def test_where_nothing_is_detected_there_is_no_calibration() -> None:
+    nothing = torch.zeros(0)
+    assert math.isnan(calibration_error(binned(nothing, nothing)))
 
 
 def test_an_object_is_found_once_and_by_its_class() -> None:
@@ -152,6 +175,20 @@ def test_arms_are_compared_to_the_best_control_seed_by_seed() -> None:
     assert drawn == pytest.approx({'plain with views, over plain': -1, alone: 4})
     two = {key: run for key, run in results.items() if key[-1] != '2'}
     assert Cell('retinanet', 'clean', two).rows_drawn() == []
+
+
+def test_a_control_that_few_seeds_have_replaces_none() -> None:
+    results = {
+        f'retinanet/clean/{arm}/{seed}': run_of(score + seed, score + seed)
+        for arm, score in dict(plain=10, ema=14).items()
+        for seed in range(3)
+    }
+    results['retinanet/clean/longer/0'] = run_of(13, 13)
+    cell = Cell('retinanet', 'clean', results)
+    assert cell.best_control('ema') == 'plain'
+    # with as many it is the better one
+    results |= {f'retinanet/clean/longer/{s}': run_of(13 + s, 13) for s in (1, 2)}
+    assert Cell('retinanet', 'clean', results).best_control('ema') == 'longer'
 
 
 def test_the_best_of_all_validations_is_a_control_where_there_are_several() -> None:
@@ -199,6 +236,33 @@ def test_the_best_score_is_of_the_student_or_its_average(tmp_path: Path) -> None
     assert best == 0.35
     assert metrics['coco/bbox_mAP'] == 0.2
     assert metrics['teacher/coco/bbox_mAP'] == 0.1
+
+
+def test_where_nothing_was_detected_the_score_is_0(tmp_path: Path) -> None:
+    folder = tmp_path / '20260101_000000' / 'vis_data'
+    folder.mkdir(parents=True)
+    lines = [dict(loss=1.0, time=0.1, iter=5, step=5), {'boxes/ece': 1.0, 'step': 5}]
+    (folder / 'scalars.json').write_text('\n'.join(map(json.dumps, lines)))
+    metrics, best = accuracy.scores_of(tmp_path, 'coco/bbox_mAP')
+    assert best == metrics['coco/bbox_mAP'] == metrics['teacher/coco/bbox_mAP'] == 0
+    assert metrics['boxes/ece'] == 1.0
+
+
+def test_a_run_that_fails_ends_no_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    jobs = [('unet', 'few', 'plain', seed) for seed in (0, 1)]
+    for *_, seed in jobs:
+        # taken for scenes, which are not there
+        made_by = tmp_path / f'100-1000-0-0-{seed}' / 'digits.json'
+        made_by.parent.mkdir()
+        made_by.write_text(json.dumps(dict(version=digits.VERSION)))
+    args = argparse.Namespace(
+        results=tmp_path / 'results.json', scenes=tmp_path, workers=1
+    )
+    assert accuracy.run(jobs, args) == jobs
+    shown = capsys.readouterr().out
+    assert shown.count('failed: ') == 2 and 'training' in shown
 
 
 def test_a_run_is_measured_and_kept(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from mmengine.config import Config
 from mmengine.structures import InstanceData
 
 from mmselfdistill.commands.runs import Curve
-from tools.demo import TASKS, minutes, verdict
+from tools.demo import TASKS, make_arms, minutes, verdict
 from tools.demo_arms import Arm
 from tools.demo_models import disagreement
 from tools.demo_pictures import ENLARGED, draw_sample, make_visualizer
@@ -44,6 +45,17 @@ def test_the_verdict_is_computed_from_both_curves(tmp_path: Path) -> None:
     assert (minutes(plain), minutes(ours)) == (pytest.approx(10), pytest.approx(8))
     text = verdict(TASKS['det'], ours, plain)
     assert text.startswith('-3.0 box AP over the plain run, in 0.80 times its time')
+
+
+def test_each_seed_has_a_folder_of_its_own(tmp_path: Path) -> None:
+    given = dict(task='det', work_dir=tmp_path, data=tmp_path)
+    folders = [
+        [a.folder for a in make_arms(TASKS['det'], argparse.Namespace(**given, seed=s))]
+        for s in (0, 1)
+    ]
+    names = [TASKS['det'].unlabeled, TASKS['det'].plain]
+    assert folders[0] == [tmp_path / 'det' / name for name in names]
+    assert folders[1] == [tmp_path / 'det_seed1' / name for name in names]
 
 
 def boxes(*rows: tuple[float, ...]) -> Any:

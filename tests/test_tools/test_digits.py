@@ -19,6 +19,7 @@ from sklearn.datasets import load_digits
 
 from tools.dataset_converters import digits as digits_tool
 from tools.dataset_converters.digits import all_or_nothing, write_digits
+from tools.dataset_converters.digits_imagenet import write_images
 
 ROOT = Path(__file__).parents[2]
 TOOL = ROOT / 'tools' / 'dataset_converters' / 'digits.py'
@@ -135,6 +136,29 @@ def test_a_call_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
     assert contents(tmp_path) == {'digits/before': b''}
 
 
+def test_a_deletion_that_is_interrupted_leaves_the_new_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / 'digits'
+    write_digits(root, train=1, val=1, size=SIZE, seed=0)
+
+    def half(folder: Path, **_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(digits_tool.shutil, 'rmtree', half)
+        write_digits(root, train=2, val=1, size=SIZE, seed=0)
+    assert not write_digits(root, train=2, val=1, size=SIZE, seed=0)
+
+
+def test_a_link_is_followed(tmp_path: Path) -> None:
+    (tmp_path / 'disk').mkdir()
+    root = tmp_path / 'digits'
+    root.symlink_to(tmp_path / 'disk')
+    write_digits(root, train=1, val=1, size=SIZE, seed=0)
+    assert root.is_symlink() and (tmp_path / 'disk' / 'digits.json').is_file()
+
+
 def test_of_two_calls_at_once_one_is_kept(digits: Path, tmp_path: Path) -> None:
     with ThreadPoolExecutor(2) as pool:
         done = list(pool.map(run_tool, [tmp_path / 'digits'] * 2))
@@ -166,6 +190,29 @@ def test_a_folder_of_someone_else_is_left_alone(tmp_path: Path) -> None:
     done = run_tool(tmp_path)
     assert done.returncode == 1 and 'not written by this tool' in done.stderr
     assert contents(tmp_path) == {'precious.txt': b'mine'}
+
+
+def test_images_of_someone_else_are_left_alone(tmp_path: Path) -> None:
+    image = tmp_path / 'train' / 'n01440764' / '1.JPEG'
+    image.parent.mkdir(parents=True)
+    image.touch()
+    with pytest.raises(SystemExit, match='not written by this tool'):
+        write_images(tmp_path, train=100, val=100, size=SIZE, seed=0)
+    assert contents(tmp_path) == {'train/n01440764/1.JPEG': b''}
+
+
+def test_every_class_has_an_image(tmp_path: Path) -> None:
+    root = tmp_path / 'digits_imagenet'
+    with pytest.raises(
+        SystemExit, match=r'--train: 10 images have none of class [0-9]'
+    ):
+        write_images(root, train=10, val=10, size=SIZE, seed=0)
+    assert list(tmp_path.iterdir()) == []
+    for seed in (0, 1):  # the second takes the place of the first
+        write_images(root, train=100, val=100, size=SIZE, seed=seed)
+        for split in ('train', 'val'):
+            assert len(list((root / split).iterdir())) == 10
+            assert len(list((root / split).glob('*/*.png'))) == 100
 
 
 def test_training_and_validation_digits_are_disjoint(

@@ -19,7 +19,7 @@ from tools.benchmarks.iterations import (
     in_turns,
     only,
 )
-from tools.benchmarks.results import in_words, ratio, short
+from tools.benchmarks.results import Results, in_words, ratio, short
 from tools.benchmarks.subjects import make_subject
 
 ROOT = Path(__file__).parents[2]
@@ -44,6 +44,10 @@ def test_every_kind_is_measured_and_nothing_twice(tmp_path: Path) -> None:
     again = json.loads(out.read_text())['records']
     # what has failed is tried again; what was measured is not
     assert [each for each in again if 'error' not in each] == [measured]
+    # what other code was measured by is no figure of today
+    measured['versions']['source'] = 'another'
+    out.write_text(json.dumps(dict(records=[measured])))
+    assert Results(out).find(measured['settings']) is None
 
 
 @pytest.mark.parametrize(
@@ -51,14 +55,15 @@ def test_every_kind_is_measured_and_nothing_twice(tmp_path: Path) -> None:
     [
         (['--rounds', '1'], '--rounds: expected at least 2, but got 1'),
         (['--models', 'nothing'], "--models: 'nothing' matches none of mmdet::retina"),
+        (['--scaling', '--models', 'gfl'], '--scaling: expected some of mmdet::retina'),
     ],
 )
 def test_a_wrong_setting_is_refused(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as ended:
         main(arguments)
-    assert message in capsys.readouterr().err
+    assert message in capsys.readouterr().err + str(ended.value)
 
 
 def test_every_kind_runs_once_a_round_in_no_fixed_order() -> None:

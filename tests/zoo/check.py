@@ -66,12 +66,15 @@ def on_unlabeled(
     """Try images without labels, with no setting of the model's own.
 
     Returns:
-        dict: The terms that apply there, or the error.
+        dict: The terms that apply there, or why it does not run on such images.
+
+    Raises:
+        RuntimeError: If it is not distilled correctly.
     """
     try:
         raw = builder.raw_unlabeled(model, size)
         return dict(terms=[*check_unlabeled(model, raw, batch)])
-    except Exception as error:
+    except ValueError as error:  # it does not run without labels
         return dict(error=f'{type(error).__name__}: {error}'[:300])
 
 

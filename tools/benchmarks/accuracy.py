@@ -24,6 +24,7 @@ from typing import Any, Tuple
 from rich.progress import Progress
 
 from mmselfdistill.commands.runs import Run
+from mmselfdistill.hooks.validation import PREFIX
 
 from . import calibration  # noqa: F401  (registers its metrics)
 from .arms import MODELS, REGIMES, compose, digest, settings_of
@@ -77,8 +78,11 @@ def scores_of(folder: Path, metric: str) -> tuple[dict[str, float], float]:
     """
     run = Run.read(folder)
     last = run.metrics[max(run.metrics)]
-    best = max(at[metric] for side in run.sides() for at in side.metrics.values())
-    return {name: last[name] for name in run.names()}, best
+    validations = [at for side in run.sides() for at in side.metrics.values()]
+    # COCO's metric has no figure where nothing was detected
+    metrics = {metric: 0.0, PREFIX + metric: 0.0}
+    metrics.update((name, last[name]) for name in run.names() if name in last)
+    return metrics, max(at.get(metric, 0.0) for at in validations)
 
 
 def config_of(job: Job, scenes: Path) -> Any:
@@ -123,10 +127,11 @@ def end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def run(jobs: list[Job], args: argparse.Namespace) -> None:
-    """Train what has no result yet, some at a time."""
+def run(jobs: list[Job], args: argparse.Namespace) -> list[Job]:
+    """Train what has no result yet, some at a time, and return what failed."""
     results = read(args.results)
     todo = missing(jobs, results, args.scenes)
+    failed: list[Job] = []
     spawn = multiprocessing.get_context('spawn')
     pool = ProcessPoolExecutor(args.workers, spawn, end_with_parent)
     with pool, Progress() as progress:
@@ -134,12 +139,19 @@ def run(jobs: list[Job], args: argparse.Namespace) -> None:
         futures = {pool.submit(train, job, args.scenes): job for job in todo}
         for future in as_completed(futures):
             job = futures[future]
-            results = read(args.results)
-            results['/'.join(map(str, job))] = future.result()
-            write(args.results, results)
-            score = future.result()['metrics'].get(MODELS[job[0]].metric, float('nan'))
-            progress.console.print(*job, f'{score:.4g}', future.result()['seconds'])
             progress.advance(bar)
+            error = future.exception()
+            if error:
+                failed.append(job)
+                why = f'failed: {type(error).__name__}: {error}'
+                progress.console.print(*job, why, soft_wrap=True, markup=False)
+                continue
+            found, results = future.result(), read(args.results)
+            results['/'.join(map(str, job))] = found
+            write(args.results, results)
+            score = found['metrics'][MODELS[job[0]].metric]
+            progress.console.print(*job, f'{score:.4g}', found['seconds'])
+    return failed
 
 
 def main() -> None:
@@ -153,7 +165,8 @@ def main() -> None:
     parser.add_argument('--scenes', type=Path, default=Path('work_dirs/scenes'))
     parser.add_argument('--results', type=Path, default=Path('work_dirs/accuracy.json'))
     args = parser.parse_args()
-    args.scenes.mkdir(parents=True, exist_ok=True)
+    for folder in (args.scenes, args.results.parent):
+        folder.mkdir(parents=True, exist_ok=True)
     jobs = [
         (model, regime, arm, seed)
         for seed in args.seeds
@@ -161,7 +174,10 @@ def main() -> None:
         for regime in args.regimes
         for arm in args.arms or (*REGIMES[regime].controls, *REGIMES[regime].arms)
     ]
-    run(jobs, args)
+    failed = run(jobs, args)
+    if failed:
+        names = ', '.join('/'.join(map(str, job)) for job in failed)
+        raise SystemExit(f'Runs have failed: {names}. The others are in {args.results}')
 
 
 if __name__ == '__main__':

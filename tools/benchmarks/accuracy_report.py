@@ -1,6 +1,6 @@
 """Report what the accuracy benchmark measured: a table and a picture.
 
-    python -m tools.benchmarks.accuracy_report docs/benchmark.json --out docs
+    python -m tools.benchmarks.accuracy_report work_dirs/accuracy.json --out work_dirs
 
 What counts is the difference to the best control, seed by seed: that over which an arm
 gains the least. Averaged weights are controls too, and so is the best of all
@@ -112,8 +112,16 @@ class Cell:
         )
 
     def best_control(self, arm: str) -> str:
-        """Return the control over which an arm gains the least, seed by seed."""
-        return min(self.arms()[0], key=lambda other: self.compared(arm, other).mean)
+        """Return the control over which an arm gains the least, seed by seed.
+
+        Of the controls that have the most seeds in common with it.
+        """
+        found = {other: self.compared(arm, other) for other in self.arms()[0]}
+        most = max(len(each.differences) for each in found.values())
+        return min(
+            (other for other, each in found.items() if len(each.differences) == most),
+            key=lambda other: found[other].mean,
+        )
 
     def compared(self, arm: str, control: str) -> Compared:
         """Return the paired differences on the seeds that both have."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ from typing import Any
 from mmengine.config import Config
 
 from mmselfdistill.hooks.unlabeled import DEFAULT_VIEW
-from mmselfdistill.version import source_hash
+from tools.dataset_converters import digits
 from tools.demo_arms import with_data
 
-from .scenes import write_scenes
+from . import calibration, corruption, scenes
+from .results import versions
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / 'configs'
@@ -72,9 +74,11 @@ class Regime:
 
     def scenes(self, folder: Path, seed: int) -> Path:
         """Return the folder of a seed's scenes, which are drawn if need be."""
-        values = (self.train, self.unlabeled, self.wrong, self.missing, seed)
-        root = folder / '-'.join(f'{value:g}' for value in values)
-        write_scenes(root, seed, self.train, self.unlabeled, self.wrong, self.missing)
+        values = (self.train, self.unlabeled, self.wrong, self.missing)
+        root = folder / '-'.join([*(f'{value:g}' for value in values), str(seed)])
+        scenes.write_scenes(
+            root, seed, self.train, self.unlabeled, self.wrong, self.missing
+        )
         return root
 
 
@@ -204,8 +208,8 @@ def compose(
         hook['unlabeled'] = dict(hook['unlabeled'], num_workers=0)
     cfg.default_hooks.self_distill = hook
     with_data(cfg, root, seed)
-    calibration = dict(det='BoxCalibration', seg='PixelCalibration')[model.task]
-    evaluators = [cfg.val_evaluator, dict(type=calibration)]
+    calibrated = dict(det='BoxCalibration', seg='PixelCalibration')[model.task]
+    evaluators = [cfg.val_evaluator, dict(type=calibrated)]
     cfg.val_evaluator = cfg.test_evaluator = evaluators
     stretched(cfg, model.iterations / cfg.train_cfg.max_iters * regime.length)
     stretched(cfg, length)
@@ -216,8 +220,11 @@ def compose(
 def digest(cfg: Config) -> str:
     """Return a hash of all that a result depends on, but the folders."""
     folder = Path(cfg.train_dataloader.dataset.data_root).parent
-    text = cfg.pretty_text.replace(f'{folder}/', '')
-    return hashlib.sha256((text + source_hash()).encode()).hexdigest()[:16]
+    found = hashlib.sha256(cfg.pretty_text.replace(f'{folder}/', '').encode())
+    found.update(json.dumps(versions()).encode())
+    for source in (calibration, corruption, scenes, digits):
+        found.update(Path(str(source.__file__)).read_bytes())
+    return found.hexdigest()[:16]
 
 
 # the lines of docs/when_it_helps.md

@@ -34,10 +34,11 @@ def binned(confidence: Tensor, right: Tensor) -> Tensor:
 def calibration_error(bins: Tensor) -> float:
     r"""Return the expected calibration error in % (arXiv 1706.04599).
 
-    :math:`\sum_b n_b / n \cdot |conf_b - acc_b|`, over bins of equal width.
+    :math:`\sum_b n_b / n \cdot |conf_b - acc_b|`, over bins of equal width. NaN of
+    nothing.
     """
     count, confidence, right = bins
-    return float(100 * (confidence - right).abs().sum() / count.sum().clamp(min=1))
+    return float(100 * (confidence - right).abs().sum() / count.sum())
 
 
 @METRICS.register_module()

@@ -79,4 +79,5 @@ def _score(runner: Runner, kind: str, metric: str) -> float:
     with torch.no_grad():
         for batch in loader:
             evaluator.process(runner.model.val_step(batch), batch)
-    return float(evaluator.evaluate(len(loader.dataset))[metric])
+    # COCO's metric has no figure where nothing was detected
+    return float(evaluator.evaluate(len(loader.dataset)).get(metric, 0.0))

@@ -13,6 +13,7 @@ import torch
 from rich.table import Table
 
 import mmselfdistill
+from mmselfdistill.version import source_hash
 from tools.benchmarks.iterations import MEANINGS
 from tools.benchmarks.subjects import device_name
 
@@ -33,12 +34,15 @@ class Results:
             self.records = json.loads(path.read_text())['records']
 
     def find(self, settings: Record) -> Record | None:
-        """Return the record that was measured with some settings, without error."""
+        """Return a record of some settings and today's versions, without error."""
+        today = versions()
         return next(
             (
                 record
                 for record in self.records
-                if record['settings'] == settings and 'error' not in record
+                if record['settings'] == settings
+                and record['versions'] == today
+                and 'error' not in record
             ),
             None,
         )
@@ -68,6 +72,7 @@ def versions() -> dict[str, str]:
     """Return what a figure depends on besides its settings."""
     return dict(
         mmselfdistill=mmselfdistill.__version__,
+        source=source_hash()[:16],
         mmengine=mmengine.__version__,
         torch=torch.__version__,
         cuda=str(torch.version.cuda),

@@ -193,9 +193,11 @@ class Shares:
 
 def measure_scaling(args: argparse.Namespace, console: Console) -> None:
     """Measure every point, draw the curves, and name what grows fastest."""
+    axes = {model: points(model) for model in AXES if model in args.configs}
+    if not axes:
+        raise SystemExit(f'--scaling: expected some of {", ".join(AXES)}')
     results = Results(args.out)
     found: dict[Point, dict[str, Any]] = {}
-    axes = {model: points(model) for model in AXES if model in args.configs}
     waiting = [p for each in axes.values() for along in each.values() for p in along]
     for point in dict.fromkeys(waiting):
         settings = dict(mode='scaling', rounds=args.rounds, device=device_name())

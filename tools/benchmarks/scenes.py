@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from tools.dataset_converters.digits import all_or_nothing, write_digits
+from tools.dataset_converters.digits import VERSION, all_or_nothing, write_digits
 
 SIZE = 64  # pixels a side
 VAL = 1000  # scenes that every run is measured on
@@ -25,7 +25,7 @@ OTHER, BACKGROUND = 0, 1  # in ADE20K's label maps; the digits come after them
 def write_scenes(
     root: Path, seed: int, train: int, unlabeled: int, wrong: float, missing: float
 ) -> None:
-    """Write the scenes of one seed, unless they are there.
+    """Write the scenes of one seed, unless they are there as they are drawn now.
 
     Args:
         root (Path): Folder to write.
@@ -35,7 +35,8 @@ def write_scenes(
         wrong (float): Share of the objects that get another class, any but their own.
         missing (float): Share of the objects that lose their label.
     """
-    if (root / 'digits.json').is_file():
+    made_by = root / 'digits.json'
+    if made_by.is_file() and json.loads(made_by.read_text())['version'] == VERSION:
         return
     with all_or_nothing(root) as partial:
         write_digits(partial, train, VAL, SIZE, seed, unlabeled)

@@ -232,16 +232,22 @@ def all_or_nothing(root: Path) -> Iterator[Path]:
     Two processes may write the same set at once: each writes to a folder of its own,
     and that of the first is kept.
     """
-    partial = root.with_name(f'{root.name}.{uuid4().hex[:8]}.partial')
+    root = root.resolve()  # a link stays one
+    token = uuid4().hex[:8]
+    partial, former = (
+        root.with_name(f'{root.name}.{token}.{end}') for end in ('partial', 'former')
+    )
     replaces = root.exists()
     try:
         yield partial
         if replaces:
-            shutil.rmtree(root)
+            # a folder that is half deleted would be nobody's
+            root.rename(former)
         if not root.exists():
             partial.rename(root)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        for folder in (partial, former):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_digits(

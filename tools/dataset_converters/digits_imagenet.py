@@ -4,6 +4,7 @@ The digits and their look are those of `digits.py`, one in each image; training 
 validation images draw on disjoint digits. Under the given folder:
 
     {train,val}/{0,...,9}/*.png
+    digits_imagenet.json            the settings
 
     python -m tools.dataset_converters.digits_imagenet data/digits_imagenet
 """
@@ -11,6 +12,7 @@ validation images draw on disjoint digits. Under the given folder:
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -33,6 +35,7 @@ from tools.dataset_converters.digits import (
 )
 
 SPLITS = ('train', 'val')
+MADE_BY = 'digits_imagenet.json'
 
 
 def draw(rng: np.random.Generator, digit: Floats, size: int) -> Image:
@@ -48,10 +51,27 @@ def draw(rng: np.random.Generator, digit: Floats, size: int) -> Image:
 
 
 def write_images(root: Path, train: int, val: int, size: int, seed: int) -> None:
-    """Write the whole set, all or nothing, in place of what was there."""
+    """Write the whole set, all or nothing, in place of an earlier one.
+
+    Raises:
+        SystemExit: If the folder holds something else, or a class has no image.
+    """
+    if root.exists() and any(root.iterdir()) and not (root / MADE_BY).is_file():
+        sys.exit(f'{root} is not empty and was not written by this tool.')
     with all_or_nothing(root) as partial:
         for split, count in zip(SPLITS, (train, val)):
             write_split(partial / split, split, count, size, seed)
+            # classes are numbered by the folders that are there
+            lost = {*map(str, range(10))} - {
+                p.name for p in (partial / split).iterdir()
+            }
+            if lost:
+                sys.exit(
+                    f'--{split}: {count} images have none of class '
+                    f'{", ".join(sorted(lost))}; 100 or more have all ten.'
+                )
+        settings = dict(train=train, val=val, size=size, seed=seed)
+        (partial / MADE_BY).write_text(json.dumps(settings))
 
 
 def write_split(folder: Path, split: str, count: int, size: int, seed: int) -> None:
@@ -80,8 +100,6 @@ def main() -> None:
     args = parser.parse_args()
     if min(args.train, args.val) < 10 or args.size < 32:
         sys.exit('--train and --val must be at least 10, --size at least 32 pixels.')
-    if args.root.exists() and {path.name for path in args.root.iterdir()} - {*SPLITS}:
-        sys.exit(f'{args.root} holds files that were not written by this tool.')
     write_images(args.root, args.train, args.val, args.size, args.seed)
     print(f'{args.train} and {args.val} images of {args.size} pixels: {args.root}')
 
