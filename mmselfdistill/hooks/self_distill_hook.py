@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import OrderedDict
 from typing import Any, Mapping
@@ -47,14 +48,19 @@ class SelfDistillHook(DistillHook):
     def init_teacher(self, runner: Runner, teacher: nn.Module) -> nn.Module:
         """Load the checkpoint."""
         assert self.distiller is not None
-        part = load_strictly(teacher, self.teacher, self.distiller.labeled.plan.inner)
+        inner = self.distiller.labeled.plan.inner
+        part, classes = load_strictly(teacher, self.teacher, inner)
         broadcast_from_rank_0(tensors_of(teacher).values())
         of = f', of its {part}' if part else ''
         runner.logger.info(f'The teacher{of} is {self.teacher}.')
+        dataset: Any = runner.train_loop.dataloader.dataset
+        other = other_classes(classes, getattr(dataset, 'metainfo', {}).get('classes'))
+        if other:
+            runner.logger.warning(f'teacher: {self.teacher}: {other}')
         return teacher
 
 
-def load_strictly(teacher: nn.Module, path: str, inner: str) -> str:
+def load_strictly(teacher: nn.Module, path: str, inner: str) -> tuple[str, list[str]]:
     """Load a checkpoint into a teacher, or into the model that it holds.
 
     Args:
@@ -63,21 +69,22 @@ def load_strictly(teacher: nn.Module, path: str, inner: str) -> str:
         inner (str): Path of the model inside that is trained, or ''.
 
     Returns:
-        str: What was loaded: '' for all of it, or ``inner``.
+        tuple: What was loaded, '' for all of it or ``inner``; and the classes that the
+        file names.
 
     Raises:
         ValueError: If it does not fit.
     """
-    state = load_weights(path)
+    state, classes = load_weights(path)
     try:
         teacher.load_state_dict(state, strict=True)
-        return ''
+        return '', classes
     except RuntimeError as error:
         reason = error
     if inner:
         try:
             teacher.get_submodule(inner).load_state_dict(state, strict=True)
-            return inner
+            return inner, classes
         except RuntimeError:
             pass
     wrong = mismatches(teacher.state_dict(), state) or [str(reason)]
@@ -87,8 +94,25 @@ def load_strictly(teacher: nn.Module, path: str, inner: str) -> str:
     ) from reason
 
 
-def load_weights(path: str) -> dict[str, Tensor]:
-    """Load a model's weights from a checkpoint file.
+def other_classes(theirs: Any, ours: Any) -> str:
+    """Say where the classes of a teacher and a run differ, '' if nowhere known.
+
+    A data set that numbers classes by its annotation file, as COCO's, may list them in
+    any order: so it is no error.
+    """
+    if not theirs or not ours or [*theirs] == [*ours]:
+        return ''
+    pairs = itertools.zip_longest(theirs, ours)
+    at = next(i for i, (their, our) in enumerate(pairs) if their != our)
+    return (
+        f'its classes are not those of this run. From number {at} on they are '
+        f'{[*theirs[at : at + 3]]} there, and {[*ours[at : at + 3]]} here. A class '
+        'that has another number there is taught as another one.'
+    )
+
+
+def load_weights(path: str) -> tuple[dict[str, Tensor], list[str]]:
+    """Load a model's weights from a checkpoint file, and its classes, if it has them.
 
     Raises:
         ValueError: If there is no such file, or it holds no weights.
@@ -102,15 +126,18 @@ def load_weights(path: str) -> dict[str, Tensor]:
     state = checkpoint.get('state_dict', checkpoint) if is_dict else checkpoint
     if not _is_state_dict(state):
         raise ValueError(f'teacher: {path!r} holds no state_dict of a model')
+    meta = checkpoint.get('meta') or {}
+    classes = (meta.get('dataset_meta') or {}).get('classes') or ()
+    names = [*classes] if isinstance(classes, (list, tuple)) else []
     if not all(key.startswith('module.') for key in state):
-        return state
+        return state, names
     # written by a script that saved the DDP wrapper
     weights: Any = OrderedDict((_bare(key), value) for key, value in state.items())
     versions = getattr(state, '_metadata', None)
     if versions is not None:
         # by these a module translates what older versions of it have saved
         weights._metadata = OrderedDict((_bare(k), v) for k, v in versions.items())
-    return weights
+    return weights, names
 
 
 def _bare(key: str) -> str:

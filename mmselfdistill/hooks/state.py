@@ -86,6 +86,10 @@ def read_state(checkpoint: dict[str, Any]) -> dict[str, Any]:
     return state
 
 
+def _of_labels(terms: dict[str, Any]) -> dict[str, Any]:
+    return {name: cfg for name, cfg in terms.items() if cfg.get('on') != 'unlabeled'}
+
+
 def restore(
     distiller: Distiller,
     state: dict[str, Any],
@@ -109,8 +113,12 @@ def restore(
         if state.get(key) != value
     ]
     terms = {term.name: term.config for term in distiller.terms}
+    saved = state['terms']
+    if distiller.unlabeled is None or saved == _of_labels(saved):
+        # images without labels may be added or left out, as their weight may change
+        terms, saved = _of_labels(terms), _of_labels(saved)
     # a checkpoint of an earlier version has neither buffers nor losses
-    wrong += differences(terms, state['terms'])
+    wrong += differences(terms, saved)
     if state['teacher'] is not None:
         put_buffers(teacher, state['teacher'], state.get('buffers', {}))
         differing = mismatches(teacher.state_dict(), state['teacher'])

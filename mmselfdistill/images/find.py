@@ -16,7 +16,7 @@ def find_images(data: object) -> list[str]:
 
     Args:
         data (str | Mapping): A folder, which is searched with all that is below it; or
-            the config of a dataset, whose annotations are not read.
+            the config of a dataset, whose annotations are not read, or of a wrapper.
 
     Raises:
         ValueError: If there is none, or the dataset cannot be built.
@@ -24,7 +24,10 @@ def find_images(data: object) -> list[str]:
     if isinstance(data, str):
         return _in_folder(data)
     if isinstance(data, Mapping) and 'type' in data:
-        return _of_dataset(dict(data))
+        # wrappers repeat or join others
+        inner = data.get('datasets', [data['dataset']] if 'dataset' in data else ())
+        found = [image for each in inner for image in find_images(each)]
+        return found or _of_dataset(dict(data))
     raise ValueError(
         'unlabeled.data: expected the path of a folder, or the config of a dataset '
         f'with its type, but got {data!r}'

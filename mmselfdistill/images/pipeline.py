@@ -7,6 +7,7 @@ from typing import Any, Callable, Sequence
 
 import numpy as np
 from mmengine.registry import TRANSFORMS
+from torch import Tensor
 
 from mmselfdistill.seeds import seeded
 
@@ -46,6 +47,10 @@ def image_pipeline(
     for cfg in configs:
         transform: Any = TRANSFORMS.build(cfg) if isinstance(cfg, dict) else cfg
         name = type(transform).__name__
+        # of semi-supervised configs: the images with labels have the first branch
+        transform = next(
+            iter(getattr(transform, 'branch_pipelines', {}).values()), transform
+        )
         if 'Annotations' in name and name.startswith('Load'):
             transform = _NoObjects(transform)
         parts = _parts(transform)
@@ -67,9 +72,10 @@ def image_pipeline(
         else:
             kept.append(transform)
             results = after
-    if not (isinstance(results, dict) and {'inputs', 'data_samples'} <= results.keys()):
+    packed = isinstance(results, dict) and isinstance(results.get('inputs'), Tensor)
+    if not packed or 'data_samples' not in results:
         raise ValueError(
-            'unlabeled.pipeline: it does not end in inputs and data_samples, as '
+            'unlabeled.pipeline: it does not end in an image and a data sample, as '
             f'PackDetInputs and PackSegInputs do; left out were {dropped}'
         )
     return kept, dropped

@@ -296,6 +296,24 @@ def test_resume_of_another_run(
     assert [word for word in words if word not in message] == []
 
 
+@pytest.mark.parametrize('first', [True, False], ids=['left out', 'added'])
+def test_images_without_labels_may_change(first: bool, runs: Runs) -> None:
+    images = dict(data=str(runs.data / 'train2017'), batch_size=1)
+    hooks = [dict(type=EMA, unlabeled=dict(images, weight=w)) for w in (1.0, 0.0)]
+    cfg = runs.config('faster_rcnn', hooks[not first], iters=2)
+    runs.train(cfg)
+    cfg.train_cfg.max_iters = 4
+    cfg.default_hooks.self_distill = hooks[first]
+    runner = runs.train(Config({**cfg, 'resume': True}))
+    assert runner.iter == 4
+    # the other terms are still compared
+    cfg.train_cfg.max_iters = 6
+    cfg.default_hooks.self_distill = dict(hooks[first], terms=dict(logits=None))
+    message = refused(runs, Config({**cfg, 'resume': True}), 4)
+    assert "terms.logits.type: 'SoftTargetLoss' in the checkpoint, None now" in message
+    assert 'proposals' not in message
+
+
 def test_resume_of_another_model_or_a_broken_state(runs: Runs) -> None:
     cfg = runs.config('gfl', dict(type=EMA), iters=3)
     runs.train(cfg)

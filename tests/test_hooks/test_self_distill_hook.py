@@ -90,6 +90,24 @@ def test_student_learns_the_teachers_logits(runs: Runs, tmp_path: Path) -> None:
     assert values[-3:].mean() < 0.5 * values[:3].mean()
 
 
+def test_classes_in_another_order_are_named(runs: Runs, tmp_path: Path) -> None:
+    path = tmp_path / 'teacher.pth'
+    own = runs.config('gfl', iters=1)
+    classes = runs.build(own).train_dataloader.dataset.metainfo['classes']
+    swapped = [classes[0], classes[2], classes[1], *classes[3:]]
+    for names, warned in ((classes, 0), (swapped, 1), (None, 0)):
+        meta = dict(dataset_meta=dict(classes=names))
+        torch.save(dict(state_dict=weights_of(runs, 'gfl', 5), meta=meta), path)
+        cfg = runs.config('gfl', fixed(path), iters=1)
+        runs.train(cfg)
+        (log,) = Path(cfg.work_dir).glob('*/*.log')
+        text = log.read_text()
+        assert text.count('its classes are not those of this run') == warned
+        there, here = ([*each[1:4]] for each in (swapped, classes))
+        order = f'From number 1 on they are {there} there, and {here} here.'
+        assert text.count(order) == warned
+
+
 def test_leaves_the_student_as_it_was(runs: Runs, tmp_path: Path) -> None:
     torch.save(weights_of(runs, 'mask_rcnn', 5), tmp_path / 'teacher.pth')
     plain = runs.config('mask_rcnn', iters=1)

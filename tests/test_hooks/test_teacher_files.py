@@ -40,7 +40,7 @@ def test_a_norm_from_before_it_counted_its_batches(
     state, versions = trained
     old = {k: v for k, v in state.items() if 'num_batches_tracked' not in k}
     teacher = model()
-    assert load_strictly(teacher, written(tmp_path / 'old.pth', old), '') == ''
+    assert load_strictly(teacher, written(tmp_path / 'old.pth', old), '') == ('', [])
     mean = teacher.get_buffer('block.bn.running_mean')
     assert torch.equal(mean, state['block.bn.running_mean'])
     # a file of today that lacks the count is broken
@@ -71,7 +71,7 @@ def test_a_module_translates_its_own_old_names(tmp_path: Path) -> None:
 
     teacher = nn.Sequential(Renamed(2, 2))
     old = {'0.kernel': torch.ones(2, 2), '0.bias': torch.ones(2)}
-    assert load_strictly(teacher, written(tmp_path / 'old.pth', old), '') == ''
+    assert load_strictly(teacher, written(tmp_path / 'old.pth', old), '') == ('', [])
     assert torch.equal(teacher[0].weight, torch.ones(2, 2))
 
 
@@ -82,7 +82,7 @@ def test_a_plain_detectors_file_fits_the_model_that_holds_it(
     path = written(tmp_path / 'plain.pth', state, versions)
     teacher = nn.ModuleDict(dict(student=model(), teacher=model()))
     before = {k: v.clone() for k, v in teacher['teacher'].state_dict().items()}
-    assert load_strictly(teacher, path, 'student') == 'student'
+    assert load_strictly(teacher, path, 'student') == ('student', [])
     for key, value in state.items():
         assert torch.equal(teacher['student'].state_dict()[key], value)
         assert torch.equal(teacher['teacher'].state_dict()[key], before[key])
@@ -95,6 +95,6 @@ def test_a_part_that_is_called_module_is_no_wrapper(tmp_path: Path) -> None:
         return nn.ModuleDict(dict(module=nn.Linear(2, 2), head=nn.Linear(2, 2)))
 
     path, teacher = written(tmp_path / 'part.pth', built().state_dict()), built()
-    assert load_strictly(teacher, path, '') == ''
+    assert load_strictly(teacher, path, '') == ('', [])
     saved = torch.load(path)['state_dict']
     assert torch.equal(teacher.get_parameter('module.weight'), saved['module.weight'])

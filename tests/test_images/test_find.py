@@ -88,6 +88,13 @@ def test_all_images_of_a_detection_dataset(tmp_path: Path) -> None:
     assert find_images(dict(cfg, type='mmdet.CocoDataset', indices=2)) == expected[:2]
 
 
+def test_the_datasets_inside_of_a_wrapper(tmp_path: Path) -> None:
+    inner = coco(tmp_path)
+    many = dict(type='RepeatDataset', dataset=dict(inner, indices=2), times=3)
+    joined = dict(type='ConcatDataset', datasets=[many, inner])
+    assert find_images(joined) == find_images(inner)[:2] + find_images(inner)
+
+
 def test_labels_of_coco_that_list_images_alone(tmp_path: Path) -> None:
     # image_info_unlabeled2017.json is such
     assert len(find_images(coco(tmp_path, annotations=None))) == 3

@@ -255,11 +255,25 @@ def test_an_image_that_cannot_be_read(folder: Path) -> None:
 
 
 def test_a_pipeline_must_end_in_what_a_model_takes(wide: str) -> None:
-    end = r'^unlabeled\.pipeline: it does not end in inputs and data_samples, .*'
+    end = r'^unlabeled\.pipeline: it does not end in an image and a data sample, .*'
     with pytest.raises(ValueError, match=end + r'left out were \[\]'):
         image_pipeline([*LOAD, BOXES], wide)
     with pytest.raises(ValueError, match=end + r"left out were \['Fails'\]"):
         image_pipeline([*LOAD, BOXES, Fails(1.0, 'none')], wide)
+    with pytest.raises(ValueError, match=end):
+        image_pipeline([*LOAD, lambda _: dict(inputs=[], data_samples=[])], wide)
+
+
+def test_of_several_branches_the_first_is_taken(wide: str) -> None:
+    resize = dict(type='Resize', scale=(32, 32))
+    branches = dict(sup=[resize, PACK], unsup_teacher=PACK)
+    multi = dict(type='MultiBranch', branch_field=[*branches], **branches)
+    pipeline, dropped = image_pipeline([*LOAD, BOXES, multi], wide)
+    assert dropped == []
+    results = dict(img_path=wide, img_id=0)
+    for transform in pipeline:
+        results = transform(results)
+    assert results['inputs'].shape == (3, 32, 32) or max(results['inputs'].shape) == 32
 
 
 def test_the_transforms_of_the_labels_are_not_shared(wide: str) -> None:
