@@ -54,7 +54,8 @@ class SelfDistillHook(DistillHook):
         of = f', of its {part}' if part else ''
         runner.logger.info(f'The teacher{of} is {self.teacher}.')
         dataset: Any = runner.train_loop.dataloader.dataset
-        other = other_classes(classes, getattr(dataset, 'metainfo', {}).get('classes'))
+        ours = (getattr(dataset, 'metainfo', None) or {}).get('classes')
+        other = other_classes(classes, ours)
         if other:
             runner.logger.warning(f'teacher: {self.teacher}: {other}')
         return teacher
@@ -126,8 +127,9 @@ def load_weights(path: str) -> tuple[dict[str, Tensor], list[str]]:
     state = checkpoint.get('state_dict', checkpoint) if is_dict else checkpoint
     if not _is_state_dict(state):
         raise ValueError(f'teacher: {path!r} holds no state_dict of a model')
-    meta = checkpoint.get('meta') or {}
-    classes = (meta.get('dataset_meta') or {}).get('classes') or ()
+    classes = checkpoint
+    for key in ('meta', 'dataset_meta', 'classes'):
+        classes = classes.get(key) if isinstance(classes, Mapping) else None
     names = [*classes] if isinstance(classes, (list, tuple)) else []
     if not all(key.startswith('module.') for key in state):
         return state, names
