@@ -95,19 +95,19 @@ def load_strictly(teacher: nn.Module, path: str, inner: str) -> tuple[str, list[
     ) from reason
 
 
-def other_classes(theirs: Any, ours: Any) -> str:
+def other_classes(theirs: list[str], ours: Any) -> str:
     """Say where the classes of a teacher and a run differ, '' if nowhere known.
 
     A data set that numbers classes by its annotation file, as COCO's, may list them in
     any order: so it is no error.
     """
-    if not theirs or not ours or [*theirs] == [*ours]:
+    if not theirs or not isinstance(ours, (list, tuple)) or theirs == [*ours]:
         return ''
     pairs = itertools.zip_longest(theirs, ours)
     at = next(i for i, (their, our) in enumerate(pairs) if their != our)
     return (
         f'its classes are not those of this run. From number {at} on they are '
-        f'{[*theirs[at : at + 3]]} there, and {[*ours[at : at + 3]]} here. A class '
+        f'{theirs[at : at + 3]} there, and {[*ours[at : at + 3]]} here. A class '
         'that has another number there is taught as another one.'
     )
 
@@ -127,10 +127,7 @@ def load_weights(path: str) -> tuple[dict[str, Tensor], list[str]]:
     state = checkpoint.get('state_dict', checkpoint) if is_dict else checkpoint
     if not _is_state_dict(state):
         raise ValueError(f'teacher: {path!r} holds no state_dict of a model')
-    classes = checkpoint
-    for key in ('meta', 'dataset_meta', 'classes'):
-        classes = classes.get(key) if isinstance(classes, Mapping) else None
-    names = [*classes] if isinstance(classes, (list, tuple)) else []
+    names = _classes_of(checkpoint)
     if not all(key.startswith('module.') for key in state):
         return state, names
     # written by a script that saved the DDP wrapper
@@ -140,6 +137,18 @@ def load_weights(path: str) -> tuple[dict[str, Tensor], list[str]]:
         # by these a module translates what older versions of it have saved
         weights._metadata = OrderedDict((_bare(k), v) for k, v in versions.items())
     return weights, names
+
+
+def _classes_of(checkpoint: Any) -> list[str]:
+    meta = checkpoint.get('meta')
+    meta = meta if isinstance(meta, Mapping) else {}
+    # older versions have them in capitals, or in the meta itself
+    for place in (meta.get('dataset_meta'), meta):
+        for key in ('classes', 'CLASSES'):
+            found = place.get(key) if isinstance(place, Mapping) else None
+            if isinstance(found, (list, tuple)):
+                return [*found]
+    return []
 
 
 def _bare(key: str) -> str:

@@ -114,8 +114,8 @@ def restore(
     ]
     terms = {term.name: term.config for term in distiller.terms}
     saved = state['terms']
-    if distiller.unlabeled is None or saved == _of_labels(saved):
-        # images without labels may be added or left out, as their weight may change
+    if distiller.unlabeled is None or not state.get('unlabeled'):
+        # images without labels may be added or left out, as another weight may
         terms, saved = _of_labels(terms), _of_labels(saved)
     # a checkpoint of an earlier version has neither buffers nor losses
     wrong += differences(terms, saved)
@@ -134,7 +134,8 @@ def restore(
         distiller.unlabeled.used = state.get('unlabeled', 0)
     losses = losses_of(distiller)
     for name, weights in state.get('losses', {}).items():
-        losses[name].load_state_dict(weights, strict=True)
+        if name in losses:  # else it was for images without labels, now left out
+            losses[name].load_state_dict(weights, strict=True)
     if state['teacher'] is not None:
         teacher.load_state_dict(state['teacher'], strict=True)
         distiller.teacher = teacher

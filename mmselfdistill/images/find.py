@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import os.path as osp
-from typing import Any, Mapping
+from typing import Any, Mapping, Sequence
 
 from mmengine.fileio import isdir, join_path, list_dir_or_file
 from mmengine.registry import DATASETS
 
+# they repeat, join or mix the images of others
+_WRAPPERS = (
+    'ClassBalancedDataset',
+    'ConcatDataset',
+    'MultiImageMixDataset',
+    'RepeatDataset',
+)
 _ENDINGS = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif', '.tiff', '.webp')
 
 
@@ -24,10 +31,10 @@ def find_images(data: object) -> list[str]:
     if isinstance(data, str):
         return _in_folder(data)
     if isinstance(data, Mapping) and 'type' in data:
-        # wrappers repeat or join others
-        inner = data.get('datasets', [data['dataset']] if 'dataset' in data else ())
-        found = [image for each in inner for image in find_images(each)]
-        return found or _of_dataset(dict(data))
+        inner = _inside(data)
+        if inner is None:
+            return _of_dataset(dict(data))
+        return [image for each in inner for image in find_images(each)]
     raise ValueError(
         'unlabeled.data: expected the path of a folder, or the config of a dataset '
         f'with its type, but got {data!r}'
@@ -46,6 +53,20 @@ def _in_folder(folder: str) -> list[str]:
             f'with {", ".join(_ENDINGS)}'
         )
     return [str(join_path(folder, name)) for name in found]
+
+
+def _inside(cfg: Mapping[str, Any]) -> Sequence[Any] | None:
+    """Return the configs in a wrapper that keeps all images, or None: it is none."""
+    kind = cfg['type']
+    name = kind.rpartition('.')[2] if isinstance(kind, str) else kind.__name__
+    if name not in _WRAPPERS:
+        return None
+    inner = cfg.get('datasets') if name == 'ConcatDataset' else [cfg.get('dataset')]
+    if not isinstance(inner, (list, tuple)):
+        raise ValueError(
+            f'unlabeled.data: expected a list of datasets in {name}, but got {inner!r}'
+        )
+    return inner
 
 
 def _of_dataset(cfg: dict[str, Any]) -> list[str]:

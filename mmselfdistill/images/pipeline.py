@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, Callable, Sequence
+from typing import Any, Callable, Iterator, Sequence
 
 import numpy as np
 from mmengine.registry import TRANSFORMS
@@ -44,13 +44,8 @@ def image_pipeline(
     kept: list[Transform] = []
     dropped: list[str] = []
     mixed = False
-    for cfg in configs:
-        transform: Any = TRANSFORMS.build(cfg) if isinstance(cfg, dict) else cfg
+    for transform in _built(configs):
         name = type(transform).__name__
-        # of semi-supervised configs: the images with labels have the first branch
-        transform = next(
-            iter(getattr(transform, 'branch_pipelines', {}).values()), transform
-        )
         if 'Annotations' in name and name.startswith('Load'):
             transform = _NoObjects(transform)
         parts = _parts(transform)
@@ -79,6 +74,18 @@ def image_pipeline(
             f'PackDetInputs and PackSegInputs do; left out were {dropped}'
         )
     return kept, dropped
+
+
+def _built(configs: Sequence[Any]) -> Iterator[Any]:
+    """Yield the transforms; of several branches, as of SoftTeacher, the first one's."""
+    for cfg in configs:
+        transform: Any = TRANSFORMS.build(cfg) if isinstance(cfg, dict) else cfg
+        branches = getattr(transform, 'branch_pipelines', None)
+        if branches:
+            first = next(iter(branches.values()))
+            yield from getattr(first, 'transforms', [first])
+        else:
+            yield transform
 
 
 def _parts(transform: Any) -> list[Any]:

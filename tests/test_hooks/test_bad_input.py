@@ -296,10 +296,15 @@ def test_resume_of_another_run(
     assert [word for word in words if word not in message] == []
 
 
+@pytest.mark.parametrize('weighs', [True, False], ids=['none', 'weight 0'])
 @pytest.mark.parametrize('first', [True, False], ids=['left out', 'added'])
-def test_images_without_labels_may_change(first: bool, runs: Runs) -> None:
+def test_images_without_labels_may_change(
+    first: bool, weighs: bool, runs: Runs
+) -> None:
     images = dict(data=str(runs.data / 'train2017'), batch_size=1)
-    hooks = [dict(type=EMA, unlabeled=dict(images, weight=w)) for w in (1.0, 0.0)]
+    hooks = [dict(type=EMA, unlabeled=images), dict(type=EMA)]
+    if not weighs:
+        hooks[1].update(unlabeled=dict(images, weight=0.0))
     cfg = runs.config('faster_rcnn', hooks[not first], iters=2)
     runs.train(cfg)
     cfg.train_cfg.max_iters = 4

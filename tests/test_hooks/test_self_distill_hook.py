@@ -95,8 +95,13 @@ def test_classes_in_another_order_are_named(runs: Runs, tmp_path: Path) -> None:
     own = runs.config('gfl', iters=1)
     classes = runs.build(own).train_dataloader.dataset.metainfo['classes']
     swapped = [classes[0], classes[2], classes[1], *classes[3:]]
-    for names, warned in ((classes, 0), (swapped, 1), (None, 0)):
-        meta = dict(dataset_meta=dict(classes=names))
+    metas: list[tuple[Any, int]] = [
+        (dict(dataset_meta=dict(classes=classes)), 0),
+        (dict(dataset_meta=dict(classes=swapped)), 1),
+        (dict(CLASSES=swapped), 1),  # of a version before 3
+        (dict(dataset_meta=dict(classes=None)), 0),
+    ]
+    for meta, warned in metas:
         torch.save(dict(state_dict=weights_of(runs, 'gfl', 5), meta=meta), path)
         cfg = runs.config('gfl', fixed(path), iters=1)
         runs.train(cfg)

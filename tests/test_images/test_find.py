@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from mmengine.config import ConfigDict
+from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS
 
 from mmselfdistill.images import find_images
@@ -93,6 +94,27 @@ def test_the_datasets_inside_of_a_wrapper(tmp_path: Path) -> None:
     many = dict(type='RepeatDataset', dataset=dict(inner, indices=2), times=3)
     joined = dict(type='ConcatDataset', datasets=[many, inner])
     assert find_images(joined) == find_images(inner)[:2] + find_images(inner)
+    with pytest.raises(
+        ValueError, match='a list of datasets in ConcatDataset, but got N'
+    ):
+        find_images(dict(type='ConcatDataset', datasets=None))
+
+
+@DATASETS.register_module()
+class Fold(BaseDataset):
+    """Keeps the first image of a dataset."""
+
+    def __init__(self, dataset: Any, **rest: Any) -> None:
+        self.given = DATASETS.build(dict(dataset, pipeline=[], test_mode=True))
+        super().__init__(**rest)
+
+    def load_data_list(self) -> list[Any]:
+        return [self.given.get_data_info(0)]
+
+
+def test_a_wrapper_that_keeps_a_part_is_asked_itself(tmp_path: Path) -> None:
+    inner = coco(tmp_path)
+    assert find_images(dict(type='Fold', dataset=inner)) == find_images(inner)[:1]
 
 
 def test_labels_of_coco_that_list_images_alone(tmp_path: Path) -> None:

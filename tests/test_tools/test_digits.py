@@ -151,6 +151,16 @@ def test_a_deletion_that_is_interrupted_leaves_the_new_set(
     assert not write_digits(root, train=2, val=1, size=SIZE, seed=0)
 
 
+def test_a_set_that_cannot_be_moved_leaves_the_old_one(tmp_path: Path) -> None:
+    root = tmp_path / 'digits'
+    root.mkdir()
+    (root / 'before').touch()
+    # there is nothing to take its place
+    with pytest.raises(FileNotFoundError), all_or_nothing(root):
+        pass
+    assert contents(tmp_path) == {'digits/before': b''}
+
+
 def test_a_link_is_followed(tmp_path: Path) -> None:
     (tmp_path / 'disk').mkdir()
     root = tmp_path / 'digits'

@@ -17,9 +17,9 @@ import os
 import tempfile
 import threading
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any, Tuple
+from typing import Any, Iterator, Tuple
 
 from rich.progress import Progress
 
@@ -79,10 +79,12 @@ def scores_of(folder: Path, metric: str) -> tuple[dict[str, float], float]:
     run = Run.read(folder)
     last = run.metrics[max(run.metrics)]
     validations = [at for side in run.sides() for at in side.metrics.values()]
-    # COCO's metric has no figure where nothing was detected
-    metrics = {metric: 0.0, PREFIX + metric: 0.0}
-    metrics.update((name, last[name]) for name in run.names() if name in last)
-    return metrics, max(at.get(metric, 0.0) for at in validations)
+    metrics = {name: last[name] for name in run.names() if name in last}
+    if metric.startswith('coco/'):
+        # there is no figure where nothing was detected
+        metrics = {metric: 0.0, PREFIX + metric: 0.0, **metrics}
+        validations = [{metric: 0.0, **at} for at in validations]
+    return metrics, max(at[metric] for at in validations)
 
 
 def config_of(job: Job, scenes: Path) -> Any:
@@ -127,6 +129,15 @@ def end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+def _completed(futures: dict[Future[Any], Job]) -> Iterator[Future[Any]]:
+    """Yield what has ended; an interruption begins no other run."""
+    try:
+        yield from as_completed(futures)
+    finally:
+        for future in futures:
+            future.cancel()
+
+
 def run(jobs: list[Job], args: argparse.Namespace) -> list[Job]:
     """Train what has no result yet, some at a time, and return what failed."""
     results = read(args.results)
@@ -137,7 +148,7 @@ def run(jobs: list[Job], args: argparse.Namespace) -> list[Job]:
     with pool, Progress() as progress:
         bar = progress.add_task('Training', total=len(todo))
         futures = {pool.submit(train, job, args.scenes): job for job in todo}
-        for future in as_completed(futures):
+        for future in _completed(futures):
             job = futures[future]
             progress.advance(bar)
             error = future.exception()

@@ -79,5 +79,7 @@ def _score(runner: Runner, kind: str, metric: str) -> float:
     with torch.no_grad():
         for batch in loader:
             evaluator.process(runner.model.val_step(batch), batch)
+    found = evaluator.evaluate(len(loader.dataset))
     # COCO's metric has no figure where nothing was detected
-    return float(evaluator.evaluate(len(loader.dataset)).get(metric, 0.0))
+    nothing = {metric: 0.0} if metric.startswith('coco/') else {}
+    return float({**nothing, **found}[metric])

@@ -246,6 +246,8 @@ def all_or_nothing(root: Path) -> Iterator[Path]:
         if not root.exists():
             partial.rename(root)
     finally:
+        if former.exists() and not root.exists():
+            former.rename(root)
         for folder in (partial, former):
             shutil.rmtree(folder, ignore_errors=True)
 
