@@ -155,6 +155,33 @@ def test_it_is_resumed(runs: Runs) -> None:
     assert runs.differences(runs.state(whole.model), runs.state(runner.model)) == []
 
 
+def test_one_for_images_without_labels_is_left_out_with_them(
+    runs: Runs, models: Any
+) -> None:
+    @models.register_module()
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer('calls', torch.zeros(()))
+
+        def forward(self, student: Any, teacher: Any, kind: str = '') -> Any:
+            self.calls += 1
+            return (student - teacher).square().mean(1)
+
+    counting = dict(type='Counting', site='features', on='unlabeled')
+    images = dict(data=str(runs.data / 'train2017'), batch_size=1)
+    hook = {**PROJECTED, 'terms': dict(features=None, mine=counting)}
+    cfg = runs.config('retinanet', dict(hook, unlabeled=images), iters=2)
+    runs.train(cfg)
+    assert float(runs.checkpoint(cfg)['mmselfdistill']['losses']['mine']['calls']) > 0
+    cfg.default_hooks.self_distill = dict(hook, terms=dict(features=None))
+    cfg.train_cfg.max_iters, cfg.resume = 4, True
+    runner = runs.train(cfg)
+    assert runner.iter == 4
+    names = {term.name for term in runs.hook(runner).distiller.terms}
+    assert names == {'logits', 'boxes'}
+
+
 def test_fresh_students_begin_with_a_fresh_projector(runs: Runs) -> None:
     hook = {**PROJECTED, 'type': 'mmselfdistill.GenerationHook', 'student': 'reinit'}
     hook.pop('momentum')
