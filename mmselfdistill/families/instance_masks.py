@@ -95,7 +95,10 @@ def _of_prototypes(
         chosen = by_cell(coefficients, head.num_protos)[image, cells]
         return torch.einsum('nk,khw->nhw', chosen, prototypes[image])
 
-    def inside(deltas: Tensor, anchors: Tensor, cells: Tensor) -> Tensor:
+    def inside(level: int, deltas: Tensor, cells: Tensor) -> Tensor:
+        anchors = head.prior_generator.single_level_grid_priors(
+            deltas.shape[2:], level, device=deltas.device
+        )
         decoded = [
             head.bbox_coder.decode(anchors[of], image[of], max_shape=meta['img_shape'])
             for of, image, meta in zip(cells, by_cell(deltas, 4), side.metas)
@@ -106,11 +109,11 @@ def _of_prototypes(
         cut = mask_head.crop_mask_preds([ones] * len(infos), side.metas, infos)
         return torch.cat(cut)
 
-    logits, deltas = outputs['cls_scores'], outputs['bbox_preds']
-    sizes = [level.shape[2:] for level in logits]
-    anchors = head.prior_generator.grid_priors(sizes, device=prototypes.device)
-    both = zip(logits, outputs['coeff_preds'], deltas, anchors)
-    return [Level(a, partial(masks, b), partial(inside, *rest)) for a, b, *rest in both]
+    levels = zip(outputs['cls_scores'], outputs['coeff_preds'], outputs['bbox_preds'])
+    return [
+        Level(logits, partial(masks, coefficients), partial(inside, level, deltas))
+        for level, (logits, coefficients, deltas) in enumerate(levels)
+    ]
 
 
 def _of_parameters(

@@ -221,7 +221,9 @@ def digest(cfg: Config) -> str:
     """Return a hash of all that a result depends on, but the folders."""
     folder = Path(cfg.train_dataloader.dataset.data_root).parent
     found = hashlib.sha256(cfg.pretty_text.replace(f'{folder}/', '').encode())
-    found.update(json.dumps(versions()).encode())
+    # runs on another device count all the same
+    software = {key: each for key, each in versions().items() if key != 'device'}
+    found.update(json.dumps(software).encode())
     for source in (calibration, corruption, scenes, digits):
         found.update(Path(str(source.__file__)).read_bytes())
     return found.hexdigest()[:16]
