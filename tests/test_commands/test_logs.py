@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mmengine.config import Config
+from run_files import log
 
 from mmselfdistill.commands.logs import config_at, counts_epochs, entries_of
 from mmselfdistill.commands.runs import Run
 
 LOOP: dict[str, Any] = dict(type='IterBasedTrainLoop', max_iters=95)
-
-
-def log(folder: Path, *entries: dict[str, Any]) -> None:
-    path = folder / 'vis_data' / 'scalars.json'
-    path.parent.mkdir(parents=True)
-    path.write_text('\n'.join(map(json.dumps, entries)))
 
 
 def iterations(*steps: int, **more: Any) -> list[dict[str, Any]]:
