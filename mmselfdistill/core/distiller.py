@@ -185,7 +185,7 @@ class Distiller:
         if self.unlabeled is not None:
             # its copy to the device waits for all that is queued there: nothing as yet
             self.unlabeled.next(advance=False)
-        first = not self.labeled.checked
+        first = not all(each.checked for each in self.comparisons())
         weights = self.weights()
         samples = kwargs.get('data_samples', args[1] if len(args) > 1 else [])
         inputs = kwargs.get('inputs', args[0] if args else None)
@@ -202,7 +202,7 @@ class Distiller:
         added = weighted_terms(self.labeled, found, weights)
         if self.unlabeled is not None:
             added.update(self._on_unlabeled(self.unlabeled, stock, weights))
-        if first and self.labeled.checked:
+        if first and all(each.checked for each in self.comparisons()):
             self.trial = None
             print_log(describe(self), logger='current')
         if not isinstance(losses, dict):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 
+import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
@@ -135,6 +136,8 @@ class Reuse:
         try:
             with answered(teacher, self._frozen.calls):
                 made = repeat()
+        except torch.cuda.OutOfMemoryError:
+            raise
         except RuntimeError:
             # met a tensor without storage; any other error comes again below
             made = []
@@ -188,6 +191,8 @@ class Reuse:
             except LeakError as leak:
                 calls = [call for call in calls if call.path != leak.path]
                 continue
+            except torch.cuda.OutOfMemoryError:
+                raise
             except RuntimeError:
                 # by itself the teacher has just repeated the same
                 break

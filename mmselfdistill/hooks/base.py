@@ -17,7 +17,14 @@ from mmselfdistill.schedules import build_schedule
 from mmselfdistill.views import build_view
 
 from .learned import train_losses
-from .run import bare_model, check_alone, epochs_done, seed_of_all_ranks
+from .run import (
+    bare_model,
+    check_alone,
+    epochs_done,
+    release,
+    seed_of_all_ranks,
+    shorten_histories,
+)
 from .settings import build_dtype, build_task_weight, check_arguments, check_paths
 from .state import (
     STATE_KEY,
@@ -153,7 +160,7 @@ class DistillHook(Hook):
         """Make the teacher: weights are loaded, no step is made yet."""
         assert self.distiller is not None
         student = bare_model(runner)
-        _release(student)
+        release(student)
         self._hide_teacher()
         self.distiller.restart()
         if self.distiller.unlabeled is not None:
@@ -182,6 +189,8 @@ class DistillHook(Hook):
     ) -> None:
         """Tell the distiller the position in [0, 1] on which schedules depend."""
         assert self.distiller is not None
+        self._hide_teacher()
+        shorten_histories(runner)
         if isinstance(runner.train_loop, EpochBasedTrainLoop):
             progress = epochs_done(runner, batch_idx) / runner.max_epochs
         else:
@@ -233,7 +242,6 @@ class DistillHook(Hook):
 
     def before_val_epoch(self, runner: Runner) -> None:
         """Validate the teacher too, or let it predict, if it alone is validated."""
-        # what a validation that failed has left
         self._hide_teacher()
         self._of_teacher = {}
         distiller = self.distiller
@@ -260,7 +268,12 @@ class DistillHook(Hook):
             found.update(renamed)
         found.update(self._of_teacher)
 
+    def before_test_epoch(self, runner: Runner) -> None:
+        """Test the student."""
+        self._hide_teacher()
+
     def _hide_teacher(self) -> None:
+        # a validation that failed leaves it
         if self._evaluated is not None:
             self._evaluated.end()
             self._evaluated = None
@@ -271,11 +284,8 @@ class DistillHook(Hook):
         """Add our state under one key; the student's own keys stay as they are."""
         if self.distiller is not None:
             counts = dict(generation=self.generation, updates=self.updates)
-            checkpoint[STATE_KEY] = {
-                **self.identity(),
-                **counts,
-                **state_of(self.distiller),
-            }
+            state = state_of(self.distiller)
+            checkpoint[STATE_KEY] = {**self.identity(), **counts, **state}
 
     def identity(self) -> dict[str, Any]:
         """Return what must be the same when a run is resumed, besides the terms."""
@@ -289,10 +299,3 @@ class DistillHook(Hook):
         assert self.distiller is not None
         restore(self.distiller, state, self.identity(), teacher)
         self.generation, self.updates = state['generation'], state['updates']
-
-
-def _release(student: nn.Module) -> None:
-    """Detach what a run that failed has left: MMEngine skips ``after_train`` then."""
-    left = getattr(vars(student).get('forward'), 'distiller', None)
-    if isinstance(left, Distiller):
-        left.detach()

@@ -85,6 +85,8 @@ class GenerationHook(DistillHook):
         self.by_epoch = by_epoch
         self.student = check_choice('student', student, ('continue', 'reinit'))
         self._beginning: Beginning | None = None
+        # the last generation whose teacher is ready
+        self._taught = 0
 
     def set_up(self, runner: Runner) -> None:
         """Lengthen the run, and remember how its schedules begin."""
@@ -146,6 +148,7 @@ class GenerationHook(DistillHook):
 
     def _restore(self, state: dict[str, Any], teacher: nn.Module) -> None:
         super()._restore(state, teacher)
+        self._taught = self.generation
         assert self._beginning is not None
         # a checkpoint of an earlier version has no losses
         self._beginning.state.update(state['beginning'])
@@ -158,6 +161,7 @@ class GenerationHook(DistillHook):
 
     def init_teacher(self, runner: Runner, teacher: nn.Module) -> None:
         """Leave the first generation without a teacher."""
+        self._taught = 0
 
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None
@@ -181,7 +185,10 @@ class GenerationHook(DistillHook):
             self.distiller.detach()
             self.distiller.teacher = make_teacher(student, self.distiller.acting())
             self.distiller.attach()
-        copy_into(self.distiller.teacher, student)
+        if self._taught != generation:
+            # else a boundary was interrupted, and its student is fresh already
+            copy_into(self.distiller.teacher, student)
+            self._taught = generation
         self.distiller.prove_again()
         if self.student == 'reinit':
             reinitialize(runner, generation)

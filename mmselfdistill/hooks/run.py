@@ -1,4 +1,4 @@
-"""What is asked of a Runner: hooks, model, seed, progress, optimizers, schedulers."""
+"""What is asked of a Runner: hooks, model, seed, progress, histories, optimizers."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import nn
+
+from mmselfdistill.core.distiller import Distiller
+
+# the longest window by which a scalar of ours can be averaged in the log
+HISTORY = 10_000
 
 
 def check_alone(runner: Runner, kind: type[Hook]) -> None:
@@ -74,6 +79,24 @@ def bare_model(runner: Runner) -> nn.Module:
             'which is not supported; use DDP (launcher pytorch or slurm)'
         )
     return model.module if is_model_wrapper(model) else model
+
+
+def release(student: nn.Module) -> None:
+    """Detach what a run that failed has left: MMEngine skips ``after_train`` then."""
+    left = getattr(vars(student).get('forward'), 'distiller', None)
+    if isinstance(left, Distiller):
+        left.detach()
+
+
+def shorten_histories(runner: Runner) -> None:
+    """Keep the last values alone of what the terms log.
+
+    MMEngine keeps a million of each scalar, copies them in each iteration, and writes
+    them into every checkpoint.
+    """
+    for key, history in runner.message_hub.log_scalars.items():
+        if key.startswith(('train/loss_sd_', 'train/sd_')):
+            history.max_length = HISTORY
 
 
 def optim_wrappers(runner: Runner) -> list[OptimWrapper]:

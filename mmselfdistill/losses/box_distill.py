@@ -10,6 +10,8 @@ from mmselfdistill.errors import check_number
 
 from .common import Loss, categorical_kl, check_kind, in_full_precision
 
+# a product of two of these is far below the largest float
+_FARTHEST = 1e9
 _BY_L1 = ('offsets', 'cxcywh')
 
 
@@ -30,7 +32,7 @@ def box_distill_loss(
       (LD, arXiv 2102.12252);
     - for 'offsets' and 'cxcywh', the mean over the four numbers of :math:`|s - t|`;
     - for 'sides', :math:`1 - \mathrm{GIoU}` of the two boxes
-      (arXiv 1902.09630).
+      (arXiv 1902.09630), of distances up to :math:`10^9`.
 
     Args:
         student (Tensor): 'bins': (N, 4 * (reg_max + 1)) logits, side by side;
@@ -72,6 +74,8 @@ def _check_columns(boxes: Tensor, kind: str) -> None:
 
 
 def _giou_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    student = student.clamp(-_FARTHEST, _FARTHEST)
+    teacher = teacher.clamp(-_FARTHEST, _FARTHEST)
     inner = _area(torch.minimum(student, teacher))
     outer = _area(torch.maximum(student, teacher))
     union = _area(student) + _area(teacher) - inner

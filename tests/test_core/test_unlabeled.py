@@ -210,11 +210,20 @@ def test_a_site_that_these_images_do_not_reach_is_left_out() -> None:
     refused(Shy().eval(), r'^unlabeled: no term can be computed', terms=terms)
 
 
-def test_a_trial_teacher_of_the_first_generation_is_let_go() -> None:
+@pytest.mark.parametrize('fails', [False, True])
+def test_a_trial_teacher_of_the_first_generation_is_let_go(
+    fails: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     student = ImageToy().eval()
     with distilled(student, OTHERS, **settings()) as distiller:
         assert distiller.unlabeled is not None
         distiller.teacher, distiller.trial = None, distiller.teacher
+        if fails:
+            # after the pass on images with labels
+            with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+                patch.setattr(distiller.unlabeled, 'forward', lambda *_: 1 / 0)
+                losses(distiller)
+            assert distiller.trial is not None
         assert {*gaps(distiller).values()} == {0.0}
         assert distiller.trial is None
         for each in distiller.comparisons():

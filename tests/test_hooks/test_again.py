@@ -11,6 +11,8 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 import mmselfdistill
+from mmselfdistill.hooks import run
+from mmselfdistill.hooks.restart import Beginning
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -88,6 +90,35 @@ def test_a_run_that_failed_goes_on(
     assert runs.differences(whole, end(runs, config(), fail_at)) == []
 
 
+def test_a_boundary_that_was_interrupted_is_made_with_the_same_teacher(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hook = {**EVERY_2, 'student': 'reinit'}
+    runner = runs.build(runs.config('gfl', hook, iters=3))
+    students: list[dict[str, Any]] = []
+    watched(runner, lambda runner: students.append(runs.state(runner.model)))
+    restore = Beginning.restore
+
+    def interrupted(self: Beginning, runner: Runner) -> None:
+        # the student has fresh weights by now
+        monkeypatch.setattr(Beginning, 'restore', restore)
+        students.append(runs.state(runner.model))
+        raise KeyboardInterrupt
+
+    ends: list[dict[str, Any]] = []
+    last = Hook()
+    last.after_train_iter = lambda runner, **_: ends.append(runs.state(runner.model))
+    runner.register_hook(last, 'LOWEST')
+    monkeypatch.setattr(Beginning, 'restore', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        runner.train()
+    assert len(ends) == 2
+    runner.train()
+    teacher = runs.state(runs.hook(runner).distiller.teacher)
+    assert runs.differences(teacher, ends[1]) == []
+    assert runs.differences(students[2], students[3]) == []
+
+
 def test_a_hook_serves_another_run(runs: Runs) -> None:
     hook = mmselfdistill.GenerationHook(generations=2)
     for name in ('gfl', 'segformer'):
@@ -102,6 +133,22 @@ def test_a_hook_serves_another_run(runs: Runs) -> None:
 
         watched(Runner(**cfg, experiment_name=f'again-{name}'), before).train()
         assert seen == 3 * [False] + 3 * [True]
+
+
+def test_histories_of_the_terms_are_short(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, 'HISTORY', 3)
+    runner = runs.train(runs.config('gfl', EMA, iters=6))
+    lengths = {
+        key: len(history.data[0])
+        for key, history in runner.message_hub.log_scalars.items()
+        if key.startswith('train/')
+    }
+    ours = {key for key in lengths if 'sd_' in key}
+    assert len(ours) == 3 * len(runs.hook(runner).distiller.terms)
+    assert {lengths[key] for key in ours} == {3}
+    assert {lengths[key] for key in lengths.keys() - ours} == {6}
 
 
 def test_a_failed_run_does_not_teach_the_next_run_of_the_model(runs: Runs) -> None:

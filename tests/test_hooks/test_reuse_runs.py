@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 from mmengine.config import Config
+from mmengine.hooks import Hook
 from test_resume import compare
 from torch import nn
 
@@ -82,6 +84,30 @@ def test_a_running_average(
     assert runs.differences(runs.state(ours.model), runs.state(plain.model)) == []
     teachers = [runs.state(runs.hook(each).distiller.teacher) for each in (ours, plain)]
     assert runs.differences(*teachers) == []
+
+
+def test_a_lack_of_memory_is_not_blamed_on_the_model(runs: Runs) -> None:
+    cfg = config(runs, 'retinanet', EMA, iters=4)
+    runner = runs.build(cfg)
+
+    def before(runner: Runner) -> None:
+        if runner.iter == 2 and not failures:
+            neck = runs.hook(runner).distiller.teacher.neck
+            failures.append(neck)
+
+            def forward(*_: Any) -> None:
+                del vars(neck)['forward']
+                raise torch.cuda.OutOfMemoryError('Tried to allocate 2 GiB')
+
+            vars(neck)['forward'] = forward
+
+    failures: list[Any] = []
+    hook = Hook()
+    hook.before_train_iter = lambda runner, **_: before(runner)
+    runner.register_hook(hook, 'LOWEST')
+    with pytest.raises(torch.cuda.OutOfMemoryError, match='2 GiB'):
+        runner.train()
+    assert said(runner) == STAGE
 
 
 def test_each_generation_proves_it(runs: Runs) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from mmengine.hooks import Hook
 from mmengine.structures import BaseDataElement
 from mmseg.models import EncoderDecoder
 
@@ -43,6 +44,45 @@ def test_after_the_run_the_same_is_validated(validate: str, runs: Runs) -> None:
     assert found == expected
     if validate == 'both':
         assert found['aAcc'] != found['teacher/aAcc']
+
+
+def test_a_validation_that_was_interrupted_leaves_the_student(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hook = dict(EMA, validate='teacher')
+    cfg = runs.config('deeplabv3plus', hook, iters=4, val_interval=2)
+    cfg.test_cfg = dict(type='TestLoop')
+    for key in ('dataloader', 'evaluator'):
+        cfg[f'test_{key}'] = cfg[f'val_{key}']
+    modes: list[bool] = []
+
+    def note(runner: Runner, **_: Any) -> None:
+        modes.append(runs.hook(runner).distiller.teacher.training)
+
+    last = Hook()
+    last.after_train_iter = note
+    runner = runs.build(cfg)
+    runner.register_hook(last, 'LOWEST')
+    evaluator: Any = runner.val_evaluator
+
+    def interrupted(*_: Any) -> None:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(evaluator), 'evaluate', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        runner.train()
+    distiller = runs.hook(runner).distiller
+    with torch.no_grad():
+        for parameter in distiller.teacher.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    found = runner.test()
+    stock = runs.build(runs.config('deeplabv3plus', iters=2, val_interval=2))
+    model: Any = stock.model
+    model.load_state_dict(runner.model.state_dict())
+    assert found == stock.val()
+    runner.train()
+    assert modes == [True] * 4
 
 
 def test_files_that_the_evaluator_writes_are_the_students(

@@ -145,6 +145,22 @@ def test_giou_of_empty_boxes() -> None:
     assert empty.grad.isfinite().all()
 
 
+@pytest.mark.parametrize('far', [1e20, 3e38, float('inf')])
+def test_giou_of_distances_whose_area_overflows(far: float) -> None:
+    # two boxes that nothing trains, and the box that counts
+    student = torch.tensor([[far] * 4, [2.0, far, 1.0, far], [1.0, 1.0, 1.0, 1.0]])
+    teacher = torch.tensor([[far] * 4, [1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 1.0, 3.0]])
+    student.requires_grad_()
+    loss = box_distill_loss(student, teacher, kind='sides')
+    assert loss.tolist() == pytest.approx([0, 1, 0.5])
+    loss.sum().backward()
+    assert student.grad is not None
+    assert student.grad[:1].tolist() == [[0.0] * 4]
+    # of an IoU of 4 / 8: (d inner * union - inner * d union) / union^2, which is 0
+    # where the side adds nothing to the overlap
+    assert student.grad[2, 3].item() == pytest.approx(-2 / 8)
+
+
 def test_temperature_keeps_the_size_of_the_gradient() -> None:
     student, teacher = (torch.from_numpy(x) for x in pair(9, 'bins'))
     student, teacher = (student / 10).requires_grad_(), teacher / 10
