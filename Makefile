@@ -73,10 +73,16 @@ test-latest:
 docs: install
 	PYTHONWARNINGS=ignore $(python) -m sphinx -W --keep-going -b html docs docs/_build/html
 
-zoo: install
+# packages that some configs need; their own requirements would replace PyTorch
+$(venv)/zoo: tests/zoo/requirements.txt | install
+	$(python) -m pip install -q --upgrade --no-deps --target $@ -r $<
+	@touch $@
+
+zoo: install $(venv)/zoo
 	@# a config that does not train in stock has a second and a third choice;
 	@# pytest ends with 1 where a test fails, and with 5 where there is none
-	@export PYTHONWARNINGS=ignore OMP_NUM_THREADS=1; failed=0; \
+	@export PYTHONWARNINGS=ignore OMP_NUM_THREADS=1 PYTHONPATH="$(CURDIR)/$(venv)/zoo"; \
+	failed=0; \
 	for choice in 1 2 3; do \
 		$(python) -m pytest tests/zoo -vv -rs -n 2 --dist worksteal $(PYTEST_ARGS) \
 			--zoo-dir=$(zoo_dir) --zoo-filter='$(FILTER)' --zoo-choice=$$choice; \
