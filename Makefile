@@ -74,7 +74,7 @@ docs: install
 	PYTHONWARNINGS=ignore $(python) -m sphinx -W --keep-going -b html docs docs/_build/html
 
 # packages that some configs need; their own requirements would replace PyTorch
-$(venv)/zoo: tests/zoo/requirements.txt | install
+$(venv)/zoo: tests/zoo/requirements.txt tests/requirements_mmpretrain.txt | install
 	$(python) -m pip install -q --upgrade --no-deps --target $@ -r $<
 	@touch $@
 

@@ -1,4 +1,4 @@
-"""The versions we run on, and the checkpoints that MMEngine writes."""
+"""The versions we run on, errors of the device, and the checkpoints of MMEngine."""
 
 from __future__ import annotations
 
@@ -20,6 +20,11 @@ from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 from mmengine.runner.checkpoint import CheckpointLoader
 from mmengine.utils import digit_version
 
+# what a device raises by itself, through no fault of the model; since PyTorch 2.8 two
+DEVICE_ERRORS = (
+    torch.cuda.OutOfMemoryError,
+    getattr(torch, 'AcceleratorError', torch.cuda.OutOfMemoryError),
+)
 # classes of which a checkpoint of MMEngine's names methods, and these
 _WITH_METHODS: dict[type, tuple[str, ...]] = {
     HistoryBuffer: ('min', 'max', 'mean', 'current'),

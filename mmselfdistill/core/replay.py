@@ -8,6 +8,7 @@ from typing import Any, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from mmselfdistill.compat import DEVICE_ERRORS
 from mmselfdistill.containers import replaced, written
 from mmselfdistill.core.freeze import compute_weights
 from mmselfdistill.core.given import CANNOT, chosen_by_teacher
@@ -106,7 +107,7 @@ def replay(
 def _called(path: str, method: Method, args: Any, kwargs: Any, handed: Handed) -> None:
     try:
         method(*args, **kwargs)
-    except (LeakError, torch.cuda.OutOfMemoryError):
+    except (LeakError, *DEVICE_ERRORS):
         raise
     except Exception as error:
         raise RuntimeError(

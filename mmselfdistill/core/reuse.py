@@ -5,10 +5,10 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 
-import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
+from mmselfdistill.compat import DEVICE_ERRORS
 from mmselfdistill.containers import tensors_in
 from mmselfdistill.core.frozen import (
     Marks,
@@ -136,7 +136,7 @@ class Reuse:
         try:
             with answered(teacher, self._frozen.calls):
                 made = repeat()
-        except torch.cuda.OutOfMemoryError:
+        except DEVICE_ERRORS:
             raise
         except RuntimeError:
             # met a tensor without storage; any other error comes again below
@@ -191,7 +191,7 @@ class Reuse:
             except LeakError as leak:
                 calls = [call for call in calls if call.path != leak.path]
                 continue
-            except torch.cuda.OutOfMemoryError:
+            except DEVICE_ERRORS:
                 raise
             except RuntimeError:
                 # by itself the teacher has just repeated the same

@@ -17,10 +17,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / 'configs' / 'digits_imagenet'
-# without what they require: PyTorch is there, and this is the last torchvision that is
-# imported without its compiled part
-ALONE = ('mmpretrain==1.2.0', 'torchvision==0.15.2', 'einops==0.8.1', 'mat4py==0.6.0')
-COMPLETE = ('model-index==0.1.11', 'importlib_metadata==8.5.0', 'requests')
+REQUIREMENTS = ROOT / 'tests' / 'requirements_mmpretrain.txt'
 IDENTITY = """
 import sys, torch
 from mmengine.config import Config
@@ -72,9 +69,8 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     if sys.version_info >= (3, 12):
         pytest.skip('that torchvision has no build for Python 3.12')
     folder = tmp_path_factory.mktemp('mmpretrain')
-    pip = [sys.executable, '-m', 'pip', 'install', '-q', '--target', str(folder)]
-    subprocess.run([*pip, '--no-deps', *ALONE], check=True)
-    subprocess.run([*pip, *COMPLETE], check=True)
+    pip = [sys.executable, '-m', 'pip', 'install', '-q', '--no-deps']
+    subprocess.run([*pip, '--target', folder, '-r', REQUIREMENTS], check=True)
     paths = [str(folder), str(ROOT)]
     return {**os.environ, 'PYTHONPATH': os.pathsep.join(paths), 'OMP_NUM_THREADS': '1'}
 
