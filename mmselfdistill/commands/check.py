@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> None:
     """Check the config of the command line.
 
     Raises:
-        SystemExit: If its model is not distilled correctly.
+        SystemExit: If its model is not distilled correctly, or no term has a weight.
     """
     cfg = read_config(args.config, args.cfg_options)
     try:
@@ -85,5 +85,5 @@ def run(args: argparse.Namespace) -> None:
     except RuntimeError as error:
         raise SystemExit(str(error)) from error
     print(written(report))
-    if report.problems:
+    if report.problems or not (report.terms or report.unlabeled):
         raise SystemExit(1)

@@ -58,11 +58,17 @@ def describe(distiller: Distiller) -> str:
     )
     return (
         f'Self-distillation of {type(distiller.student).__name__} '
-        f'({plan.name}):\n{capture.get()}{found}{reused}{_normed(distiller)}'
-        f'{_seen(distiller)}{skipped}'
+        f'({plan.name}):\n{capture.get()}{_unweighted(distiller)}{found}{reused}'
+        f'{_normed(distiller)}{_seen(distiller)}{skipped}'
         f'The teacher holds {parameters / 1e6:.2f} M parameters, {size:.1f} MiB, and '
         'no gradients or optimizer state.'
     )
+
+
+def _unweighted(distiller: Distiller) -> str:
+    if any(distiller.loss_weight * term.weight for term in distiller.terms):
+        return ''
+    return 'No term has a weight: nothing will be distilled.\n'
 
 
 def _normed(distiller: Distiller) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import pytest
 from mmengine.config import Config
 
-from mmselfdistill.commands.check import check, written
+from mmselfdistill.commands.check import check, run, written
 
 DIGITS = Path(__file__).parents[2] / 'configs' / 'digits'
 
@@ -48,10 +49,16 @@ def test_terms_are_tried_with_and_without_labels(
     assert lines[-1] == 'passed'
 
 
-def test_a_hook_whose_terms_have_no_weight_has_not_passed() -> None:
+def test_a_hook_whose_terms_have_no_weight_has_not_passed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     cfg = Config.fromfile(DIGITS / 'retinanet_r18_fpn_ema-50e_digits.py')
     cfg.default_hooks.self_distill.terms = dict(
         features=None, logits=dict(weight=0), boxes=dict(weight=0)
     )
-    lines = written(check(cfg)).splitlines()
-    assert lines[-1] == 'Nothing was tried: every term has a weight of 0'
+    path = tmp_path / 'config.py'
+    cfg.dump(path)
+    with pytest.raises(SystemExit, match=r'^1$'):
+        run(argparse.Namespace(config=str(path), cfg_options=None))
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == 'Nothing was tried: every term has a weight of 0'

@@ -76,6 +76,26 @@ def test_what_was_found_and_what_is_left_out_is_said(built: Small) -> None:
 
 
 @pytest.mark.parametrize(
+    ('terms', 'loss_weight', 'said'),
+    [
+        (None, 1.0, 0),
+        (None, 0.0, 1),
+        # for images without labels alone, and these have a weight of 0
+        (dict(features=None, logits=dict(on='unlabeled'), boxes=None), 1.0, 1),
+        (dict(features=None, logits=dict(weight=0), boxes=None), 1.0, 1),
+        (dict(features=None, logits=dict(weight=0)), 1.0, 0),
+    ],
+)
+def test_a_run_that_distills_nothing_is_said(
+    built: Small, terms: Any, loss_weight: float, said: int
+) -> None:
+    settings: Any = dict(loss_weight=loss_weight, unlabeled=dict(weight=0))
+    text = describe(Setting(built, terms, **settings).distiller)
+    line = 'No term has a weight: nothing will be distilled.'
+    assert text.splitlines().count(line) == said
+
+
+@pytest.mark.parametrize(
     ('teacher_norm', 'trains', 'said'),
     [('batch', True, 1), ('batch', False, 0), ('running', True, 0), (None, True, 0)],
 )
