@@ -136,6 +136,15 @@ def test_terms_are_checked_whenever_they_count() -> None:
     assert report.silent == plain.silent
 
 
+def test_the_weight_of_all_terms_is_one_of_each() -> None:
+    report = check_identity(Toy(), batch(), terms=TERMS, loss_weight=0.5)
+    assert report.problems == []
+    assert report.terms.keys() == {'features', 'logits'}
+    report = check_identity(Toy(), batch(), terms=TERMS, loss_weight=0.0)
+    assert (report.problems, report.terms) == ([], {})
+    assert report.skipped == dict.fromkeys(('features', 'logits'), 'its weight is 0')
+
+
 def test_a_broken_flow_is_an_error() -> None:
     model = Doubled()
     message = r'bbox_head\.forward: its argument \w+ \(2, 8, 6, 6\) depends on weights'

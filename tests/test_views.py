@@ -208,6 +208,13 @@ def test_without_a_step_it_is_the_very_tensor() -> None:
     assert build_view(None, 'view', True) is None
 
 
+def test_the_side_of_what_is_not_covered_is_refused() -> None:
+    message = r"^view\.mask_size: the side of the squares of 'mask', which is not given"
+    for cfg in (dict(mask_size=16), dict(blur=1.0, mask_size=16)):
+        with pytest.raises(ValueError, match=message):
+            build_view(cfg, 'view', True)
+
+
 def test_nothing_else_is_moved_or_changed() -> None:
     x = images(4, 3, 16, 16)
     before = x.clone()

@@ -28,22 +28,24 @@ def check(cfg: Config) -> Report:
     builder = Builder(cfg)
     hook_cfg = find_self_distill(cfg)
     settings: dict[str, Any] = {}
-    without_labels = False
+    unlabeled = None
     if hook_cfg:
         hook = HOOKS.build(hook_cfg)
-        settings = dict(terms=hook.terms, seams=hook.seams)
-        without_labels = hook.unlabeled is not None
+        settings = dict(
+            terms=hook.terms, seams=hook.seams, loss_weight=hook.loss_weight
+        )
+        unlabeled = hook.unlabeled
     try:
         size = builder.first_size()
     except Exception as error:
         raise no_step(builder.cfg['type'], error) from error
     model, batch = builder.calibrated(size)
-    if not without_labels:
-        return check_identity(model, batch, **settings)
     # of weight 0: terms that are for these images alone may be there
-    report = check_identity(model, batch, unlabeled=dict(weight=0), **settings)
-    raw = builder.raw_unlabeled(model, size)
-    report.unlabeled = check_unlabeled(model, raw, batch, **settings)
+    none = None if unlabeled is None else dict(weight=0)
+    report = check_identity(model, batch, unlabeled=none, **settings)
+    if unlabeled is not None and unlabeled['weight'] > 0:
+        raw = builder.raw_unlabeled(model, size)
+        report.unlabeled = check_unlabeled(model, raw, batch, **settings)
     return report
 
 

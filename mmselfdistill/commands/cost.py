@@ -20,9 +20,10 @@ from mmselfdistill.testing.builder import step
 from mmselfdistill.testing.identity import always
 
 POINTS = 1000
+_ROUNDS = 5  # pairs of iterations
 
 
-def measured_cost(cfg: Config, rounds: int = 5) -> float:
+def measured_cost(cfg: Config) -> float:
     """Measure an iteration with the teacher, in iterations without it.
 
     All terms that have a weight are computed, whatever their schedules. Forward and
@@ -33,7 +34,6 @@ def measured_cost(cfg: Config, rounds: int = 5) -> float:
 
     Args:
         cfg (Config): Of the distilled run.
-        rounds (int): Pairs of iterations. Defaults to 5.
 
     Raises:
         ValueError: If the config's model makes no training step here.
@@ -49,7 +49,7 @@ def measured_cost(cfg: Config, rounds: int = 5) -> float:
     first_step(subject._replace(batch=batch))
     always(distiller)
     times = []
-    for index in track(range(rounds + 1), 'Measuring the cost of the teacher'):
+    for index in track(range(_ROUNDS + 1), 'Measuring the cost of the teacher'):
         stock = seconds(lambda: step(model, batch))
         distiller.attach()
         ours = seconds(lambda: step(model, batch))

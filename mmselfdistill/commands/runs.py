@@ -19,6 +19,7 @@ from mmselfdistill.commands.logs import (
     entries_of,
     validations,
 )
+from mmselfdistill.core.keys import LOSS, TASK_WEIGHT
 from mmselfdistill.hooks.validation import PREFIX
 
 # MMDetection logs average precision and recall as 0 to 1; its panoptic quality, and
@@ -226,6 +227,6 @@ def task_loss(entry: dict[str, float]) -> float:
     Where `task_weight` moves, the log has its last value, and the loss's mean over a
     window: it is about the loss then. At a weight of 0 it is unknown, and nan.
     """
-    terms = (v for key, v in entry.items() if key.startswith('loss_sd_'))
-    weight = entry.get('sd_task_weight', 1.0)
+    terms = (v for key, v in entry.items() if key.startswith(LOSS))
+    weight = entry.get(TASK_WEIGHT, 1.0)
     return (entry['loss'] - sum(terms)) / weight if weight > 0 else math.nan

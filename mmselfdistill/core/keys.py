@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Iterable
 
+# how the key of a term begins, and those of what is only logged of it
+LOSS = 'loss_sd_'
+LOGGED = 'sd_'
 UNLABELED = '_unlabeled'
 # what is logged besides
 TASK_WEIGHT = 'sd_task_weight'
@@ -18,8 +21,8 @@ def keys_of(name: str, suffix: str = '') -> tuple[str, str, str]:
         suffix (str): Defaults to '': on images with labels.
     """
     # MMEngine sums every key that holds "loss"
-    plain = f'sd_{name.replace("loss", "term")}{suffix}'
-    return f'loss_sd_{name}{suffix}', plain, f'{plain}_weight'
+    plain = f'{LOGGED}{name.replace("loss", "term")}{suffix}'
+    return f'{LOSS}{name}{suffix}', plain, f'{plain}_weight'
 
 
 def check_keys(names: Iterable[str]) -> None:

@@ -18,6 +18,31 @@ if TYPE_CHECKING:
 
 def describe(distiller: Distiller) -> str:
     """Return a table of what is distilled, and what the teacher costs."""
+    parameters, size = cost_of(distiller.student)
+    plan = distiller.labeled.plan
+    paths = [path for each in distiller.comparisons() for path in each.found]
+    found = ''.join(
+        f'Repeated too, since its output is used between two calls: {path}.\n'
+        for path in dict.fromkeys(paths)
+    )
+    reused = ''.join(
+        f'{line}\n'
+        for line in dict.fromkeys(c.reuse.describe() for c in distiller.comparisons())
+        if line
+    )
+    skipped = ''.join(
+        f'Not distilled: {name}: {why}.\n' for name, why in plan.skipped.items()
+    )
+    return (
+        f'Self-distillation of {type(distiller.student).__name__} '
+        f'({plan.name}):\n{_table(distiller)}{_unweighted(distiller)}{found}{reused}'
+        f'{_normed(distiller)}{_seen(distiller)}{skipped}'
+        f'The teacher holds {parameters / 1e6:.2f} M parameters, {size:.1f} MiB, and '
+        'no gradients or optimizer state.'
+    )
+
+
+def _table(distiller: Distiller) -> str:
     labeled, unlabeled = distiller.labeled, distiller.unlabeled
     columns = ['term', 'site', 'loss', 'weight', 'schedule', 'tensors']
     if unlabeled is not None:
@@ -35,34 +60,13 @@ def describe(distiller: Distiller) -> str:
         if unlabeled is not None:
             row.append(' '.join(unlabeled.comparison.shapes.get(term.name, [])) or '-')
         table.add_row(*row)
-    parameters, size = cost_of(distiller.student)
     # in a notebook, rich would show the table instead of returning it
     console = Console(
         width=110, file=io.StringIO(), force_terminal=False, force_jupyter=False
     )
     with console.capture() as capture:
         console.print(table)
-    plan = labeled.plan
-    paths = [path for each in distiller.comparisons() for path in each.found]
-    found = ''.join(
-        f'Repeated too, since its output is used between two calls: {path}.\n'
-        for path in dict.fromkeys(paths)
-    )
-    reused = ''.join(
-        f'{line}\n'
-        for line in dict.fromkeys(c.reuse.describe() for c in distiller.comparisons())
-        if line
-    )
-    skipped = ''.join(
-        f'Not distilled: {name}: {why}.\n' for name, why in plan.skipped.items()
-    )
-    return (
-        f'Self-distillation of {type(distiller.student).__name__} '
-        f'({plan.name}):\n{capture.get()}{_unweighted(distiller)}{found}{reused}'
-        f'{_normed(distiller)}{_seen(distiller)}{skipped}'
-        f'The teacher holds {parameters / 1e6:.2f} M parameters, {size:.1f} MiB, and '
-        'no gradients or optimizer state.'
-    )
+    return capture.get()
 
 
 def _unweighted(distiller: Distiller) -> str:

@@ -85,11 +85,10 @@ def resolve_terms(
             or no family covers the model.
     """
     defaults = default_terms(plan)
+    configs = {} if configs is None else configs
+    merged = merge_terms(defaults, configs)
     if not unlabeled:
-        _check_on(configs)
-    merged = merge_terms(defaults, {} if configs is None else configs)
-    if not unlabeled:
-        merged = {k: v for k, v in merged.items() if v.get('on') != 'unlabeled'}
+        merged = _on_labeled(merged, configs)
     if not merged:
         if not plan.sites:
             raise ValueError(_uncovered(model))
@@ -104,13 +103,22 @@ def resolve_terms(
     ]
 
 
-def _check_on(configs: TermConfigs | None) -> None:
-    for name, cfg in configs.items() if isinstance(configs, Mapping) else ():
-        if isinstance(cfg, Mapping) and cfg.get('on') == 'unlabeled':
+def _on_labeled(
+    merged: Mapping[str, dict[str, Any]], configs: TermConfigs
+) -> dict[str, dict[str, Any]]:
+    """Leave default terms out that are for images without labels, which are not there.
+
+    Raises:
+        ValueError: If a user wrote such a term.
+    """
+    others = [name for name, cfg in merged.items() if cfg.get('on') == 'unlabeled']
+    for name in others:
+        if name in configs:
             raise ValueError(
                 f"terms.{name}.on: 'unlabeled', but there are no images without "
                 'labels; give their folder, unlabeled=dict(data=...)'
             )
+    return {name: cfg for name, cfg in merged.items() if name not in others}
 
 
 def default_terms(plan: Plan) -> dict[str, dict[str, Any]]:
@@ -124,8 +132,8 @@ def merge_terms(
     """Merge terms key by key, as config inheritance does.
 
     None removes a term, and ``_delete_=True`` (of one term, or of all) starts
-    clean. A term that is given another loss keeps only its site: weights and
-    arguments of one loss mean nothing to another.
+    clean. A term that is given another loss keeps only where it is computed, ``site``
+    and ``on``: weights and arguments of one loss mean nothing to another.
 
     Raises:
         ValueError: If the terms, or one of them, are no dict.
@@ -154,7 +162,7 @@ def merge_terms(
         cfg = _with_name_of_type(dict(cfg))
         base = {} if cfg.pop('_delete_', False) else merged.get(name, {})
         if cfg.get('type', base.get('type')) != base.get('type'):
-            base = {key: base[key] for key in ('site',) if key in base}
+            base = {key: base[key] for key in ('site', 'on') if key in base}
         merged[name] = {**base, **cfg}
     return merged
 
@@ -192,7 +200,7 @@ def _build_term(
         )
     loss = _build_loss(where, cfg)
     on = check_choice(f'{where}.on', cfg.get('on', 'both'), ON)
-    plain = {**cfg, 'site': site, 'weight': weight, 'schedule': time}
+    plain = {**cfg, 'site': site, 'weight': weight, 'schedule': time, 'on': on}
     return Term(
         name=name,
         site=_find_site(where, site, model, plan),
@@ -285,9 +293,7 @@ def differences(given: Mapping[str, Any], saved: Mapping[str, Any]) -> list[str]
     for name in sorted({*given, *saved}):
         ours, theirs = given.get(name, {}), saved.get(name, {})
         for key in sorted({*ours, *theirs}):
-            # of an earlier version, or as a default that is written out
-            default = 'both' if key == 'on' else None
-            if ours.get(key, default) != theirs.get(key, default):
+            if ours.get(key) != theirs.get(key):
                 found.append(
                     f'terms.{name}.{key}: {theirs.get(key)!r} in the checkpoint, '
                     f'{ours.get(key)!r} now'

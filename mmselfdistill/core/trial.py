@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from dataclasses import replace
 from typing import Mapping, Sequence
@@ -77,6 +78,14 @@ def try_term(term: Term, pairs: Sequence[Pair], plan: Plan) -> None:
             f'terms.{term.name}: {loss} fails at the site {site!r}: '
             f'{type(error).__name__}: {error}'
         ) from error
+    assumed = inspect.signature(term.loss.forward).parameters.get('kind')
+    if assumed and assumed.default and not pairs[0].kind:
+        print_log(
+            f'terms.{term.name}: it is not known what the numbers at the site {site!r} '
+            f'are, and {loss} takes them for {assumed.default!r}',
+            logger='current',
+            level=logging.WARNING,
+        )
     if all(_stays_zero(term, each) for each in pairs):
         raise ValueError(
             f'terms.{term.name}: {loss} is 0 at the site {site!r}, whatever the '

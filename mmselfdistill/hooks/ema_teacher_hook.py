@@ -24,7 +24,7 @@ _FEWEST_STEPS = 10  # an average of fewer is the student itself
 class EMATeacherHook(DistillHook):
     r"""Distils from a running average of the student (arXiv 1703.01780).
 
-    After each optimizer step, the :math:`t`-th of the run,
+    After each optimizer step, the :math:`t`-th of the run counted from 0,
 
     .. math::
         \theta_T \leftarrow m_t \, \theta_T + (1 - m_t) \, \theta_S, \quad

@@ -28,8 +28,10 @@ class GenerationHook(DistillHook):
     The first generation trains alone. Give either ``interval`` or
     ``generations``:
 
-    - ``interval``: the run has the length and the learning rate that the config
-      gives it, and is cut into generations.
+    - ``interval``: the run has the length that the config gives it, and is cut into
+      generations. The learning rate goes on as the config says; with
+      ``student='reinit'`` it restarts in each, and never comes to the end of its
+      schedule: prefer ``generations`` there.
     - ``generations``: the run becomes that many times the config's length, and
       the schedules of learning rate and momentum restart in each.
 
@@ -150,8 +152,9 @@ class GenerationHook(DistillHook):
         super()._restore(state, teacher)
         self._taught = self.generation
         assert self._beginning is not None
-        # a checkpoint of an earlier version has no losses
-        self._beginning.state.update(state['beginning'])
+        # images without labels may be new, and a loss with them
+        losses = {**self._beginning.state['losses'], **state['beginning']['losses']}
+        self._beginning.state.update(state['beginning'], losses=losses)
 
     def before_train(self, runner: Runner) -> None:
         """Try what the boundary will do, before a step is made."""

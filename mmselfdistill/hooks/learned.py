@@ -21,7 +21,6 @@ from mmselfdistill.core.distiller import Distiller
 from mmselfdistill.core.teacher import broadcast_from_rank_0, tensors_of
 
 from .run import optim_wrappers, schedulers_of
-from .unlabeled import batch_size_of
 
 
 def losses_of(distiller: Distiller) -> dict[str, nn.Module]:
@@ -79,8 +78,10 @@ def _scale_of_lr(runner: Runner) -> float:
     scaling = next((vars(runner)[n] for n in names if n in vars(runner)), None) or {}
     if not scaling.get('enable', False):
         return 1.0
-    batch = get_world_size() * batch_size_of(runner.train_loop.dataloader)
-    return float(batch / scaling['base_batch_size'])
+    # as it was given, a config or built: MMEngine counts by that
+    loader: Any = runner._train_dataloader
+    size = loader['batch_size'] if isinstance(loader, dict) else loader.batch_size
+    return float(get_world_size() * size / scaling['base_batch_size'])
 
 
 def _schedule(scheduler: Any, groups: list[dict[str, Any]]) -> None:

@@ -12,6 +12,7 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import nn
 
 from mmselfdistill.core.distiller import Distiller
+from mmselfdistill.core.keys import LOGGED, LOSS
 
 # the longest window by which a scalar of ours can be averaged in the log
 HISTORY = 10_000
@@ -95,7 +96,7 @@ def shorten_histories(runner: Runner) -> None:
     them into every checkpoint.
     """
     for key, history in runner.message_hub.log_scalars.items():
-        if key.startswith(('train/loss_sd_', 'train/sd_')):
+        if key.startswith((f'train/{LOSS}', f'train/{LOGGED}')):
             history.max_length = HISTORY
 
 

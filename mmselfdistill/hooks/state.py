@@ -17,7 +17,10 @@ from .learned import losses_of
 
 STATE_KEY = 'mmselfdistill'
 STATE_VERSION = 1
-_PARTS = {'teacher', 'generation', 'updates', 'terms'}
+_PARTS = {
+    *('generation', 'updates', 'teacher', 'buffers', 'losses', 'terms'),
+    *('unlabeled', 'skipped'),
+}
 
 
 def state_of(distiller: Distiller) -> dict[str, Any]:
@@ -114,13 +117,12 @@ def restore(
     ]
     terms = {term.name: term.config for term in distiller.terms}
     saved = state['terms']
-    if distiller.unlabeled is None or not state.get('unlabeled'):
-        # images without labels may be added or left out, as another weight may
+    if distiller.unlabeled is None or not state['unlabeled']:
+        # images without labels may be added or left out, as another factor on all may
         terms, saved = _of_labels(terms), _of_labels(saved)
-    # a checkpoint of an earlier version has neither buffers nor losses
     wrong += differences(terms, saved)
     if state['teacher'] is not None:
-        put_buffers(teacher, state['teacher'], state.get('buffers', {}))
+        put_buffers(teacher, state['teacher'], state['buffers'])
         differing = mismatches(teacher.state_dict(), state['teacher'])
         wrong += [f'teacher: {each}' for each in differing]
     if wrong:
@@ -130,10 +132,10 @@ def restore(
         )
     if distiller.unlabeled is not None:
         # the first process's: the others may have skipped other numbers
-        distiller.unlabeled.skipped = state.get('skipped', 0)
-        distiller.unlabeled.used = state.get('unlabeled', 0)
+        distiller.unlabeled.skipped = state['skipped']
+        distiller.unlabeled.used = state['unlabeled']
     losses = losses_of(distiller)
-    for name, weights in state.get('losses', {}).items():
+    for name, weights in state['losses'].items():
         if name in losses:  # else it was for images without labels, now left out
             losses[name].load_state_dict(weights, strict=True)
     if state['teacher'] is not None:

@@ -8,7 +8,7 @@ import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from mmselfdistill.errors import check_number
+from mmselfdistill.errors import check_whole
 
 from .common import in_full_precision, standardized
 
@@ -73,11 +73,8 @@ class FeatureMSELoss(nn.Module):
         super().__init__()
         self.projector: nn.Parameter | None = None
         if projector is not None:
-            if check_number('projector', projector, 1) != int(projector):
-                raise ValueError(
-                    f'projector: expected a whole number, but got {projector!r}'
-                )
-            self.projector = nn.Parameter(torch.eye(int(projector)))
+            channels = check_whole('projector', projector, 1)
+            self.projector = nn.Parameter(torch.eye(channels))
 
     def forward(self, student: Tensor, teacher: Tensor, **_: Any) -> Tensor:
         """Return the loss of one pair, whatever its numbers are."""

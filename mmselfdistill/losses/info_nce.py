@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor
 
-from mmselfdistill.errors import check_number
+from mmselfdistill.errors import check_number, check_whole
 
 from .common import EPS, Loss, in_full_precision
 
@@ -94,12 +94,7 @@ class InfoNCELoss(Loss):
     def __init__(self, temperature: float = 0.1, max_positions: int = 1024) -> None:
         super().__init__()
         self.temperature = check_number('temperature', temperature, 0, above_low=True)
-        check_number('max_positions', max_positions, 2)
-        if int(max_positions) != max_positions:
-            raise ValueError(
-                f'max_positions: expected a whole number, but got {max_positions!r}'
-            )
-        self.max_positions = int(max_positions)
+        self.max_positions = check_whole('max_positions', max_positions, 2)
 
     def forward(self, student: Tensor, teacher: Tensor, **_: Any) -> Tensor:
         """Return the loss of one pair, whatever its numbers are."""

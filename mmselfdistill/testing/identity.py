@@ -116,8 +116,10 @@ def check_identity(model: nn.Module, batch: dict[str, Any], **settings: Any) -> 
     """
     still(model)
     distiller = build_distiller(model, **settings)
-    idle = {t.name: 'its weight is 0' for t in distiller.terms if t.weight == 0}
+    every = [term.name for term in distiller.terms]
     compare_all(distiller)
+    kept = [term.name for term in distiller.terms]
+    idle = {name: 'its weight is 0' for name in every if name not in kept}
     if not distiller.terms:
         return Report(distiller.labeled.plan.name, {}, skipped=idle)
     plain = own_losses_twice(copy.deepcopy(model), batch)
@@ -237,7 +239,9 @@ def compare_all(distiller: Distiller) -> None:
     Those of weight 0 are left out.
     """
     always(distiller)
-    distiller.terms = [term for term in distiller.terms if term.weight > 0]
+    distiller.terms = [
+        term for term in distiller.terms if distiller.loss_weight * term.weight > 0
+    ]
     for term in distiller.terms:
         loss: Any = term.loss
         if hasattr(loss, 'threshold'):

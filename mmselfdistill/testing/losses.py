@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmselfdistill.core.keys import LOGGED, LOSS
+
 
 def loss_of(model: nn.Module, batch: dict[str, Any], seed: int = 0) -> dict[str, Any]:
     """Return the loss dict of a batch, which models may change: give a copy."""
@@ -17,16 +19,15 @@ def loss_of(model: nn.Module, batch: dict[str, Any], seed: int = 0) -> dict[str,
 
 def is_ours(key: str) -> bool:
     """Say whether a key of a loss dict was added by distillation."""
-    return key.startswith(('loss_sd_', 'sd_'))
+    return key.startswith((LOSS, LOGGED))
 
 
 def terms_of(losses: dict[str, Any], end: str = '') -> dict[str, Tensor]:
     """Return the terms of a loss dict by name, less what their keys end with."""
-    begin = 'loss_sd_'
     return {
-        key[len(begin) : len(key) - len(end)]: value
+        key[len(LOSS) : len(key) - len(end)]: value
         for key, value in losses.items()
-        if key.startswith(begin) and key.endswith(end)
+        if key.startswith(LOSS) and key.endswith(end)
     }
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mmselfdistill.core.build import build_distiller
+from mmselfdistill.core.keys import UNLABELED
 from mmselfdistill.core.teacher import make_teacher, still
 from mmselfdistill.core.unlabeled import without_labels
 from mmselfdistill.testing.identity import (
@@ -22,8 +23,6 @@ from mmselfdistill.testing.identity import (
 )
 from mmselfdistill.testing.losses import loss_of, values_of
 from mmselfdistill.views import View
-
-_END = '_unlabeled'  # of the keys of these terms
 
 
 class Same:
@@ -88,19 +87,21 @@ def _checked(
     raw = {**raw, 'data_samples': without_labels(raw['data_samples'])}
     distiller = build_distiller(model, unlabeled=dict(batches=Same(raw)), **settings)
     compare_all(distiller)
+    if not distiller.terms:
+        return {}, []
     unlabeled, teacher = distiller.unlabeled, make_teacher(model)
     assert unlabeled is not None
     distiller.teacher = teacher
     distiller.attach()
     try:
-        own, found = at_equal_weights(unlabeled.comparison, batch, _END)
+        own, found = at_equal_weights(unlabeled.comparison, batch, UNLABELED)
         distiller.restart()
         unlabeled.view = View(brightness=0.5, noise=0.5)
-        seen = [values_of(loss_of(model, batch), _END)]
+        seen = [values_of(loss_of(model, batch), UNLABELED)]
         disturb(teacher)
-        seen.append(values_of(loss_of(model, batch), _END))
+        seen.append(values_of(loss_of(model, batch), UNLABELED))
         unlabeled.view = None
-        at_other_weights(model, batch, found, _END)
+        at_other_weights(model, batch, found, UNLABELED)
     finally:
         distiller.detach()
     problems = [f'{name}: {c.problem()}' for name, c in found.items() if c.problem()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mmengine.config import Config
@@ -49,13 +50,27 @@ def test_terms_are_tried_with_and_without_labels(
     assert lines[-1] == 'passed'
 
 
+def test_images_of_weight_0_are_not_tried() -> None:
+    cfg = Config.fromfile(DIGITS / 'retinanet_r18_fpn_1xb8-unlabeled-90e_digits.py')
+    cfg.default_hooks.self_distill.unlabeled.weight = 0
+    report = check(cfg)
+    assert report.terms.keys() == {'logits', 'boxes'}
+    assert report.unlabeled == {}
+
+
+@pytest.mark.parametrize(
+    'settings',
+    [
+        dict(terms=dict(features=None, logits=dict(weight=0), boxes=dict(weight=0))),
+        dict(loss_weight=0.0),
+        dict(loss_weight=0.0, unlabeled=dict(data='data/others')),
+    ],
+)
 def test_a_hook_whose_terms_have_no_weight_has_not_passed(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    settings: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cfg = Config.fromfile(DIGITS / 'retinanet_r18_fpn_ema-50e_digits.py')
-    cfg.default_hooks.self_distill.terms = dict(
-        features=None, logits=dict(weight=0), boxes=dict(weight=0)
-    )
+    cfg.default_hooks.self_distill.update(settings)
     path = tmp_path / 'config.py'
     cfg.dump(path)
     with pytest.raises(SystemExit, match=r'^1$'):

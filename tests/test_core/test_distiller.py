@@ -10,6 +10,7 @@ import torch
 from helpers import added
 from setting import Setting, Small
 
+from mmselfdistill.core import trial
 from mmselfdistill.core.teacher import make_teacher, still
 from mmselfdistill.losses import pkd_loss
 
@@ -235,6 +236,31 @@ def test_a_site_without_gradient_is_refused_or_warned_of(built: Small) -> None:
             setting.losses()
     finally:
         built[0].requires_grad_(True)
+
+
+@pytest.mark.parametrize(
+    ('loss', 'site', 'assumed'),
+    [
+        ('SoftTargetLoss', 'bbox_head.gfl_cls', "'softmax'"),
+        ('PKDLoss', 'bbox_head.gfl_cls', ''),
+        # there the head says what it is
+        ('SoftTargetLoss', 'logits', ''),
+    ],
+)
+def test_a_loss_that_has_to_assume_what_it_compares_says_so(
+    loss: str, site: str, assumed: str, built: Small, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(trial, 'print_log', lambda text, **_: said.append(text))
+    terms: Any = dict(features=None, boxes=None, logits=None)
+    terms['mine'] = dict(type=loss, site=site)
+    with Setting(built, terms) as setting:
+        setting.losses()
+    expected = [
+        f'terms.mine: it is not known what the numbers at the site {site!r} are, and '
+        f'{loss} takes them for {assumed}'
+    ]
+    assert said == (expected if assumed else [])
 
 
 def test_terms_are_float32_under_autocast(built: Small) -> None:

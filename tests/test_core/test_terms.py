@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from dataclasses import replace
 from typing import Any, Mapping
 
 import pytest
@@ -25,7 +26,9 @@ LOSSES = (
 
 DEFAULTS: dict[str, dict[str, Any]] = dict(
     features=dict(type='PKDLoss', weight=0.5),
-    logits=dict(type='SoftTargetLoss', weight=1.0, beta=1.0, site='logits'),
+    logits=dict(
+        type='SoftTargetLoss', weight=1.0, beta=1.0, site='logits', on='labeled'
+    ),
 )
 
 
@@ -48,9 +51,9 @@ MERGES: dict[str, tuple[Mapping[str, Any], dict[str, Any]]] = {
         dict(logits=dict(type='SoftTargetLoss', temperature=2.0)),
         dict(DEFAULTS, logits=dict(DEFAULTS['logits'], temperature=2.0)),
     ),
-    'another type keeps only the site': (
+    'another type keeps only where it is computed': (
         dict(logits=dict(type='FeatureMSELoss')),
-        dict(DEFAULTS, logits=dict(type='FeatureMSELoss', site='logits')),
+        dict(DEFAULTS, logits=dict(type='FeatureMSELoss', site='logits', on='labeled')),
     ),
     'another type where no site was given': (
         dict(features=dict(type='InfoNCELoss', temperature=0.2)),
@@ -240,6 +243,35 @@ def test_wrong_settings_are_named_with_what_is_valid(
     configs, message = WRONG[case]
     with pytest.raises(ValueError, match='^' + re.escape(message)):
         resolve_terms(gfl, plan, configs, None)
+
+
+@pytest.mark.parametrize(
+    'configs',
+    [
+        dict(logits=dict(on='unlabeled')),
+        # by default it is for these alone
+        dict(extra=dict(weight=2.0)),
+        dict(extra=dict(type='FeatureMSELoss')),
+    ],
+)
+def test_a_term_for_images_without_labels_needs_them(
+    configs: Any, gfl: Any, plan: Plan
+) -> None:
+    extra = replace(
+        plan.site('logits'),
+        name='extra',
+        default=dict(type='SoftTargetLoss', on='unlabeled'),
+    )
+    plan = replace(plan, sites=(*plan.sites, extra))
+    # the user did not write it
+    found = resolve_terms(gfl, plan, dict(logits=dict(weight=2.0)), None)
+    assert {term.name for term in found} == {'features', 'logits', 'boxes'}
+    (name,) = configs
+    message = rf"^terms\.{name}\.on: 'unlabeled', but there are no images without"
+    with pytest.raises(ValueError, match=message):
+        resolve_terms(gfl, plan, configs, None)
+    term = only(resolve_terms(gfl, plan, configs, None, unlabeled=True), name)
+    assert term.on == term.config['on'] == 'unlabeled'
 
 
 def test_a_wrong_argument_names_the_term_and_the_range(gfl: Any, plan: Plan) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -77,16 +76,11 @@ def test_every_buffer_is_resumed(
     assert runner.iter == 5
 
 
-def test_a_first_generation_has_none_and_an_older_file_needs_none(
-    runs: Runs, buffered: Any
-) -> None:
+def test_a_first_generation_has_none(runs: Runs, buffered: Any) -> None:
     for iters, some in ((2, False), (3, True)):
         cfg = runs.config('retinanet', EVERY_2, iters=iters)
         runs.train(cfg)
-        held = runs.checkpoint(cfg)
-        assert bool(held['mmselfdistill'].pop('buffers')) == some
-        path = (Path(cfg.work_dir) / 'last_checkpoint').read_text()
-        torch.save(held, path)
+        assert bool(runs.checkpoint(cfg)['mmselfdistill']['buffers']) == some
         longer = Config({**cfg, 'resume': True})
         longer.train_cfg.max_iters = 5
         assert runs.train(longer).iter == 5

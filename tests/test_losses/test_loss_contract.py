@@ -228,11 +228,15 @@ def test_a_kind_that_it_cannot_take_is_named_with_those_it_takes(
         ('SoftTargetLoss', {'beta': -1}, 'beta: expected a number >= 0, but got -1'),
         ('PseudoLabelLoss', {'threshold': 1.5}, 'threshold: expected .* but got 1.5'),
         ('InfoNCELoss', {'temperature': '1'}, "temperature: .* but got '1'"),
-        ('InfoNCELoss', {'max_positions': 1}, 'max_positions: expected a number >= 2'),
+        (
+            'InfoNCELoss',
+            {'max_positions': 1},
+            'max_positions: expected an integer >= 2',
+        ),
         (
             'InfoNCELoss',
             {'max_positions': 2.5},
-            'max_positions: expected a whole number',
+            'max_positions: expected an integer >= 2, but got 2.5',
         ),
         ('BoxDistillLoss', {'temperature': -1}, 'temperature: expected a number > 0'),
         ('MaskDistillLoss', {'temperature': True}, 'temperature: .* but got True'),
