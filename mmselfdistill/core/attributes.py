@@ -177,10 +177,15 @@ class _Reader:
             else:
                 others[name] = copy_of(value)
         self._last = Held(
-            *(self._key, self._fixed, self._values, self._read),
-            *({**self._numbers}, others),
-            {name: moment(value) for name, value in others.items()},
-            *(shared, self._gone),
+            key=self._key,
+            names=self._fixed,
+            values=self._values,
+            read=self._read,
+            numbers={**self._numbers},
+            others=others,
+            moments={name: moment(value) for name, value in others.items()},
+            shared=shared,
+            gone=self._gone,
         )
         return self._last
 

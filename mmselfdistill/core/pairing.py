@@ -21,8 +21,8 @@ class _Place(NamedTuple):
 
     name: str
     key: str
-    ours: _Tensors
-    theirs: _Tensors
+    teachers: _Tensors
+    students: _Tensors
     teacher: nn.Module
     student: nn.Module
     parameter: bool
@@ -75,19 +75,19 @@ class Pairing:
         copied: Pairs = []
         done: dict[int, Tensor] = {}  # a tensor may be registered in two places
         for place in self._places:
-            theirs = _get(place.theirs, place.key)
-            if theirs is None:
+            students = _get(place.students, place.key)
+            if students is None:
                 continue
-            ours = _get(place.ours, place.key)
-            if ours is None or ours.shape != theirs.shape:
-                ours = _adopt(place, theirs)
-            if done.get(id(ours), theirs) is not theirs:
-                ours = _untied(place, ours)
-            if id(ours) not in done:
-                done[id(ours)] = theirs
-                number = ours.is_floating_point() or ours.is_complex()
+            teachers = _get(place.teachers, place.key)
+            if teachers is None or teachers.shape != students.shape:
+                teachers = _adopt(place, students)
+            if done.get(id(teachers), students) is not students:
+                teachers = _untied(place, teachers)
+            if id(teachers) not in done:
+                done[id(teachers)] = students
+                number = teachers.is_floating_point() or teachers.is_complex()
                 kind = averaged if place.averaged and number else copied
-                kind.append((ours, theirs.detach()))
+                kind.append((teachers, students.detach()))
         self._places_in_memory = self._in_memory()
         self._pairs = averaged, copied
         return self._pairs
@@ -98,23 +98,23 @@ class Pairing:
         return [
             _address(_get(held, place.key))
             for place in self._places
-            for held in (place.ours, place.theirs)
+            for held in (place.teachers, place.students)
         ]
 
     def _build(self) -> None:
-        ours = dict(self.teacher.named_modules())
-        theirs = dict(self.student.named_modules())
-        _refuse('the teacher lacks', _lacking(theirs, ours))
-        _refuse('the student lacks', _lacking(ours, theirs))
-        everything = [*ours.values(), *theirs.values()]
+        teachers = dict(self.teacher.named_modules())
+        students = dict(self.student.named_modules())
+        _refuse('the teacher lacks', _lacking(students, teachers))
+        _refuse('the student lacks', _lacking(teachers, students))
+        everything = [*teachers.values(), *students.values()]
         held = [each for m in everything for each in (m._parameters, m._buffers)]
         self._children = [(m._modules, dict(m._modules)) for m in everything]
         self._names = [(tensors, tuple(tensors.keys())) for tensors in held]
         self._places = [
             place
-            for path in theirs
-            if path in ours
-            for place in _places(path, ours[path], theirs[path])
+            for path in students
+            if path in teachers
+            for place in _places(path, teachers[path], students[path])
         ]
 
     def _has_changed(self) -> bool:
@@ -125,13 +125,20 @@ class Pairing:
     def _check(self) -> None:
         missing, other = [], []
         for place in self._places:
-            ours, theirs = _get(place.ours, place.key), _get(place.theirs, place.key)
-            if theirs is None:
+            teachers, students = (
+                _get(place.teachers, place.key),
+                _get(place.students, place.key),
+            )
+            if students is None:
                 continue
-            if ours is not None and ours.shape != theirs.shape and not place.cache:
-                shapes = f'{tuple(ours.shape)} and {tuple(theirs.shape)}'
+            if (
+                teachers is not None
+                and teachers.shape != students.shape
+                and not place.cache
+            ):
+                shapes = f'{tuple(teachers.shape)} and {tuple(students.shape)}'
                 other.append(f'{place.name}: {shapes}')
-            elif ours is None and place.parameter:
+            elif teachers is None and place.parameter:
                 missing.append(place.name)
         _refuse('the teacher lacks', missing)
         _refuse('teacher and student have other shapes', other)
@@ -175,27 +182,41 @@ def _joined(path: str, key: str) -> str:
 def _places(path: str, teacher: nn.Module, student: nn.Module) -> Iterator[_Place]:
     norm = is_norm(teacher)
     for key in student._parameters.keys():  # noqa: SIM118
-        tensors = teacher._parameters, student._parameters
-        owners = teacher, student
-        yield _Place(_joined(path, key), key, *tensors, *owners, True, True, False)
+        yield _Place(
+            name=_joined(path, key),
+            key=key,
+            teachers=teacher._parameters,
+            students=student._parameters,
+            teacher=teacher,
+            student=student,
+            parameter=True,
+            averaged=True,
+            cache=False,
+        )
     for key in student._buffers.keys():  # noqa: SIM118
-        mean = norm and key in ('running_mean', 'running_var')
-        buffers = teacher._buffers, student._buffers
-        cache = key in student._non_persistent_buffers_set
-        owners = teacher, student
-        yield _Place(_joined(path, key), key, *buffers, *owners, False, mean, cache)
+        yield _Place(
+            name=_joined(path, key),
+            key=key,
+            teachers=teacher._buffers,
+            students=student._buffers,
+            teacher=teacher,
+            student=student,
+            parameter=False,
+            averaged=norm and key in ('running_mean', 'running_var'),
+            cache=key in student._non_persistent_buffers_set,
+        )
 
 
-def _adopt(place: _Place, theirs: Tensor) -> Tensor:
+def _adopt(place: _Place, students: Tensor) -> Tensor:
     # a buffer that the student made at its first forward, or for another size of image
     vars(place.teacher).pop(place.key, None)
-    ours = theirs.detach().clone()
-    place.teacher.register_buffer(place.key, ours, persistent=not place.cache)
-    return ours
+    teachers = students.detach().clone()
+    place.teacher.register_buffer(place.key, teachers, persistent=not place.cache)
+    return teachers
 
 
-def _untied(place: _Place, ours: Tensor) -> Tensor:
+def _untied(place: _Place, teachers: Tensor) -> Tensor:
     # the student's was tied to another when the teacher was copied
-    alone = ours.detach().clone()
-    place.ours[place.key] = nn.Parameter(alone, False) if place.parameter else alone
-    return place.ours[place.key]
+    alone = teachers.detach().clone()
+    place.teachers[place.key] = nn.Parameter(alone, False) if place.parameter else alone
+    return place.teachers[place.key]
