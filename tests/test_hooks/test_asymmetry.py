@@ -164,7 +164,7 @@ def test_the_teachers_metrics_are_those_of_its_weights(runs: Runs) -> None:
     def move_apart(runner: Runner) -> None:
         # both would only know the background
         for parameter in runs.hook(runner).distiller.teacher.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
+            parameter.add_(0.5 * torch.randn_like(parameter))
 
     runner = runs.train(cfg, after=move_apart)
     hub = runner.message_hub
