@@ -23,7 +23,7 @@ from .run import (
     epochs_done,
     release,
     seed_of_all_ranks,
-    shorten_histories,
+    tidy_scalars,
 )
 from .settings import build_dtype, build_task_weight, check_arguments, check_paths
 from .state import (
@@ -35,7 +35,14 @@ from .state import (
     state_of,
 )
 from .unlabeled import check_unlabeled, load_unlabeled
-from .validation import VALIDATE, Evaluated, check_metrics, of_teacher, validate
+from .validation import (
+    VALIDATE,
+    Evaluated,
+    check_metrics,
+    drop_other_side,
+    of_teacher,
+    validate,
+)
 
 
 class DistillHook(Hook):
@@ -190,7 +197,6 @@ class DistillHook(Hook):
         """Tell the distiller the position in [0, 1] on which schedules depend."""
         assert self.distiller is not None
         self._hide_teacher()
-        shorten_histories(runner)
         if isinstance(runner.train_loop, EpochBasedTrainLoop):
             progress = epochs_done(runner, batch_idx) / runner.max_epochs
         else:
@@ -211,6 +217,7 @@ class DistillHook(Hook):
             RuntimeError: If it does not: nothing would ever be distilled.
         """
         assert self.distiller is not None
+        tidy_scalars(runner, outputs)
         made = self.distiller.forwards - self._forwards
         self._forwards += made
         name = type(self.distiller.student).__name__
@@ -267,6 +274,7 @@ class DistillHook(Hook):
             found.clear()
             found.update(renamed)
         found.update(self._of_teacher)
+        drop_other_side(runner, found)
 
     def before_test_epoch(self, runner: Runner) -> None:
         """Test the student."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Iterator, Sequence
+from typing import Any, Iterator, Mapping, Sequence
 
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
@@ -89,15 +89,24 @@ def release(student: nn.Module) -> None:
         left.detach()
 
 
-def shorten_histories(runner: Runner) -> None:
-    """Keep the last values alone of what the terms log.
+def tidy_scalars(runner: Runner, made: Mapping[str, Any] | None) -> None:
+    """Keep the last values alone of what the terms log, and none that is not made.
 
     MMEngine keeps a million of each scalar, copies them in each iteration, and writes
-    them into every checkpoint.
+    them into every checkpoint. In a resumed run it logs again and again what the
+    checkpoint holds.
+
+    Args:
+        runner (Runner): The run.
+        made (Mapping, optional): What an iteration gives the log. None: not known.
     """
-    for key, history in runner.message_hub.log_scalars.items():
+    scalars = runner.message_hub.log_scalars
+    for key in [*scalars]:
         if key.startswith((f'train/{LOSS}', f'train/{LOGGED}')):
-            history.max_length = HISTORY
+            if made is not None and key[len('train/') :] not in made:
+                del scalars[key]
+            else:
+                scalars[key].max_length = HISTORY
 
 
 def optim_wrappers(runner: Runner) -> list[OptimWrapper]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import Any, Iterator
+from typing import Any, Iterator, Mapping
 
 import torch
 from mmengine.hooks import CheckpointHook, EarlyStoppingHook
@@ -45,6 +45,24 @@ class Evaluated:
         self._distiller.predicts = not self._distiller.predicts
         if self._attached:
             self._distiller.detach()
+
+
+def drop_other_side(runner: Runner, found: Mapping[str, Any]) -> None:
+    """Drop the old metrics of the side that was not validated.
+
+    MMEngine would log the last ones again, as if they were new.
+
+    Args:
+        runner (Runner): The run.
+        found (Mapping): The metrics of this validation.
+    """
+    scalars = runner.message_hub.log_scalars
+    for key in [key for key in scalars if key.startswith('val/')]:
+        name = key[len('val/') :]
+        own = name.startswith(PREFIX)
+        other = name[len(PREFIX) :] if own else f'{PREFIX}{name}'
+        if name not in found and other in found:
+            del scalars[key]
 
 
 def metrics_needed(runner: Runner) -> Iterator[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Sequence
 
@@ -129,6 +130,27 @@ def test_by_the_runners_own_method(hook: dict[str, Any], runs: Runs) -> None:
     )
     assert runs.differences(begin[0], expected) == []
     assert len(begin) == 2
+
+
+def test_what_is_no_longer_made_is_no_longer_logged(runs: Runs) -> None:
+    both = dict(EMA, validate='both', task_weight=0.5)
+    work_dir = runs.config('deeplabv3plus').work_dir
+    for hook, iters in ((both, 4), (EMA, 6), (dict(EMA, validate='teacher'), 8)):
+        cfg = runs.config('deeplabv3plus', hook, iters=iters, val_interval=2)
+        cfg.update(resume=iters > 4, work_dir=work_dir)
+        runner = runs.train(cfg)
+        assert runner.iter == iters
+        (path,) = Path(runner.log_dir).glob('vis_data/scalars.json')
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        trained = {key for line in lines if 'loss' in line for key in line}
+        assert {'loss_sd_logits', 'sd_logits', 'sd_logits_weight'} < trained
+        assert ('sd_task_weight' in trained) == (iters == 4)
+        validated = {key for line in lines if 'loss' not in line for key in line}
+        assert ('mIoU' in validated) == (iters < 8)
+        assert ('teacher/mIoU' in validated) == (iters != 6)
+    # what goes on has the values from before
+    history, _ = runner.message_hub.get_scalar('train/loss_sd_logits').data
+    assert len(history) == 8
 
 
 def test_by_the_runners_own_method_of_a_plain_run(runs: Runs) -> None:
