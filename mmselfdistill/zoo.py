@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any
+from typing import Any, Iterator
 
 from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
@@ -76,7 +76,8 @@ def find_config(name: str) -> Path:
         path_py = path.with_name(f'{path.name}.py')
         if path_py.is_file():
             return path_py
-    raise SystemExit(f'config: {written!r} does not exist. {_nearest(path, root)}')
+    what = 'is a folder' if path.is_dir() else 'does not exist'
+    raise SystemExit(f'config: {written!r} {what}. {_nearest(path, root)}')
 
 
 def zoo_folder(package: str) -> Path:
@@ -101,6 +102,9 @@ def zoo_folder(package: str) -> Path:
 
 def _nearest(path: Path, root: Path) -> str:
     """Return a sentence that names the configs nearest to a missing one."""
+    elsewhere = [*_of_that_name(path)]
+    if elsewhere:
+        return f'Did you mean {elsewhere[0]}?'
     if not root.is_dir():
         return f'Nor does the folder {root}.'
     files = {file.stem: file for file in root.rglob('*.py')}
@@ -109,6 +113,16 @@ def _nearest(path: Path, root: Path) -> str:
         return f'No config under {root} has a similar name.'
     nearest = [files[name].relative_to(root).as_posix() for name in names]
     return f'Nearest under {root}: {", ".join(nearest)}.'
+
+
+def _of_that_name(path: Path) -> Iterator[str]:
+    """Yield the names in any zoo of configs with this folder and file name."""
+    name = '/'.join(path.parts[-2:])
+    name = name[: -len('.py')] if name.endswith('.py') else name
+    zoos = [scope for scope in SCOPES if is_installed(MODULE2PACKAGE[scope])]
+    for package in (*zoos, 'mmselfdistill'):
+        if (zoo_folder(package) / f'{name}.py').is_file():
+            yield f'{package}::{name}'
 
 
 def find_self_distill(cfg: Config) -> dict[str, Any] | None:

@@ -51,7 +51,7 @@ def test_what_is_wrong_is_one_message(tmp_path: Path) -> None:
         main(['control', str(config), '--cost', '1.5'])
     with pytest.raises(SystemExit, match='default_scope: expected one of'):
         main(['check', str(config)])
-    with pytest.raises(SystemExit, match=r"^config: '\.' does not exist"):
+    with pytest.raises(SystemExit, match=r"^config: '\.' is a folder"):
         main(['check', '.'])
 
 

@@ -69,5 +69,5 @@ def test_a_quoted_message_is_one_of_the_code(quote: str) -> None:
 
 
 def test_a_message_that_nobody_raises_is_noticed() -> None:
-    assert not is_raised('unlabeled.data: there is no file …')
+    assert not is_raised('unlabeled.data: there is no such place …')
     assert not is_raised('resume: the run in the checkpoint was the same')

@@ -30,7 +30,8 @@ def read_teacher(path: Path) -> dict[str, Any]:
             self-distillation, or has no teacher yet.
     """
     if not path.is_file():
-        raise SystemExit(f'CHECKPOINT: {str(path)!r} does not exist.')
+        what = 'is a folder: name a file in it' if path.is_dir() else 'does not exist'
+        raise SystemExit(f'CHECKPOINT: {str(path)!r} {what}.')
     try:
         checkpoint = load_checkpoint(path)
     except Exception as error:

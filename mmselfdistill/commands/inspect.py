@@ -8,9 +8,11 @@ makes one training step on two images of noise, with a teacher equal to it.
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any, Callable, NamedTuple
 
 from mmengine.config import Config
+from mmengine.fileio import isdir
 from mmengine.registry import HOOKS
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -20,7 +22,7 @@ from mmselfdistill.core.distiller import Distiller
 from mmselfdistill.core.report import describe
 from mmselfdistill.core.teacher import make_teacher
 from mmselfdistill.core.unlabeled import without_labels
-from mmselfdistill.hooks import EMATeacherHook
+from mmselfdistill.hooks import EMATeacherHook, SelfDistillHook
 from mmselfdistill.hooks.base import DistillHook
 from mmselfdistill.testing.builder import Builder, step
 from mmselfdistill.testing.identity import always
@@ -166,7 +168,17 @@ def _more(subject: Subject, ours: int, stock: int) -> list[str]:
     ]
     if source is not None:
         lines.insert(0, f'Images without labels come from: {source["data"]}.')
-    return lines
+    return [*lines, *_not_here(subject.hook)]
+
+
+def _not_here(hook: DistillHook) -> list[str]:
+    """Say which files a run of the hook will look for, and are not on this machine."""
+    data = (hook.unlabeled or {}).get('data')
+    folder = isinstance(data, str) and not isdir(data)
+    teacher = hook.teacher if isinstance(hook, SelfDistillHook) else None
+    file = teacher is not None and '://' not in teacher and not Path(teacher).is_file()
+    lines = [f'Not on this machine: the folder {data!r} (unlabeled.data).'] * folder
+    return lines + [f'Not on this machine: the file {teacher!r} (teacher).'] * file
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

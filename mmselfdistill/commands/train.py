@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.runner import find_latest_checkpoint
 
 from mmselfdistill.commands.launching import (
     add_common_arguments,
@@ -22,7 +23,9 @@ from mmselfdistill.commands.launching import (
     set_local_rank,
 )
 from mmselfdistill.commands.stretch import counts_epochs
+from mmselfdistill.compat import load_checkpoint
 from mmselfdistill.errors import nearest
+from mmselfdistill.hooks.state import STATE_KEY
 from mmselfdistill.zoo import (
     find_self_distill,
     merge_options,
@@ -170,7 +173,29 @@ def prepare(args: argparse.Namespace) -> Config:
     return cfg
 
 
+def check_resumed(cfg: Config) -> None:
+    """See that a run which was taught is resumed with a hook.
+
+    Raises:
+        SystemExit: If it is not: it would go on without its teacher.
+    """
+    if not cfg.get('resume') or find_self_distill(cfg):
+        return
+    path = cfg.get('load_from') or find_latest_checkpoint(cfg.work_dir)
+    if path is None or not Path(path).is_file():
+        return
+    state = load_checkpoint(path).get(STATE_KEY)
+    if state is not None:
+        raise SystemExit(
+            f'--resume: {path} was written with {state["hook"]}, and this run has no '
+            'hook of mmselfdistill; repeat --self-distill. It goes on without the '
+            'teacher with --cfg-options default_hooks.self_distill.loss_weight=0.'
+        )
+
+
 def run(args: argparse.Namespace) -> None:
     """Train as the command line says."""
     set_local_rank(args)
-    build_runner(prepare(args)).train()
+    cfg = prepare(args)
+    check_resumed(cfg)
+    build_runner(cfg).train()

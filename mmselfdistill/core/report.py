@@ -25,18 +25,13 @@ def describe(distiller: Distiller) -> str:
         f'Repeated too, since its output is used between two calls: {path}.\n'
         for path in dict.fromkeys(paths)
     )
-    reused = ''.join(
-        f'{line}\n'
-        for line in dict.fromkeys(c.reuse.describe() for c in distiller.comparisons())
-        if line
-    )
     skipped = ''.join(
         f'Not distilled: {name}: {why}.\n' for name, why in plan.skipped.items()
     )
     return (
         f'Self-distillation of {type(distiller.student).__name__} '
-        f'({plan.name}):\n{_table(distiller)}{_unweighted(distiller)}{found}{reused}'
-        f'{_normed(distiller)}{_seen(distiller)}{skipped}'
+        f'({plan.name}):\n{_table(distiller)}{_unweighted(distiller)}{found}'
+        f'{_reused(distiller)}{_normed(distiller)}{_seen(distiller)}{skipped}'
         f'The teacher holds {parameters / 1e6:.2f} M parameters, {size:.1f} MiB, and '
         'no gradients or optimizer state.'
     )
@@ -73,6 +68,13 @@ def _unweighted(distiller: Distiller) -> str:
     if any(distiller.loss_weight * term.weight for term in distiller.terms):
         return ''
     return 'No term has a weight: nothing will be distilled.\n'
+
+
+def _reused(distiller: Distiller) -> str:
+    """Say what is run once, and where images without labels differ in it."""
+    first, *others = [each.reuse.describe() for each in distiller.comparisons()]
+    lines = [first, *(f'Without labels: {each}' for each in others if each != first)]
+    return ''.join(f'{line}\n' for line in lines if line.strip())
 
 
 def _normed(distiller: Distiller) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import numbers
 import re
 from dataclasses import dataclass
@@ -11,10 +10,9 @@ from typing import Any, Mapping, Optional, Union
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-import mmselfdistill.losses
 from mmselfdistill.core.keys import check_keys
+from mmselfdistill.core.loss import LOSSES, build_loss
 from mmselfdistill.core.pairs import Pair
-from mmselfdistill.core.streams import forked_rng
 from mmselfdistill.errors import check_choice, check_number, nearest
 from mmselfdistill.families import FAMILIES
 from mmselfdistill.families.plan import Plan, Site
@@ -24,10 +22,7 @@ from mmselfdistill.schedules import Schedule, build_schedule
 ScheduleConfig = Union[Mapping[str, Any], str, None]
 TermConfigs = Mapping[str, Optional[Mapping[str, Any]]]
 
-# what a term has besides its loss's own arguments
-_TERM_KEYS = ('type', 'site', 'weight', 'schedule', 'on')
 ON = ('labeled', 'unlabeled', 'both')
-_LOSSES = [name for name in mmselfdistill.losses.__all__ if name.endswith('Loss')]
 
 
 @dataclass
@@ -196,9 +191,9 @@ def _build_term(
         choices = nearest(name, default_terms(plan))
         raise ValueError(
             f'{where}: no default term has this name; {choices}. A term of your own '
-            f'needs the type of its loss: {_LOSSES}'
+            f'needs the type of its loss: {LOSSES}'
         )
-    loss = _build_loss(where, cfg)
+    loss = build_loss(where, cfg)
     on = check_choice(f'{where}.on', cfg.get('on', 'both'), ON)
     plain = {**cfg, 'site': site, 'weight': weight, 'schedule': time, 'on': on}
     return Term(
@@ -210,39 +205,6 @@ def _build_term(
         on=on,
         config=_plain(plain),
     )
-
-
-def _build_loss(where: str, cfg: dict[str, Any]) -> nn.Module:
-    kind = cfg['type']
-    cls = MODELS.get(kind) if isinstance(kind, str) else kind
-    if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
-        choices = nearest(str(kind).rpartition('.')[2], _LOSSES)
-        raise ValueError(f'{where}.type: unknown loss {kind!r}; {choices}')
-    arguments = {key: value for key, value in cfg.items() if key not in _TERM_KEYS}
-    # a module's own signature takes anything, and then refuses it
-    takes_none = cls.__init__ is nn.Module.__init__
-    parameters = {} if takes_none else inspect.signature(cls).parameters
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    for key in arguments:
-        if key not in parameters and not takes_any:
-            valid = nearest(key, [*parameters, *_TERM_KEYS])
-            raise ValueError(
-                f'{where}: {cls.__name__} has no argument {key!r}; {valid}'
-            )
-    try:
-        # the student's own first weights are drawn next: they have to be a plain run's
-        with forked_rng():
-            loss: nn.Module = MODELS.build(dict(type=kind, **arguments))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f'{where}: {error}') from error
-    takes = inspect.signature(loss.forward).parameters
-    if 'kind' not in takes and not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
-        raise ValueError(
-            f'{where}.type: {kind} is not called as loss(student, teacher, kind=...): '
-            f'its forward takes no such keyword. Valid: {_LOSSES}, or a loss of your '
-            'own that does'
-        )
-    return loss
 
 
 def _find_site(where: str, name: str, model: nn.Module, plan: Plan) -> Site:

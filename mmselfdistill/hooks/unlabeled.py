@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, Mapping
+import os.path as osp
+from collections import Counter
+from typing import Any, Mapping, Sequence
 
 from mmengine.runner import Runner
 from torch.nn.parallel import DistributedDataParallel
@@ -17,6 +19,7 @@ from .run import bare_model
 
 # nothing that changes what an object is
 DEFAULT_VIEW = dict(brightness=0.5, contrast=0.5, color=0.5, blur=1.0, erase=0.1)
+_FOLDERS = 4  # that are named in the log
 _KEYS = (
     'data',
     'batch_size',
@@ -85,10 +88,7 @@ def load_unlabeled(cfg: Mapping[str, Any], runner: Runner) -> dict[str, Any]:
     _check_checkpointing(runner)
     labeled: Any = runner.train_loop.dataloader
     images = find_images(cfg['data'])
-    transforms = cfg.get('pipeline')
-    if transforms is None:
-        transforms = transforms_of(labeled.dataset)
-    pipeline, dropped = _tried(transforms, images, cfg.get('skip_broken', False))
+    pipeline, dropped = _tried(cfg, labeled.dataset, images)
     size = cfg.get('batch_size') or batch_size_of(labeled)
     view = cfg['view']
     if view is not None and view.cutmix and size == 1:
@@ -96,10 +96,11 @@ def load_unlabeled(cfg: Mapping[str, Any], runner: Runner) -> dict[str, Any]:
             'unlabeled.view.cutmix: it mixes the images of a batch, and batch_size is 1'
         )
     workers = cfg.get('num_workers')
+    folders = ', '.join(f'{name} ({n})' for name, n in _folders(images))
     left_out = f' Left out of the pipeline: {", ".join(dropped)}.' if dropped else ''
     runner.logger.info(
         f'Self-distillation on {len(images)} images without labels, {size} an '
-        f'iteration and process.{left_out}'
+        f'iteration and process. They are in {folders}.{left_out}'
     )
     return dict(
         batches=Batches(
@@ -116,6 +117,14 @@ def load_unlabeled(cfg: Mapping[str, Any], runner: Runner) -> dict[str, Any]:
         statistics=cfg.get('statistics', False),
         confidence=cfg.get('confidence'),
     )
+
+
+def _folders(images: Sequence[str]) -> list[tuple[str, int]]:
+    """Return the folders of images, those with the most first, and the counts."""
+    found = Counter(osp.dirname(image) for image in images).most_common()
+    more = found[_FOLDERS:]
+    others = [(f'{len(more)} other folders', sum(n for _, n in more))] if more else []
+    return found[:_FOLDERS] + others
 
 
 def _check_checkpointing(runner: Runner) -> None:
@@ -147,17 +156,28 @@ def _check_checkpointing(runner: Runner) -> None:
         )
 
 
-def _tried(transforms: Any, images: list[str], skip: bool) -> tuple[list[Any], Any]:
-    for image in images if skip else images[:1]:
+def _tried(
+    cfg: Mapping[str, Any], dataset: Any, images: list[str]
+) -> tuple[list[Any], Any]:
+    """Return the pipeline that loads an image, and what was left out of it."""
+    own = cfg.get('pipeline') is not None
+    transforms = cfg['pipeline'] if own else transforms_of(dataset)
+    for image in images if cfg.get('skip_broken', False) else images[:1]:
         try:
             return image_pipeline(copy.deepcopy(transforms), image)
         except Exception as error:
             reason, tried = error, image
-    raise ValueError(
-        f'unlabeled: the training pipeline does not load {tried!r} without its '
-        'annotations; is it an image? Give a pipeline that does, '
-        f'unlabeled=dict(pipeline=[...]): {type(reason).__name__}: {reason}'
-    ) from reason
+    if isinstance(reason, FileNotFoundError):
+        said = f'unlabeled.data: there is no file {tried!r}'
+    elif own:
+        said = f'unlabeled.pipeline: it does not load {tried!r}; is it an image?'
+    else:
+        said = (
+            f'unlabeled: the training pipeline does not load {tried!r} without its '
+            'annotations; is it an image? Give a pipeline that does, '
+            'unlabeled=dict(pipeline=[...])'
+        )
+    raise ValueError(f'{said}: {type(reason).__name__}: {reason}') from reason
 
 
 def batch_size_of(loader: Any) -> int:

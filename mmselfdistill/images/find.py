@@ -43,7 +43,12 @@ def find_images(data: object) -> list[str]:
 
 def _in_folder(folder: str) -> list[str]:
     if not isdir(folder):
-        raise ValueError(f'unlabeled.data: there is no folder {folder!r}')
+        file = ' is a file: give its folder, or the config of a dataset'
+        raise ValueError(
+            f'unlabeled.data: {folder!r}{file}'
+            if osp.isfile(folder)
+            else f'unlabeled.data: there is no folder {folder!r}'
+        )
     names = list_dir_or_file(folder, list_dir=False, recursive=True)
     # the order of a file system is its own
     found = sorted(name for name in names if name.lower().endswith(_ENDINGS))

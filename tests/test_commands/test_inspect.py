@@ -129,6 +129,10 @@ def test_shows_views_and_where_images_without_labels_come_from(
     ]
     assert 'images with labels through a view: blur=1.' in shown
     assert 'Images without labels come from: data/many.' in shown
+    missing = [line for line in shown.splitlines() if line.startswith('Not on this')]
+    assert missing == [
+        "Not on this machine: the folder 'data/many' (unlabeled.data).",
+    ]
 
 
 def test_names_what_a_bad_setting_could_have_been(inspect: Inspect) -> None:

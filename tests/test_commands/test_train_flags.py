@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from mmengine.config import Config
 
 from mmselfdistill.commands import train
@@ -117,6 +118,14 @@ def test_zoo_names(name: str, scope: str, model: str) -> None:
             'retinanet_r50_fpn_1x_coco.py',
         ),
         (['mmdett::retinanet/retinanet_r50_fpn_1x_coco'], 'mmdet, '),
+        (
+            ['mmdet::unet/unet-s5-d16_fcn_4xb4-40k_drive-64x64'],
+            'Did you mean mmseg::unet/unet-s5-d16_fcn_4xb4-40k_drive-64x64?',
+        ),
+        (
+            ['digits/gfl_r18_fpn_50e_digits.py'],
+            'Did you mean mmselfdistill::digits/gfl_r18_fpn_50e_digits?',
+        ),
         (['CONFIG', '--self-distill', 'genration'], "mean 'generation'"),
         (['CONFIG', '--self-distill', 'ema', '--interval', '2'], '--interval: only'),
         (['CONFIG', '--generations', '2'], 'only together with'),
@@ -126,6 +135,25 @@ def test_wrong_flags(flags: list[str], message: str, data: Path) -> None:
     flags = [str(data / 'mmdet.py') if f == 'CONFIG' else f for f in flags]
     with pytest.raises(SystemExit, match=message):
         prepare(*flags)
+
+
+def test_a_run_that_was_taught_is_not_resumed_without_a_hook(
+    data: Path, tmp_path: Path
+) -> None:
+    flags = (data / 'mmdet.py', '--work-dir', tmp_path)
+    # there is nothing to resume yet
+    train.check_resumed(prepare(*flags, '--resume'))
+    path = tmp_path / 'iter_2.pth'
+    torch.save(dict(mmselfdistill=dict(hook='EMATeacherHook')), path)
+    (tmp_path / 'last_checkpoint').write_text(str(path))
+    train.check_resumed(prepare(*flags))
+    train.check_resumed(prepare(*flags, '--resume', '--self-distill', 'ema'))
+    for more in ([], [path]):
+        message = r'^--resume: .*iter_2\.pth was written with EMATeacherHook, and this'
+        with pytest.raises(SystemExit, match=message):
+            train.check_resumed(prepare(*flags, '--resume', *more))
+    torch.save(dict(state_dict={}), path)
+    train.check_resumed(prepare(*flags, '--resume'))
 
 
 @pytest.mark.parametrize(

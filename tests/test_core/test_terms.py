@@ -184,13 +184,20 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     'a misspelt path of a loss': (
         dict(mine=dict(type='mmselfdistill.losses.PKDLos', site='features')),
-        "terms.mine.type: unknown loss 'mmselfdistill.losses.PKDLos'; did you mean "
-        f"'PKDLoss'? Valid: {LOSSES}",
+        "terms.mine.type: unknown loss 'mmselfdistill.losses.PKDLos'; "
+        "'mmselfdistill.losses' has no such loss; did you mean 'PKDLoss'? Valid: "
+        f'{LOSSES}',
+    ),
+    'a module that is not there': (
+        dict(mine=dict(type='my_losses.MyLoss', site='features')),
+        "terms.mine.type: unknown loss 'my_losses.MyLoss'; 'my_losses' is not "
+        "imported: ModuleNotFoundError: No module named 'my_losses'. Is its folder in "
+        'PYTHONPATH?',
     ),
     'unknown type': (
         dict(logits=dict(type='SoftTargetLos')),
         "terms.logits.type: unknown loss 'SoftTargetLos'; did you mean "
-        f"'SoftTargetLoss'? Valid: {LOSSES}",
+        f"'SoftTargetLoss'? Valid: {LOSSES}, or one of your own, as 'my_module.MyLoss'",
     ),
     'unknown argument': (
         dict(logits=dict(temprature=2.0)),

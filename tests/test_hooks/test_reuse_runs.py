@@ -14,6 +14,7 @@ from torch import nn
 
 from mmselfdistill.compat import DEVICE_ERRORS
 from mmselfdistill.core import reuse
+from mmselfdistill.core.report import describe
 
 if TYPE_CHECKING:
     from mmengine.runner import Runner
@@ -173,6 +174,11 @@ def test_images_without_labels(
 
     ours = run()
     assert said(ours) == STAGE
-    assert (said(ours, unlabeled=True) == STAGE) is (view is None)
+    other = said(ours, unlabeled=True)
+    assert (other == STAGE) is (view is None)
+    lines = describe(runs.hook(ours).distiller).splitlines()
+    # said once where it is the same
+    assert lines.count(STAGE) == 1
+    assert lines.count(f'Without labels: {other}') == (view is not None)
     monkeypatch.setattr(reuse, 'frozen_modules', lambda student: {})
     assert runs.differences(runs.state(ours.model), runs.state(run().model)) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import shutil
@@ -260,6 +261,22 @@ def test_a_broken_image_ends_the_run_or_is_counted(runs: Runs, folder: str) -> N
     Path(folder, '0.jpg').rename(Path(folder, 'z.jpg'))
     with pytest.raises(ValueError, match=r'unlabeled.data: .*z.jpg.* cannot be loaded'):
         runs.train(runs.config('gfl', dict(EMA, unlabeled=unlabeled), iters=1))
+    for own, message in (
+        # one that loads nothing
+        (dict(pipeline=[]), r'^unlabeled\.pipeline: it does not load .*\.jpg'),
+        (
+            dict(data=dict(type='CocoDataset', data_prefix=dict(img='gone/'))),
+            r"^unlabeled\.data: there is no file 'gone/a\.jpg': FileNotFoundError",
+        ),
+    ):
+        cfg = runs.config('gfl', dict(EMA, unlabeled={**unlabeled, **own}), iters=1)
+        if 'data' in own:
+            image = dict(id=0, file_name='a.jpg', height=64, width=64)
+            coco = dict(images=[image], annotations=[], categories=[])
+            Path(folder, 'a.json').write_text(json.dumps(coco))
+            cfg.default_hooks.self_distill.unlabeled.data.ann_file = f'{folder}/a.json'
+        with pytest.raises(ValueError, match=message):
+            runs.train(cfg)
     # each batch of seven is one round
     assert skipping() == [1, 2]
     Path(folder, 'z.jpg').rename(Path(folder, '0.jpg'))
@@ -353,3 +370,24 @@ def test_two_processes(runs: Runs, folder: str, tmp_path: Path) -> None:
 
 if __name__ == '__main__':
     work(*sys.argv[1:])
+
+
+def test_the_folders_of_the_images_are_said(runs: Runs, folder: str) -> None:
+    image = next(Path(folder).glob('*.jpg'))
+    for name, count in (('many', 3), ('b', 2), ('c', 2), ('d', 2), ('e', 1), ('f', 1)):
+        (Path(folder) / name).mkdir()
+        for number in range(count):
+            shutil.copy(image, f'{folder}/{name}/{number}.jpg')
+    inside = len([*Path(folder).glob('*.jpg')])
+    images = len([*Path(folder).rglob('*.jpg')])
+    hook = dict(EMA, unlabeled=dict(data=folder, batch_size=1, num_workers=0))
+    runner = runs.train(runs.config('gfl', hook, iters=1))
+    (log,) = Path(runner.log_dir).glob('*.log')
+    named = {f'{folder}/many': 3, **{f'{folder}/{n}': 2 for n in 'bcd'}}
+    named = dict(sorted({folder: inside, **named}.items(), key=lambda x: -x[1])[:4])
+    listed = ', '.join(f'{name} ({count})' for name, count in named.items())
+    rest = images - sum(named.values())
+    assert (
+        f'Self-distillation on {images} images without labels, 1 an iteration and '
+        f'process. They are in {listed}, {7 - 4} other folders ({rest}).'
+    ) in log.read_text()

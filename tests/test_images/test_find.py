@@ -64,9 +64,10 @@ def test_a_folder_without_images(tmp_path: Path) -> None:
     touch(tmp_path, 'a.txt')
     with pytest.raises(ValueError, match=r"no image is in '.*': .*\.jpg, \.jpeg, "):
         find_images(str(tmp_path))
-    for missing in (tmp_path / 'a', tmp_path / 'a.txt'):
-        with pytest.raises(ValueError, match=f"there is no folder '{missing}'"):
-            find_images(str(missing))
+    with pytest.raises(ValueError, match=f"there is no folder '{tmp_path / 'a'}'"):
+        find_images(str(tmp_path / 'a'))
+    with pytest.raises(ValueError, match=r"a\.txt' is a file: give its folder, or "):
+        find_images(str(tmp_path / 'a.txt'))
 
 
 @pytest.mark.parametrize('data', [None, 3, ['folder'], {}, dict(ann_file='a.json')])

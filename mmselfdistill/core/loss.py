@@ -1,0 +1,76 @@
+"""The loss of a term: from its settings to a module."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from typing import Any, Mapping
+
+from mmengine.registry import MODELS
+from torch import nn
+
+import mmselfdistill.losses
+from mmselfdistill.core.streams import forked_rng
+from mmselfdistill.errors import nearest
+
+LOSSES = [name for name in mmselfdistill.losses.__all__ if name.endswith('Loss')]
+# what a term has besides its loss's own arguments
+TERM_KEYS = ('type', 'site', 'weight', 'schedule', 'on')
+
+
+def build_loss(where: str, cfg: Mapping[str, Any]) -> nn.Module:
+    """Build the loss of a term.
+
+    Args:
+        where (str): What the term is called where the user wrote it.
+        cfg (Mapping): All that the term has.
+
+    Raises:
+        ValueError: If the loss is unknown, or an argument of it is wrong.
+    """
+    kind = cfg['type']
+    cls = MODELS.get(kind) if isinstance(kind, str) else kind
+    if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
+        raise ValueError(f'{where}.type: unknown loss {kind!r}; {_why_unknown(kind)}')
+    arguments = {key: value for key, value in cfg.items() if key not in TERM_KEYS}
+    # a module's own signature takes anything, and then refuses it
+    takes_none = cls.__init__ is nn.Module.__init__
+    parameters = {} if takes_none else inspect.signature(cls).parameters
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    for key in arguments:
+        if key not in parameters and not takes_any:
+            valid = nearest(key, [*parameters, *TERM_KEYS])
+            raise ValueError(
+                f'{where}: {cls.__name__} has no argument {key!r}; {valid}'
+            )
+    try:
+        # the student's own first weights are drawn next: they have to be a plain run's
+        with forked_rng():
+            loss: nn.Module = MODELS.build(dict(type=kind, **arguments))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f'{where}: {error}') from error
+    takes = inspect.signature(loss.forward).parameters
+    if 'kind' not in takes and not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
+        raise ValueError(
+            f'{where}.type: {kind} is not called as loss(student, teacher, kind=...): '
+            f'its forward takes no such keyword. Valid: {LOSSES}, or a loss of your '
+            'own that does'
+        )
+    return loss
+
+
+def _why_unknown(kind: object) -> str:
+    module, _, name = str(kind).rpartition('.')
+    if not module:
+        # of one's own, without its module
+        return f"{nearest(name, LOSSES)}, or one of your own, as 'my_module.MyLoss'"
+    try:
+        found = importlib.import_module(module)
+    except Exception as error:
+        return (
+            f'{module!r} is not imported: {type(error).__name__}: {error}. Is its '
+            'folder in PYTHONPATH?'
+        )
+    classes = [k for k, v in vars(found).items() if isinstance(v, type)]
+    losses = [k for k in classes if issubclass(vars(found)[k], nn.Module)]
+    return f'{module!r} has no such loss; {nearest(name, losses or LOSSES)}'
