@@ -66,7 +66,8 @@ def table_of(runs: Sequence[Run], metric: str) -> Table:
         table.add_column(column, justify='right', no_wrap=True)
     for run, curve, spent in zip(runs, curves, hours):
         at, best = curve.best()
-        end = int(run.train[-1]['at'])
+        # the last iterations may not be logged
+        end = max(int(run.train[-1]['at']), curve.length)
         table.add_row(
             run.name,
             f'{curve.scores[curve.length]:.1f}',

@@ -197,6 +197,8 @@ def write_controls(config: Path, cost: float, folder: Path) -> dict[Path, str]:
             'inherit; write the run as a text config'
         )
     check_number('--cost', cost, 1.0)
+    if folder.is_file():
+        raise ValueError(f'--out-dir: {folder} is a file')
     cfg = Config.fromfile(config)
     base = os.path.relpath(config.resolve(), folder.resolve())
     texts: dict[Path, tuple[str, str]] = {}

@@ -206,6 +206,10 @@ def test_files_of_others_are_left_alone(data: Path, tmp_path: Path) -> None:
     mine.write_text('mine = 1\n')
     with pytest.raises(ValueError, match='was not written by this command'):
         write_controls(config, 1.5, tmp_path)
+    with pytest.raises(
+        ValueError, match=r'^--out-dir: .*distilled_plain\.py is a file$'
+    ):
+        write_controls(config, 1.5, mine)
     assert mine.read_text() == 'mine = 1\n'
     with pytest.raises(ValueError, match=r'--cost: .*0\.9'):
         write_controls(config, 0.9, tmp_path)
