@@ -248,12 +248,12 @@ def build_view(cfg: object, where: str, labels: bool) -> View | None:
         for key in cfg
         if key != 'mask_size'
     }
+    side = check_whole(f'{where}.mask_size', cfg.get('mask_size', View.mask_size), 1)
     if 'mask_size' in cfg and 'mask' not in cfg:
         raise ValueError(
             f"{where}.mask_size: the side of the squares of 'mask', which is not "
             'given; give mask, the share that is covered, or remove mask_size'
         )
-    side = check_whole(f'{where}.mask_size', cfg.get('mask_size', View.mask_size), 1)
     if labels and values.get('cutmix'):
         raise ValueError(
             f'{where}.cutmix: labels are not mixed: set it in the view of images '

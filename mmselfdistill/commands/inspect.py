@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Callable, NamedTuple
 
 from mmengine.config import Config
-from mmengine.fileio import isdir
 from mmengine.registry import HOOKS
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -174,11 +173,13 @@ def _more(subject: Subject, ours: int, stock: int) -> list[str]:
 def _not_here(hook: DistillHook) -> list[str]:
     """Say which files a run of the hook will look for, and are not on this machine."""
     data = (hook.unlabeled or {}).get('data')
-    folder = isinstance(data, str) and not isdir(data)
     teacher = hook.teacher if isinstance(hook, SelfDistillHook) else None
-    file = teacher is not None and '://' not in teacher and not Path(teacher).is_file()
-    lines = [f'Not on this machine: the folder {data!r} (unlabeled.data).'] * folder
-    return lines + [f'Not on this machine: the file {teacher!r} (teacher).'] * file
+    lines = []
+    if isinstance(data, str) and '://' not in data and not Path(data).is_dir():
+        lines.append(f'Not on this machine: the folder {data!r} (unlabeled.data).')
+    if teacher and '://' not in teacher and not Path(teacher).is_file():
+        lines.append(f'Not on this machine: the file {teacher!r} (teacher).')
+    return lines
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

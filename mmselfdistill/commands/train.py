@@ -184,7 +184,8 @@ def check_resumed(cfg: Config) -> None:
     path = cfg.get('load_from') or find_latest_checkpoint(cfg.work_dir)
     if path is None or not Path(path).is_file():
         return
-    state = load_checkpoint(path).get(STATE_KEY)
+    checkpoint = load_checkpoint(path)
+    state = checkpoint.get(STATE_KEY) if isinstance(checkpoint, dict) else None
     if state is not None:
         raise SystemExit(
             f'--resume: {path} was written with {state["hook"]}, and this run has no '

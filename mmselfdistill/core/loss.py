@@ -49,6 +49,10 @@ def build_loss(where: str, cfg: Mapping[str, Any]) -> nn.Module:
             loss: nn.Module = MODELS.build(dict(type=kind, **arguments))
     except (TypeError, ValueError) as error:
         raise ValueError(f'{where}: {error}') from error
+    if '_modules' not in vars(loss):
+        raise ValueError(
+            f'{where}.type: the __init__ of {kind} calls no super().__init__()'
+        )
     takes = inspect.signature(loss.forward).parameters
     if 'kind' not in takes and not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
         raise ValueError(
@@ -60,7 +64,9 @@ def build_loss(where: str, cfg: Mapping[str, Any]) -> nn.Module:
 
 
 def _why_unknown(kind: object) -> str:
-    module, _, name = str(kind).rpartition('.')
+    if not isinstance(kind, str):
+        return 'it is neither a name nor a class of losses'
+    module, _, name = kind.rpartition('.')
     if not module:
         # of one's own, without its module
         return f"{nearest(name, LOSSES)}, or one of your own, as 'my_module.MyLoss'"

@@ -79,14 +79,6 @@ def test_one_table_and_one_picture(tmp_path: Path) -> None:
         (('plain/retina_r18_50e', 'ema/retina_r18_50e'),) * 2,
     ],
 )
-def test_a_run_is_as_long_as_its_last_validation(tmp_path: Path) -> None:
-    # the log's interval is four iterations
-    steps = [dict(loss=1.0, step=n, time=1.0) for n in (4, 8)]
-    log(tmp_path / 'plain/1', *steps, {MAP: 0.4, 'step': 10})
-    ((row,),) = cells(compare([tmp_path / 'plain'], tmp_path / 'a.png'))
-    assert row[3:5] == ['10', '10 iterations']
-
-
 def test_a_terminal_of_80_columns_tells_runs_apart(
     names: tuple[str, str],
     called: tuple[str, str],
@@ -105,6 +97,14 @@ def test_a_terminal_of_80_columns_tells_runs_apart(
     rows = re.findall(r'^│ (\S+) +│(.*)', capture.get(), re.MULTILINE)
     shown = [name if '40.0' in rest else f'+{name}' for name, rest in rows]
     assert ' '.join(shown).replace(' +', '') == ' '.join(called)
+
+
+def test_a_run_is_as_long_as_its_last_validation(tmp_path: Path) -> None:
+    # the log's interval is four iterations
+    steps = [dict(loss=1.0, step=n, time=1.0) for n in (4, 8)]
+    log(tmp_path / 'plain/1', *steps, {MAP: 0.4, 'step': 10})
+    ((row,),) = cells(compare([tmp_path / 'plain'], tmp_path / 'a.png'))
+    assert row[3:5] == ['10', '10 iterations']
 
 
 def test_a_run_is_not_compared_with_itself(tmp_path: Path) -> None:

@@ -135,6 +135,18 @@ def test_shows_views_and_where_images_without_labels_come_from(
     ]
 
 
+def test_names_a_teacher_that_is_not_here(inspect: Inspect, tmp_path: Path) -> None:
+    hook = 'default_hooks.self_distill'
+    kind = f'{hook}.type=mmselfdistill.SelfDistillHook'
+    there = tmp_path / 'there.pth'
+    there.touch()
+    line = "Not on this machine: the file 'gone.pth' (teacher)."
+    for teacher, count in (('gone.pth', 1), (there, 0), ('https://host/a.pth', 0)):
+        options = [kind, f'{hook}.teacher={teacher}']
+        shown = inspect(RETINANET, '--size', '64', '--cfg-options', *options)
+        assert shown.splitlines().count(line) == count
+
+
 def test_names_what_a_bad_setting_could_have_been(inspect: Inspect) -> None:
     option = 'default_hooks.self_distill.terms.logit.site=logit'
     hook = 'default_hooks.self_distill.type=mmselfdistill.EMATeacherHook'

@@ -27,13 +27,22 @@ def test_the_fingerprint_is_plain_and_loads_from_a_checkpoint(
     saved = {term.name: term.config for term in terms}
     step = dict(type='step', milestones=[0.5, 0.75])
     assert saved['boxes'] == dict(
-        type='BoxDistillLoss', site='boxes', weight=1.0, schedule=step
+        type='BoxDistillLoss', site='boxes', weight=1.0, schedule=step, on='both'
     )
     assert saved['deep'] == dict(
-        type='PKDLoss', site='backbone.layer3', weight=1.0, schedule='cosine'
+        type='PKDLoss',
+        site='backbone.layer3',
+        weight=1.0,
+        schedule='cosine',
+        on='both',
     )
     assert saved['logits'] == dict(
-        type='SoftTargetLoss', site='logits', weight=1.0, beta=1.0, schedule='cosine'
+        type='SoftTargetLoss',
+        site='logits',
+        weight=1.0,
+        beta=1.0,
+        schedule='cosine',
+        on='both',
     )
     assert isinstance(only(terms, 'boxes').loss, BoxDistillLoss)
     assert type(saved['boxes']['schedule']) is dict

@@ -157,6 +157,25 @@ def test_a_loss_of_the_users_own(gfl: Any, plan: Plan) -> None:
     assert term.config['act'] == '<function relu>'
 
 
+def test_a_loss_that_is_no_module_yet_is_named(gfl: Any, plan: Plan) -> None:
+    @MODELS.register_module()
+    class Unborn(nn.Module):
+        def __init__(self) -> None:
+            pass
+
+        def forward(self, student: Tensor, teacher: Tensor, **_: Any) -> Tensor:
+            return (student - teacher).abs().mean()
+
+    message = r'^terms\.mine\.type: the __init__ of Unborn calls no super\(\)\.__init__'
+    try:
+        with pytest.raises(ValueError, match=message):
+            resolve_terms(
+                gfl, plan, dict(mine=dict(type='Unborn', site='features')), None
+            )
+    finally:
+        MODELS.module_dict.pop('Unborn')
+
+
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     'removes what is not there': (
         dict(logit=None),
@@ -187,6 +206,11 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         "terms.mine.type: unknown loss 'mmselfdistill.losses.PKDLos'; "
         "'mmselfdistill.losses' has no such loss; did you mean 'PKDLoss'? Valid: "
         f'{LOSSES}',
+    ),
+    'a class of something else': (
+        dict(mine=dict(type=int, site='features')),
+        "terms.mine.type: unknown loss <class 'int'>; it is neither a name nor a class "
+        'of losses',
     ),
     'a module that is not there': (
         dict(mine=dict(type='my_losses.MyLoss', site='features')),
