@@ -62,7 +62,8 @@ def find_config(name: str) -> Path:
     Raises:
         SystemExit: There is no such config; the message lists the nearest ones.
     """
-    if '::' not in name:
+    at_path = '::' not in name
+    if at_path:
         path = Path(name)
         root, written = path.parent, name
     else:
@@ -77,7 +78,7 @@ def find_config(name: str) -> Path:
         if path_py.is_file():
             return path_py
     what = 'is a folder' if path.is_dir() else 'does not exist'
-    raise SystemExit(f'config: {written!r} {what}. {_nearest(path, root)}')
+    raise SystemExit(f'config: {written!r} {what}. {_nearest(path, root, at_path)}')
 
 
 def zoo_folder(package: str) -> Path:
@@ -100,19 +101,22 @@ def zoo_folder(package: str) -> Path:
     return Path(get_installed_path(distribution)) / '.mim' / 'configs'
 
 
-def _nearest(path: Path, root: Path) -> str:
+def _nearest(path: Path, root: Path, at_path: bool) -> str:
     """Return a sentence that names the configs nearest to a missing one."""
     elsewhere = [*_of_that_name(path)]
     if elsewhere:
         return f'Did you mean {elsewhere[0]}?'
     if not root.is_dir():
         return f'Nor does the folder {root}.'
-    files = {file.stem: file for file in root.rglob('*.py')}
+    # a folder of one's own may hold all of a data set
+    inside = root.glob('*.py') if at_path else root.rglob('*.py')
+    files = {file.stem: file for file in inside}
+    where = 'in' if at_path else 'under'
     names = difflib.get_close_matches(path.stem, files, n=3, cutoff=0.5)
     if not names:
-        return f'No config under {root} has a similar name.'
+        return f'No config {where} {root} has a similar name.'
     nearest = [files[name].relative_to(root).as_posix() for name in names]
-    return f'Nearest under {root}: {", ".join(nearest)}.'
+    return f'Nearest {where} {root}: {", ".join(nearest)}.'
 
 
 def _of_that_name(path: Path) -> Iterator[str]:

@@ -137,6 +137,16 @@ def test_wrong_flags(flags: list[str], message: str, data: Path) -> None:
         prepare(*flags)
 
 
+def test_the_nearest_to_a_path_is_in_its_folder(tmp_path: Path) -> None:
+    for name in ('my_gfl.py', 'images/my_gfk.py'):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    # a data set below is not searched
+    message = rf'my_gfi\.py.* does not exist\. Nearest in {tmp_path}: my_gfl\.py\.$'
+    with pytest.raises(SystemExit, match=message):
+        prepare(tmp_path / 'my_gfi.py')
+
+
 def test_a_run_that_was_taught_is_not_resumed_without_a_hook(
     data: Path, tmp_path: Path
 ) -> None:
