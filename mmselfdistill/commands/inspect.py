@@ -177,7 +177,7 @@ def _not_here(hook: DistillHook) -> list[str]:
     lines = []
     if isinstance(data, str) and '://' not in data and not Path(data).is_dir():
         lines.append(f'Not on this machine: the folder {data!r} (unlabeled.data).')
-    if teacher and '://' not in teacher and not Path(teacher).is_file():
+    if teacher and '://' not in teacher and not Path(teacher).expanduser().is_file():
         lines.append(f'Not on this machine: the file {teacher!r} (teacher).')
     return lines
 

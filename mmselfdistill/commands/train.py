@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.runner import find_latest_checkpoint
+from mmengine.runner import CheckpointLoader, find_latest_checkpoint
 
 from mmselfdistill.commands.launching import (
     add_common_arguments,
@@ -23,7 +23,6 @@ from mmselfdistill.commands.launching import (
     set_local_rank,
 )
 from mmselfdistill.commands.stretch import counts_epochs
-from mmselfdistill.compat import load_checkpoint
 from mmselfdistill.errors import nearest
 from mmselfdistill.hooks.state import STATE_KEY
 from mmselfdistill.zoo import (
@@ -182,15 +181,17 @@ def check_resumed(cfg: Config) -> None:
     if not cfg.get('resume') or find_self_distill(cfg):
         return
     path = cfg.get('load_from') or find_latest_checkpoint(cfg.work_dir)
-    if path is None or not Path(path).is_file():
+    if path is None or not Path(path).expanduser().is_file():
         return
-    checkpoint = load_checkpoint(path)
+    # as the run will load it
+    checkpoint = CheckpointLoader.load_checkpoint(path, 'cpu', None)
     state = checkpoint.get(STATE_KEY) if isinstance(checkpoint, dict) else None
-    if state is not None:
+    if isinstance(state, dict):
         raise SystemExit(
-            f'--resume: {path} was written with {state["hook"]}, and this run has no '
-            'hook of mmselfdistill; repeat --self-distill. It goes on without the '
-            'teacher with --cfg-options default_hooks.self_distill.loss_weight=0.'
+            f'resume: {path} was written with {state.get("hook")}, and this run has '
+            'no hook of mmselfdistill; repeat --self-distill, or take the config that '
+            'had the hook. To go on without the teacher, add to that --cfg-options '
+            'default_hooks.self_distill.loss_weight=0.'
         )
 
 

@@ -29,7 +29,7 @@ def build_loss(where: str, cfg: Mapping[str, Any]) -> nn.Module:
         ValueError: If the loss is unknown, or an argument of it is wrong.
     """
     kind = cfg['type']
-    cls = MODELS.get(kind) if isinstance(kind, str) else kind
+    cls = _found(kind) if isinstance(kind, str) else kind
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
         raise ValueError(f'{where}.type: unknown loss {kind!r}; {_why_unknown(kind)}')
     arguments = {key: value for key, value in cfg.items() if key not in TERM_KEYS}
@@ -47,7 +47,7 @@ def build_loss(where: str, cfg: Mapping[str, Any]) -> nn.Module:
         # the student's own first weights are drawn next: they have to be a plain run's
         with forked_rng():
             loss: nn.Module = MODELS.build(dict(type=kind, **arguments))
-    except (TypeError, ValueError) as error:
+    except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(f'{where}: {error}') from error
     if '_modules' not in vars(loss):
         raise ValueError(
@@ -63,20 +63,34 @@ def build_loss(where: str, cfg: Mapping[str, Any]) -> nn.Module:
     return loss
 
 
+def _found(name: str) -> Any:
+    try:
+        return MODELS.get(name)
+    except Exception:
+        # a module of the user's that fails: it is imported again, to say why
+        return None
+
+
 def _why_unknown(kind: object) -> str:
     if not isinstance(kind, str):
         return 'it is neither a name nor a class of losses'
     module, _, name = kind.rpartition('.')
     if not module:
-        # of one's own, without its module
         return f"{nearest(name, LOSSES)}, or one of your own, as 'my_module.MyLoss'"
     try:
         found = importlib.import_module(module)
     except Exception as error:
-        return (
-            f'{module!r} is not imported: {type(error).__name__}: {error}. Is its '
-            'folder in PYTHONPATH?'
-        )
+        missing = isinstance(error, ModuleNotFoundError) and error.name
+        path = '. Is its folder in PYTHONPATH?' if missing in _parents(module) else ''
+        return f'{module!r} is not imported: {type(error).__name__}: {error}{path}'
+    if hasattr(found, name):
+        return f'{name!r} of {module!r} is no torch.nn.Module'
     classes = [k for k, v in vars(found).items() if isinstance(v, type)]
     losses = [k for k in classes if issubclass(vars(found)[k], nn.Module)]
-    return f'{module!r} has no such loss; {nearest(name, losses or LOSSES)}'
+    close = nearest(name, losses) if losses else f'valid: {LOSSES}'
+    return f'{module!r} has no such loss; {close}'
+
+
+def _parents(module: str) -> list[str]:
+    parts = module.split('.')
+    return ['.'.join(parts[: n + 1]) for n in range(len(parts))]

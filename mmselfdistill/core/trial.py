@@ -42,6 +42,9 @@ def try_terms(
             # a loss may draw numbers, or keep what it has seen
             with forked_rng(), own_buffers(term.loss.modules()):
                 try_term(term, pairs[term.name], comparison.plan)
+            # once, where a term is on both kinds of images
+            if labeled or term.on == 'unlabeled':
+                _warn_of_kind(term, pairs[term.name])
     if not labeled and not any(comparison.shapes.values()):
         raise ValueError(
             f'unlabeled: no term can be computed on images without labels: '
@@ -78,14 +81,6 @@ def try_term(term: Term, pairs: Sequence[Pair], plan: Plan) -> None:
             f'terms.{term.name}: {loss} fails at the site {site!r}: '
             f'{type(error).__name__}: {error}'
         ) from error
-    assumed = inspect.signature(term.loss.forward).parameters.get('kind')
-    if assumed and assumed.default and not pairs[0].kind:
-        print_log(
-            f'terms.{term.name}: it is not known what the numbers at the site {site!r} '
-            f'are, and {loss} takes them for {assumed.default!r}',
-            logger='current',
-            level=logging.WARNING,
-        )
     if all(_stays_zero(term, each) for each in pairs):
         raise ValueError(
             f'terms.{term.name}: {loss} is 0 at the site {site!r}, whatever the '
@@ -99,6 +94,19 @@ def try_term(term: Term, pairs: Sequence[Pair], plan: Plan) -> None:
         if plan.site(site) is None:
             raise ValueError(useless)
         print_log(useless, logger='current', level=logging.WARNING)
+
+
+def _warn_of_kind(term: Term, pairs: Sequence[Pair]) -> None:
+    """Say what a loss takes its numbers for, where no family says what they are."""
+    kind = inspect.signature(term.loss.forward).parameters.get('kind')
+    if kind and kind.default and not any(each.kind for each in pairs):
+        print_log(
+            f'terms.{term.name}: it is not known what the numbers at the site '
+            f'{term.site.name!r} are, and {type(term.loss).__name__} takes them for '
+            f'{kind.default!r}',
+            logger='current',
+            level=logging.WARNING,
+        )
 
 
 @torch.no_grad()

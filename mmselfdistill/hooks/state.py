@@ -118,7 +118,7 @@ def restore(
     terms = {term.name: term.config for term in distiller.terms}
     saved = state['terms']
     if distiller.unlabeled is None or not state['unlabeled']:
-        # images without labels may be added or left out, as another factor on all may
+        # images without labels may be added or left out, as loss_weight may change
         terms, saved = _of_labels(terms), _of_labels(saved)
     wrong += differences(terms, saved)
     if state['teacher'] is not None:

@@ -96,11 +96,10 @@ def load_unlabeled(cfg: Mapping[str, Any], runner: Runner) -> dict[str, Any]:
             'unlabeled.view.cutmix: it mixes the images of a batch, and batch_size is 1'
         )
     workers = cfg.get('num_workers')
-    folders = ', '.join(f'{name} ({n})' for name, n in _folders(images))
     left_out = f' Left out of the pipeline: {", ".join(dropped)}.' if dropped else ''
     runner.logger.info(
         f'Self-distillation on {len(images)} images without labels, {size} an '
-        f'iteration and process. They are in {folders}.{left_out}'
+        f'iteration and process. They are in {_folders(images)}.{left_out}'
     )
     return dict(
         batches=Batches(
@@ -119,12 +118,13 @@ def load_unlabeled(cfg: Mapping[str, Any], runner: Runner) -> dict[str, Any]:
     )
 
 
-def _folders(images: Sequence[str]) -> list[tuple[str, int]]:
-    """Return the folders of images, those with the most first, and the counts."""
-    found = Counter(osp.dirname(image) for image in images).most_common()
+def _folders(images: Sequence[str]) -> str:
+    """Write the folders of images, those with the most first, and the counts."""
+    found = Counter(osp.dirname(image) or '.' for image in images).most_common()
+    named = ', '.join(f'{name} ({count})' for name, count in found[:_FOLDERS])
     more = found[_FOLDERS:]
-    others = [(f'{len(more)} other folders', sum(n for _, n in more))] if more else []
-    return found[:_FOLDERS] + others
+    others = f' and {len(more)} more ({sum(n for _, n in more)})' if more else ''
+    return named + others
 
 
 def _check_checkpointing(runner: Runner) -> None:

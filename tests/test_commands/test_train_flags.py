@@ -159,7 +159,7 @@ def test_a_run_that_was_taught_is_not_resumed_without_a_hook(
     train.check_resumed(prepare(*flags))
     train.check_resumed(prepare(*flags, '--resume', '--self-distill', 'ema'))
     for more in ([], [path]):
-        message = r'^--resume: .*iter_2\.pth was written with EMATeacherHook, and this'
+        message = r'^resume: .*iter_2\.pth was written with EMATeacherHook, and this'
         with pytest.raises(SystemExit, match=message):
             train.check_resumed(prepare(*flags, '--resume', *more))
     torch.save(dict(state_dict={}), path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Mapping
 
 import pytest
@@ -157,23 +158,50 @@ def test_a_loss_of_the_users_own(gfl: Any, plan: Plan) -> None:
     assert term.config['act'] == '<function relu>'
 
 
-def test_a_loss_that_is_no_module_yet_is_named(gfl: Any, plan: Plan) -> None:
-    @MODELS.register_module()
-    class Unborn(nn.Module):
-        def __init__(self) -> None:
-            pass
+LOSSES_OF_ONES_OWN = """
+import torch
+from torch import nn
+class Unborn(nn.Module):
+    def __init__(self):
+        pass
+    def forward(self, student, teacher, **_):
+        return (student - teacher).abs().mean()
+class Early(Unborn):
+    def __init__(self):
+        self.layer = nn.Linear(1, 1)
+def gap(student, teacher, **_):
+    return 0
+"""
 
-        def forward(self, student: Tensor, teacher: Tensor, **_: Any) -> Tensor:
-            return (student - teacher).abs().mean()
 
-    message = r'^terms\.mine\.type: the __init__ of Unborn calls no super\(\)\.__init__'
-    try:
-        with pytest.raises(ValueError, match=message):
-            resolve_terms(
-                gfl, plan, dict(mine=dict(type='Unborn', site='features')), None
-            )
-    finally:
-        MODELS.module_dict.pop('Unborn')
+@pytest.mark.parametrize(
+    ('kind', 'message'),
+    [
+        ('mine.Unborn', r'\.type: the __init__ of mine\.Unborn calls no super\(\)'),
+        ('mine.Early', ': .*cannot assign module before Module'),
+        ('mine.gap', ".*; 'gap' of 'mine' is no torch.nn.Module$"),
+        ('mine.Unbron', ".*; 'mine' has no such loss; did you mean 'Unborn'"),
+        ('broken.Loss', ".*; 'broken' is not imported: NameError: name 'x' is not d"),
+        ('needy.Loss', ".*; 'needy' is not imported: .* named 'not_there'$"),
+        ('not_there.Loss', r".* named 'not_there'\. Is its folder in PYTHONPATH\?$"),
+        ('mmdet.FocalLos', r".*; 'mmdet' has no such loss; valid: \['Box"),
+    ],
+)
+def test_what_is_wrong_with_a_loss_of_ones_own_is_said(
+    kind: str,
+    message: str,
+    gfl: Any,
+    plan: Plan,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / 'mine.py').write_text(LOSSES_OF_ONES_OWN)
+    (tmp_path / 'broken.py').write_text('x\n')
+    (tmp_path / 'needy.py').write_text('import not_there\n')
+    monkeypatch.syspath_prepend(str(tmp_path))
+    cfg = dict(type=kind, site='features')
+    with pytest.raises(ValueError, match=rf'^terms\.mine{message}'):
+        resolve_terms(gfl, plan, dict(mine=cfg), None)
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
