@@ -14,10 +14,10 @@ from mmengine.structures import PixelData
 from torch import nn
 
 from mmselfdistill.core.build import build_distiller
+from mmselfdistill.core.keys import is_ours
 from mmselfdistill.core.teacher import make_teacher, still
 from mmselfdistill.core.wrapping import resolve
 from mmselfdistill.testing import check_identity
-from mmselfdistill.testing.losses import is_ours
 from mmselfdistill.testing.models import prepared
 from mmselfdistill.zoo import zoo_folder
 

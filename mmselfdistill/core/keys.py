@@ -25,6 +25,11 @@ def keys_of(name: str, suffix: str = '') -> tuple[str, str, str]:
     return f'{LOSS}{name}{suffix}', plain, f'{plain}_weight'
 
 
+def is_ours(key: str) -> bool:
+    """Say whether a key of a loss dict was added by distillation."""
+    return key.startswith((LOSS, LOGGED))
+
+
 def check_keys(names: Iterable[str]) -> None:
     """See that no term replaces another in the loss dict, and in the log.
 

@@ -11,6 +11,7 @@ from .modes import is_norm
 
 _Tensors = Dict[str, Any]  # tensors, and None
 Pairs = List[Tuple[Tensor, Tensor]]
+_STATISTICS = ('running_mean', 'running_var')
 
 
 class _Place(NamedTuple):
@@ -21,8 +22,8 @@ class _Place(NamedTuple):
 
     name: str
     key: str
-    teachers: _Tensors
-    students: _Tensors
+    of_teacher: _Tensors
+    of_student: _Tensors
     teacher: nn.Module
     student: nn.Module
     parameter: bool
@@ -75,19 +76,19 @@ class Pairing:
         copied: Pairs = []
         done: dict[int, Tensor] = {}  # a tensor may be registered in two places
         for place in self._places:
-            students = _get(place.students, place.key)
-            if students is None:
+            of_student = _get(place.of_student, place.key)
+            if of_student is None:
                 continue
-            teachers = _get(place.teachers, place.key)
-            if teachers is None or teachers.shape != students.shape:
-                teachers = _adopt(place, students)
-            if done.get(id(teachers), students) is not students:
-                teachers = _untied(place, teachers)
-            if id(teachers) not in done:
-                done[id(teachers)] = students
-                number = teachers.is_floating_point() or teachers.is_complex()
+            of_teacher = _get(place.of_teacher, place.key)
+            if of_teacher is None or of_teacher.shape != of_student.shape:
+                of_teacher = _adopt(place, of_student)
+            if done.get(id(of_teacher), of_student) is not of_student:
+                of_teacher = _untied(place, of_teacher)
+            if id(of_teacher) not in done:
+                done[id(of_teacher)] = of_student
+                number = of_teacher.is_floating_point() or of_teacher.is_complex()
                 kind = averaged if place.averaged and number else copied
-                kind.append((teachers, students.detach()))
+                kind.append((of_teacher, of_student.detach()))
         self._places_in_memory = self._in_memory()
         self._pairs = averaged, copied
         return self._pairs
@@ -98,23 +99,23 @@ class Pairing:
         return [
             _address(_get(held, place.key))
             for place in self._places
-            for held in (place.teachers, place.students)
+            for held in (place.of_teacher, place.of_student)
         ]
 
     def _build(self) -> None:
-        teachers = dict(self.teacher.named_modules())
-        students = dict(self.student.named_modules())
-        _refuse('the teacher lacks', _lacking(students, teachers))
-        _refuse('the student lacks', _lacking(teachers, students))
-        everything = [*teachers.values(), *students.values()]
+        of_teacher = dict(self.teacher.named_modules())
+        of_student = dict(self.student.named_modules())
+        _refuse('the teacher lacks', _lacking(of_student, of_teacher))
+        _refuse('the student lacks', _lacking(of_teacher, of_student))
+        everything = [*of_teacher.values(), *of_student.values()]
         held = [each for m in everything for each in (m._parameters, m._buffers)]
         self._children = [(m._modules, dict(m._modules)) for m in everything]
         self._names = [(tensors, tuple(tensors.keys())) for tensors in held]
         self._places = [
             place
-            for path in students
-            if path in teachers
-            for place in _places(path, teachers[path], students[path])
+            for path in of_student
+            if path in of_teacher
+            for place in _places(path, of_teacher[path], of_student[path])
         ]
 
     def _has_changed(self) -> bool:
@@ -125,20 +126,20 @@ class Pairing:
     def _check(self) -> None:
         missing, other = [], []
         for place in self._places:
-            teachers, students = (
-                _get(place.teachers, place.key),
-                _get(place.students, place.key),
+            of_teacher, of_student = (
+                _get(place.of_teacher, place.key),
+                _get(place.of_student, place.key),
             )
-            if students is None:
+            if of_student is None:
                 continue
             if (
-                teachers is not None
-                and teachers.shape != students.shape
+                of_teacher is not None
+                and of_teacher.shape != of_student.shape
                 and not place.cache
             ):
-                shapes = f'{tuple(teachers.shape)} and {tuple(students.shape)}'
+                shapes = f'{tuple(of_teacher.shape)} and {tuple(of_student.shape)}'
                 other.append(f'{place.name}: {shapes}')
-            elif teachers is None and place.parameter:
+            elif of_teacher is None and place.parameter:
                 missing.append(place.name)
         _refuse('the teacher lacks', missing)
         _refuse('teacher and student have other shapes', other)
@@ -181,42 +182,37 @@ def _joined(path: str, key: str) -> str:
 
 def _places(path: str, teacher: nn.Module, student: nn.Module) -> Iterator[_Place]:
     norm = is_norm(teacher)
-    for key in student._parameters.keys():  # noqa: SIM118
-        yield _Place(
-            name=_joined(path, key),
-            key=key,
-            teachers=teacher._parameters,
-            students=student._parameters,
-            teacher=teacher,
-            student=student,
-            parameter=True,
-            averaged=True,
-            cache=False,
-        )
-    for key in student._buffers.keys():  # noqa: SIM118
-        yield _Place(
-            name=_joined(path, key),
-            key=key,
-            teachers=teacher._buffers,
-            students=student._buffers,
-            teacher=teacher,
-            student=student,
-            parameter=False,
-            averaged=norm and key in ('running_mean', 'running_var'),
-            cache=key in student._non_persistent_buffers_set,
-        )
+    kinds = (
+        (True, teacher._parameters, student._parameters),
+        (False, teacher._buffers, student._buffers),
+    )
+    for parameter, of_teacher, of_student in kinds:
+        for key in of_student.keys():  # noqa: SIM118
+            yield _Place(
+                name=_joined(path, key),
+                key=key,
+                of_teacher=of_teacher,
+                of_student=of_student,
+                teacher=teacher,
+                student=student,
+                parameter=parameter,
+                averaged=parameter or (norm and key in _STATISTICS),
+                cache=not parameter and key in student._non_persistent_buffers_set,
+            )
 
 
-def _adopt(place: _Place, students: Tensor) -> Tensor:
+def _adopt(place: _Place, of_student: Tensor) -> Tensor:
     # a buffer that the student made at its first forward, or for another size of image
     vars(place.teacher).pop(place.key, None)
-    teachers = students.detach().clone()
-    place.teacher.register_buffer(place.key, teachers, persistent=not place.cache)
-    return teachers
+    of_teacher = of_student.detach().clone()
+    place.teacher.register_buffer(place.key, of_teacher, persistent=not place.cache)
+    return of_teacher
 
 
-def _untied(place: _Place, teachers: Tensor) -> Tensor:
+def _untied(place: _Place, of_teacher: Tensor) -> Tensor:
     # the student's was tied to another when the teacher was copied
-    alone = teachers.detach().clone()
-    place.teachers[place.key] = nn.Parameter(alone, False) if place.parameter else alone
-    return place.teachers[place.key]
+    alone = of_teacher.detach().clone()
+    place.of_teacher[place.key] = (
+        nn.Parameter(alone, False) if place.parameter else alone
+    )
+    return place.of_teacher[place.key]

@@ -12,7 +12,7 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import nn
 
 from mmselfdistill.core.distiller import Distiller
-from mmselfdistill.core.keys import LOGGED, LOSS
+from mmselfdistill.core.keys import is_ours
 
 # the longest window by which a scalar of ours can be averaged in the log
 HISTORY = 10_000
@@ -102,8 +102,9 @@ def tidy_scalars(runner: Runner, made: Mapping[str, Any] | None) -> None:
     """
     scalars = runner.message_hub.log_scalars
     for key in [*scalars]:
-        if key.startswith((f'train/{LOSS}', f'train/{LOGGED}')):
-            if made is not None and key[len('train/') :] not in made:
+        kind, _, name = key.partition('/')
+        if kind == 'train' and is_ours(name):
+            if made is not None and name not in made:
                 del scalars[key]
             else:
                 scalars[key].max_length = HISTORY

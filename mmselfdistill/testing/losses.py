@@ -8,18 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmselfdistill.core.keys import LOGGED, LOSS
+from mmselfdistill.core.keys import LOSS, is_ours
 
 
 def loss_of(model: nn.Module, batch: dict[str, Any], seed: int = 0) -> dict[str, Any]:
     """Return the loss dict of a batch, which models may change: give a copy."""
     torch.manual_seed(seed)
     return model(**copy.deepcopy(batch), mode='loss')
-
-
-def is_ours(key: str) -> bool:
-    """Say whether a key of a loss dict was added by distillation."""
-    return key.startswith((LOSS, LOGGED))
 
 
 def terms_of(losses: dict[str, Any], end: str = '') -> dict[str, Tensor]:
