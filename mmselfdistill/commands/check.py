@@ -52,10 +52,9 @@ def check(cfg: Config) -> Report:
 def written(report: Report) -> str:
     """Write a report for people."""
     lines = [f'{report.family}: equal weights, other weights, gradient at the student']
-    tried = [*report.terms.items()]
-    tried += [(f'{k}, no labels', term) for k, term in report.unlabeled.items()]
-    width = max([10, *(len(name) for name, _ in tried)])
-    for name, term in tried:
+    tried = report.tried()
+    width = max([10, *map(len, tried)])
+    for name, term in tried.items():
         values = f'{term.equal:.1e} {term.apart:.1e} {term.gradient:.1e}'
         lines.append(f'{name:{width}} {values}  {" ".join(term.tensors)}')
     lines += [f'Repeated too: {path}' for path in report.found]
@@ -87,5 +86,5 @@ def run(args: argparse.Namespace) -> None:
     except RuntimeError as error:
         raise SystemExit(str(error)) from error
     print(written(report))
-    if report.problems or not (report.terms or report.unlabeled):
+    if report.problems or not report.tried():
         raise SystemExit(1)

@@ -155,14 +155,17 @@ class Distiller:
         """Return the student's own hooks that return new values."""
         return [hook for each in self.comparisons() for hook in each.acting]
 
+    def whole_weight(self, term: Term) -> float:
+        """Return the weight of a term where its schedule's factor is 1."""
+        return self.loss_weight * term.weight
+
     def weights(self) -> dict[str, float]:
         """Return the weight of each term at the present progress."""
         if self.teacher is None or self.seed[1] % self.every:
             return {term.name: 0.0 for term in self.terms}
         return {
             term.name: self.every
-            * self.loss_weight
-            * term.weight
+            * self.whole_weight(term)
             * term.schedule(
                 self.run_progress if term.schedule.over == 'run' else self.progress
             )
@@ -271,7 +274,7 @@ class Distiller:
         output, calls = comparison.watch(forward, batch)
         teacher = self.teacher or self.trial
         # a term may become active only hours later; one of weight 0 never does
-        due = [term for term in terms if self.loss_weight * term.weight > 0]
+        due = [*filter(self.whole_weight, terms)]
         if teacher is not None:
             self._ready(teacher)
         pairs = comparison.first_pairs(teacher, terms, due, calls, batch)

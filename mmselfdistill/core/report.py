@@ -48,7 +48,7 @@ def _table(distiller: Distiller) -> str:
             term.name,
             term.site.name,
             type(term.loss).__name__,
-            f'{distiller.loss_weight * term.weight:g}',
+            f'{distiller.whole_weight(term):g}',
             str(term.schedule),
             ' '.join(labeled.shapes.get(term.name, [])) or '-',
         ]
@@ -65,7 +65,7 @@ def _table(distiller: Distiller) -> str:
 
 
 def _unweighted(distiller: Distiller) -> str:
-    if any(distiller.loss_weight * term.weight for term in distiller.terms):
+    if any(map(distiller.whole_weight, distiller.terms)):
         return ''
     return 'No term has a weight: nothing will be distilled.\n'
 

@@ -20,6 +20,7 @@ from .learned import train_losses
 from .run import (
     bare_model,
     check_alone,
+    check_called,
     epochs_done,
     release,
     seed_of_all_ranks,
@@ -211,27 +212,11 @@ class DistillHook(Hook):
         data_batch: Any = None,
         outputs: Any = None,
     ) -> None:
-        """See that the model's loss goes through its ``forward``.
-
-        Raises:
-            RuntimeError: If it does not: nothing would ever be distilled.
-        """
+        """See that the model's loss goes through its ``forward``."""
         assert self.distiller is not None
         tidy_scalars(runner, outputs)
-        made = self.distiller.forwards - self._forwards
-        self._forwards += made
-        name = type(self.distiller.student).__name__
-        if self._forwards == 0:
-            raise RuntimeError(
-                f"self_distill: {name} was not called with mode='loss' in the first "
-                'iteration: its train_step computes the loss in another way, and '
-                'nothing would be distilled'
-            )
-        if not made and not self.distiller.attached:
-            raise RuntimeError(
-                f'self_distill: the forward of {name} was replaced during the run, and '
-                'nothing would be distilled any more. Replace it before training begins'
-            )
+        check_called(self.distiller, since=self._forwards)
+        self._forwards = self.distiller.forwards
 
     def after_train(self, runner: Runner) -> None:
         """Leave the student as it was, and say so if nothing was distilled."""
@@ -240,7 +225,7 @@ class DistillHook(Hook):
         self.distiller.detach()
         if self.distiller.unlabeled:
             self.distiller.unlabeled.batches.close()
-        wanted = any(self.loss_weight * term.weight for term in self.distiller.terms)
+        wanted = any(map(self.distiller.whole_weight, self.distiller.terms))
         if wanted and self.distiller.forwards and not self.distiller.computed:
             runner.logger.warning(
                 'self_distill: no term was computed in this run: it ended before its '

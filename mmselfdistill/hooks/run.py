@@ -89,6 +89,30 @@ def release(student: nn.Module) -> None:
         left.detach()
 
 
+def check_called(distiller: Distiller, since: int) -> None:
+    """See that the student's loss went through its extended ``forward``.
+
+    Args:
+        distiller (Distiller): After an iteration.
+        since (int): How often it had computed the loss before that.
+
+    Raises:
+        RuntimeError: If it did not: nothing would be distilled.
+    """
+    name = type(distiller.student).__name__
+    if distiller.forwards == 0:
+        raise RuntimeError(
+            f"self_distill: {name} was not called with mode='loss' in the first "
+            'iteration: its train_step computes the loss in another way, and '
+            'nothing would be distilled'
+        )
+    if distiller.forwards == since and not distiller.attached:
+        raise RuntimeError(
+            f'self_distill: the forward of {name} was replaced during the run, and '
+            'nothing would be distilled any more. Replace it before training begins'
+        )
+
+
 def tidy_scalars(runner: Runner, made: Mapping[str, Any] | None) -> None:
     """Keep the last values alone of what the terms log, and none that is not made.
 

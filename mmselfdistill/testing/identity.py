@@ -84,6 +84,11 @@ class Report:
     problems: list[str] = field(default_factory=list)
     unlabeled: dict[str, Check] = field(default_factory=dict)
 
+    def tried(self) -> dict[str, Check]:
+        """Return the terms on all images: empty where every weight is 0."""
+        others = {f'{name}, no labels': each for name, each in self.unlabeled.items()}
+        return {**self.terms, **others}
+
 
 def check_identity(model: nn.Module, batch: dict[str, Any], **settings: Any) -> Report:
     """Check that a model is distilled correctly, with a teacher that is a copy of it.
@@ -239,9 +244,7 @@ def compare_all(distiller: Distiller) -> None:
     Those of weight 0 are left out.
     """
     always(distiller)
-    distiller.terms = [
-        term for term in distiller.terms if distiller.loss_weight * term.weight > 0
-    ]
+    distiller.terms = [*filter(distiller.whole_weight, distiller.terms)]
     for term in distiller.terms:
         loss: Any = term.loss
         if hasattr(loss, 'threshold'):
