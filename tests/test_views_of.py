@@ -33,7 +33,7 @@ def sample(*shape: int) -> Any:
 
 
 def padded() -> tuple[Tensor, list[Any]]:
-    """Return two images with black beside, and below."""
+    """Return two images with black next to them, and below."""
     x = images(2, 3, 12, 10)
     x[0, :, :, 6:] = 0
     x[1, :, 7:] = 0

@@ -46,7 +46,7 @@ def make_teacher(student: nn.Module, hooks: Collection[Hook] = ()) -> nn.Module:
 
     The student is left as it is. The copy shares no module and no tensor with it.
     Functions that were put on a module, such as a wrapped ``forward``, are built
-    anew around the copy's own modules. Hooks of the student are left out, because
+    again around the copy's own modules. Hooks of the student are left out, because
     their effects would happen twice; those that compute a weight (spectral norm,
     weight norm, pruning) stay.
 

@@ -17,7 +17,7 @@ _STATISTICS = ('running_mean', 'running_var')
 class _Place(NamedTuple):
     """Where a tensor is registered in both models.
 
-    The place is kept rather than the tensor: a buffer may be assigned anew.
+    The place is kept rather than the tensor: a buffer may be assigned again.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Beginning anew: schedules, optimizer state and weights."""
+"""Restarts: schedules, optimizer state and weights go back to their beginning."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Beginning:
 
 
 def fresh_model(runner: Runner, generation: int) -> nn.Module:
-    """Build the model of the run's config anew, as the Runner does.
+    """Build another model from the run's config, as the Runner does.
 
     The weights depend on the run's seed and the generation alone, so that a run
     resumed at a boundary draws the same ones. No random stream of the run is moved.

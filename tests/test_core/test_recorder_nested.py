@@ -89,8 +89,8 @@ class Chooser(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         result = self.head(x)
         # outside of the head, for something that is not compared
-        beside = torch.tensor([0, 1])
-        return result + self.decoder(query=beside, memory=x)
+        other = torch.tensor([0, 1])
+        return result + self.decoder(query=other, memory=x)
 
 
 class Decoder(Scale):

@@ -19,7 +19,7 @@ from mmselfdistill.families.shared import seams
 
 
 def runs(distiller: Distiller) -> tuple[int, ...]:
-    """Return how often the parts of the teacher ran, and count anew."""
+    """Return how often the parts of the teacher ran, and reset the count."""
     teacher: Any = distiller.teacher
     counts = tuple(part.runs for part in teacher.children())
     for part in teacher.children():

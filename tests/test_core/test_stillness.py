@@ -291,7 +291,7 @@ def test_real_models_become_deterministic_and_stay_in_training(stem: str) -> Non
             second.append(teacher.decode_head(second))
     assert all(torch.equal(a, b) for a, b in zip(first, second))
     assert_bitwise(teacher, before)
-    stilled = [type(m).__name__ for m in teacher.modules() if not m.training]
-    assert stilled
-    assert all('Norm' in name or 'Drop' in name for name in stilled)
-    assert not any('LayerNorm' in name or 'GroupNorm' in name for name in stilled)
+    in_eval = [type(m).__name__ for m in teacher.modules() if not m.training]
+    assert in_eval
+    assert all('Norm' in name or 'Drop' in name for name in in_eval)
+    assert not any('LayerNorm' in name or 'GroupNorm' in name for name in in_eval)

@@ -63,7 +63,7 @@ class QueryHead(DINOHead):
         losses: dict[str, Tensor] = self.loss_by_feat(
             *outputs, instances, metas, noise[-1]
         )
-        # queries of the heads beside: they go through the same decoder
+        # queries of the other heads: they go through the same decoder
         query = memory[:, :5]
         inputs = self.transformer.pre_transformer(feats, samples)[1]
         hidden, _ = self.transformer.decoder(
@@ -126,7 +126,7 @@ def test_the_teachers_decoder_is_given_the_students_queries(trained: Any) -> Non
         teacher, distiller.terms, calls, Batch(batch['data_samples'])
     )
     order = [('extract_feat', 0), ('query_head.forward', 0), (DECODER, 1)]
-    # the call for the heads beside is not repeated
+    # the call for the other heads is not repeated
     assert [(call.path, call.depth) for call in calls] == [*order, (DECODER, 0)]
     for side in sides:
         assert [(call.path, call.depth) for call in side.calls] == order

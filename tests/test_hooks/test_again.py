@@ -81,7 +81,7 @@ def test_a_run_that_failed_goes_on(
 ) -> None:
     def config() -> Config:
         cfg = runs.config('gfl', hook, iters=iters)
-        # the loader begins anew: give it the same batch always
+        # the loader restarts: give it the same batch always
         cfg.train_dataloader.sampler.shuffle = False
         cfg.train_dataloader.dataset.indices = 2
         return cfg

@@ -92,7 +92,7 @@ def watch(runner: Runner) -> list[dict[str, Any]]:
 
 
 def work(*configs: str) -> None:
-    """Train each config on one rank, and save beside it what was seen."""
+    """Train each config on one rank, and save next to it what was seen."""
     # MMEngine's own launcher asks for a GPU
     dist.init_process_group('gloo')
     torch.save(averages(), Path(configs[0]).with_name(f'averages.{dist.get_rank()}'))

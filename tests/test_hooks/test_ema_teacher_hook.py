@@ -1,4 +1,4 @@
-"""The running average: its formula, when it is updated, and beside what it works."""
+"""The running average: its formula, when it is updated, and what it works with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fresh weights: what they are compared with, and what begins anew beside them."""
+"""Fresh weights: what they are compared with, and what restarts with them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Generations: where they begin, what is copied, and what begins anew."""
+"""Generations: where they begin, what is copied, and what restarts."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def test_fresh_weights_drawn_by_numpy_and_random_depend_on_the_seed_alone(
     assert float(other.bbox_head.retina_cls.bias[0]) != found[0]
 
 
-def test_a_models_own_teacher_begins_anew_with_a_fresh_student(runs: Runs) -> None:
+def test_a_models_own_teacher_restarts_with_a_fresh_student(runs: Runs) -> None:
     class MeanTeacher:
         """As MMDetection's hook: it finds the two parts by name."""
 
@@ -185,7 +185,7 @@ def test_a_run_that_distilled_nothing_says_so(
     assert ('no term was computed in this run' in log.read_text()) == warned
 
 
-def test_training_again_after_a_failed_run_attaches_anew(runs: Runs) -> None:
+def test_training_again_after_a_failed_run_attaches_again(runs: Runs) -> None:
     cfg = runs.config('retinanet', EMA, iters=3)
     runner = runs.build(cfg)
     stock = type(runner.model).loss

@@ -167,7 +167,7 @@ def test_all_generators_are_seeded_by_the_number(folder: Path) -> None:
     assert not {image[0][0][0] for _, _, image in other} & {x[0] for x in drawn[0]}
 
 
-def test_transforms_draw_anew_for_each_item(tmp_path: Path, picture: Any) -> None:
+def test_transforms_draw_again_for_each_item(tmp_path: Path, picture: Any) -> None:
     picture(tmp_path / 'only.png', 40, 40)
     items = draw(batches(tmp_path), 4)
     assert set(names(items)) == {'only.png'}

@@ -161,7 +161,7 @@ TITLES = dict(
     unlabeled='tuned settings',
     faded='labels that fade',
     frozen='a teacher that is frozen at half',
-    soft='soft targets besides pseudo labels',
+    soft='soft targets next to pseudo labels',
     default='one line, no other setting',
 )
 

@@ -137,7 +137,7 @@ class Needed:
 
     Those of features and heads, on the student's own proposals and queries: nothing
     that is chosen, sampled or assigned. A forward in the mode 'tensor' does less or
-    more than that: of a two-stage detector, it chooses proposals anew.
+    more than that: of a two-stage detector, it chooses other proposals.
 
     Args:
         subject (Subject): Makes one iteration, in which the calls are found.
