@@ -116,6 +116,25 @@ def load_checkpoint(path: Path | str) -> Any:
         return torch.load(path, map_location='cpu', weights_only=_is_strict())
 
 
+def why_unreadable(path: Path | str, error: Exception) -> str:
+    """Say why a file was not loaded: of any, PyTorch says only that one may trust it.
+
+    Args:
+        path (Path | str): A local file, or a URL.
+        error (Exception): What loading it raised.
+    """
+    file = Path(path)
+    if file.is_file():
+        with file.open('rb') as opened:
+            start = opened.read(8)
+        if not start:
+            return 'the file is empty'
+        # an archive, or a pickle: the form before PyTorch 1.6
+        if not start.startswith((b'PK\x03\x04', b'\x80')):
+            return f'torch.save did not write it: it begins with {start!r}'
+    return f'{type(error).__name__}: {error}'
+
+
 def _guarded(load: Callable[..., Any]) -> Callable[..., Any]:
     # our module's name stays: by it a loader is not guarded twice
     @functools.wraps(load, assigned=('__name__', '__doc__'))

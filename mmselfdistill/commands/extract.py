@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 # Importing it lets PyTorch read the types that MMEngine saves, and no others.
-from mmselfdistill.compat import load_checkpoint
+from mmselfdistill.compat import load_checkpoint, why_unreadable
 
 
 def read_teacher(path: Path) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def read_teacher(path: Path) -> dict[str, Any]:
     except Exception as error:
         raise SystemExit(
             f'CHECKPOINT: {str(path)!r} is no checkpoint that can be read: '
-            f'{type(error).__name__}: {error}'
+            f'{why_unreadable(path, error)}'
         ) from error
     state = checkpoint.get('mmselfdistill') if isinstance(checkpoint, dict) else None
     if state is None:

@@ -12,6 +12,7 @@ from mmengine.runner import Runner
 from mmengine.runner.checkpoint import _load_checkpoint
 from torch import Tensor, nn
 
+from mmselfdistill.compat import why_unreadable
 from mmselfdistill.core.teacher import broadcast_from_rank_0, mismatches, tensors_of
 
 from .base import DistillHook
@@ -121,7 +122,7 @@ def load_weights(path: str) -> tuple[dict[str, Tensor], list[str]]:
     try:
         checkpoint: Any = _load_checkpoint(path, map_location='cpu')
     except Exception as error:
-        reason = f'{type(error).__name__}: {error}'
+        reason = why_unreadable(path, error)
         raise ValueError(f'teacher: cannot load {path!r}: {reason}') from error
     is_dict = isinstance(checkpoint, Mapping)
     state = checkpoint.get('state_dict', checkpoint) if is_dict else checkpoint

@@ -186,7 +186,13 @@ def test_teacher_file(runs: Runs, tmp_path: Path) -> None:
         return message
 
     assert 'cannot load' in message_for(tmp_path / 'missing.pth')
-    assert 'cannot load' in message_for(tmp_path / 'broken.pth', b'no checkpoint')
+    broken = tmp_path / 'broken.pth'
+    for content, reason in (
+        (b'no checkpoint', "torch.save did not write it: it begins with b'no check'"),
+        (b'', 'the file is empty'),
+        (b'PK\x03\x04', 'RuntimeError: PytorchStreamReader'),
+    ):
+        assert f'cannot load {str(broken)!r}: {reason}' in message_for(broken, content)
     for content in ([1], torch.zeros(3), dict(meta=1), dict(state_dict=[1]), {1: 2}):
         assert 'no state_dict' in message_for(tmp_path / 'empty.pth', content)
 
