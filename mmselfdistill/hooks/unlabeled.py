@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import os.path as osp
 from collections import Counter
 from typing import Any, Mapping, Sequence
@@ -101,6 +102,7 @@ def load_unlabeled(cfg: Mapping[str, Any], runner: Runner) -> dict[str, Any]:
         f'Self-distillation on {len(images)} images without labels, {size} an '
         f'iteration and process. They are in {_folders(images)}.{left_out}'
     )
+    _warn_of_validated(runner, images)
     return dict(
         batches=Batches(
             images,
@@ -125,6 +127,26 @@ def _folders(images: Sequence[str]) -> str:
     more = found[_FOLDERS:]
     others = f' and {len(more)} more ({sum(n for _, n in more)})' if more else ''
     return named + others
+
+
+def _warn_of_validated(runner: Runner, images: Sequence[str]) -> None:
+    """Warn of images without labels by which the run is validated."""
+    loader = getattr(runner._val_loop, 'dataloader', None)
+    dataset: Any = getattr(loader, 'dataset', None)
+    if not hasattr(dataset, 'get_data_info'):
+        return
+    infos = [dataset.get_data_info(index) for index in range(len(dataset))]
+    paths = [path for path in (info.get('img_path') for info in infos) if path]
+    # a link is the file that it leads to; folders are few
+    real = functools.lru_cache(None)(osp.realpath)
+    ours = {(real(osp.dirname(path)), osp.basename(path)) for path in images}
+    found = sum((real(osp.dirname(p)), osp.basename(p)) in ours for p in paths)
+    if found:
+        runner.logger.warning(
+            f'unlabeled.data: {found} of the {len(infos)} validation images are among '
+            'these. The student learns from them, so their score says less of images '
+            'that it has not seen.'
+        )
 
 
 def _check_checkpointing(runner: Runner) -> None:

@@ -389,5 +389,24 @@ def test_the_folders_of_the_images_are_said(runs: Runs, folder: str) -> None:
     ) in log.read_text()
 
 
+@pytest.mark.parametrize('name, images', [('gfl', 'val'), ('deeplabv3plus', 'images')])
+def test_images_that_the_run_is_validated_by_are_said(
+    name: str, images: str, runs: Runs, folder: str, scenes: Path, tmp_path: Path
+) -> None:
+    theirs = next(scenes.glob(f'{images}*'))
+    link = tmp_path / 'linked'
+    link.symlink_to(theirs)
+    for data, count in ((theirs, 2), (folder, 0), (link, 2)):
+        hook = dict(EMA, unlabeled=dict(data=str(data), batch_size=2, num_workers=0))
+        cfg = runs.config(name, hook, iters=1, val_interval=2)
+        if name == 'gfl':
+            cfg.val_evaluator.ann_file = f'{scenes}/annotations/instances_val2017.json'
+        runner = runs.train(cfg)
+        (log,) = Path(runner.log_dir).glob('*.log')
+        said = f'unlabeled.data: {count} of the 2 validation images are among these.'
+        assert log.read_text().count(said) == (count > 0)
+        assert log.read_text().count('validation images') == (count > 0)
+
+
 if __name__ == '__main__':
     work(*sys.argv[1:])
