@@ -9,7 +9,7 @@ from torch import nn
 
 from .dense import dense_sites, names_of
 from .plan import Family, Plan, Reading, Rows, Seam, Side, Site, parameters_of
-from .rois import boxes_and_classes, heads_of, masks_of_rois
+from .rois import boxes_and_classes, heads_of, masks_of_rois, run_with_masks
 from .shared import (
     UNREAD,
     feature_seam,
@@ -95,6 +95,8 @@ class TwoStageDetector(Family):
                 *proposals,
             ),
             skipped=_skipped(model),
+            # a cascade makes all masks itself
+            run=run_with_masks if masks and len(heads_of(roi_head)) == 1 else None,
         )
         others = [path for site in proposals for path in site.seams]
         labels = (Seam(path, repeat=False) for path in observed)

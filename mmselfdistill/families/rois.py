@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import Any, Callable
+from typing import Any, Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ from .shared import as_sides, by_count, foreground, stages
 
 _BOXES = 'roi_head._bbox_forward'
 _MASKS = 'roi_head._mask_forward'
+# RoIs of a batch without labels that have a mask: as many as in the mode 'tensor'
+_MASKED = 100
 
 
 def heads_of(roi_head: Any) -> list[Any]:
@@ -130,6 +132,28 @@ def _objects(head: Any, scores: Tensor) -> Tensor:
     if _is_seesaw(head, scores):
         return foreground(scores[:, -2:], 'softmax')
     return foreground(scores, _kind(head, scores))
+
+
+def run_with_masks(model: Any, inputs: Tensor, samples: Sequence[Any]) -> None:
+    """Run a detector of one stage of RoIs, with the masks of each image's proposals.
+
+    In the mode 'tensor' it makes those of the first RoIs of a batch: the first image's.
+
+    Args:
+        model (nn.Module): With ``rpn_head`` and ``roi_head``.
+        inputs (Tensor): The images.
+        samples (Sequence): Data samples without labels.
+    """
+    from mmdet.structures.bbox import bbox2roi
+
+    maps = model.extract_feat(inputs)
+    proposals = model.rpn_head.predict(maps, samples, rescale=False)
+    rois = bbox2roi([each.bboxes for each in proposals])
+    # the best of each image, the second best, and so on
+    rank = torch.cat([torch.arange(len(each)) for each in proposals])
+    rois = rois[rank.argsort(stable=True).to(rois.device)]
+    model.roi_head._bbox_forward(maps, rois)
+    model.roi_head._mask_forward(maps, rois[:_MASKED])
 
 
 def masks_of_rois(roi_head: Any) -> Site | None:

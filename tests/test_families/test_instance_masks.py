@@ -11,6 +11,7 @@ from helpers import CELLS, surest
 from mmengine.structures import InstanceData
 from torch import Tensor
 
+from mmselfdistill.core.unlabeled import without_labels
 from mmselfdistill.losses import MaskDistillLoss
 from mmselfdistill.losses.common import bernoulli_kl, reduced
 
@@ -232,3 +233,31 @@ def test_without_labels_the_masks_of_a_cascade_come_in_a_list(
     assert len(pair.teacher) == len(logits) == len(best) > 0
     for i, label in enumerate(best.tolist()):
         assert torch.equal(pair.teacher[i], logits[i, label])
+
+
+def test_without_labels_each_image_has_masks_of_its_best_proposals(
+    digits: Callable[..., Any], iterate: Callable[..., Any]
+) -> None:
+    model = digits(
+        'mask-rcnn_r18_fpn_50e_digits',
+        test_cfg__rpn__max_per_img=120,
+        test_cfg__rpn__nms__iou_threshold=0.9,
+    )
+    iteration = iterate(model, labels=False)
+    ((boxes, theirs),) = iteration.of('roi_head._bbox_forward')
+    ((masks, others),) = iteration.of('roi_head._mask_forward')
+    assert len(boxes.args[1]) == 240
+    with torch.no_grad():
+        maps = model.extract_feat(iteration.data['inputs'])
+        samples = without_labels(iteration.data['data_samples'])
+        proposals = model.rpn_head.predict(maps, samples, rescale=False)
+    for image, (rois, count) in product((0, 1), ((boxes, 120), (masks, 50))):
+        own = rois.args[1][rois.args[1][:, 0] == image]
+        assert torch.equal(own[:, 1:], proposals[image].bboxes[:count])
+    # row by row, boxes and masks are of the same RoIs
+    assert torch.equal(masks.args[1], boxes.args[1][:100])
+    (pair,) = iteration.read('masks')
+    probabilities = theirs.output['cls_score'][:100].softmax(1)
+    torch.testing.assert_close(pair.weight, 1 - probabilities[:, -1])
+    best = probabilities[:, :-1].argmax(1)
+    assert torch.equal(pair.teacher, others.output['mask_preds'][range(100), best])
