@@ -50,6 +50,24 @@ def check_choice(setting: str, given: object, choices: Iterable[str]) -> str:
     raise ValueError(f'{setting}: unknown {given!r}; {nearest(str(given), names)}')
 
 
+def check_bool(setting: str, given: object) -> bool:
+    """Return the given value if it is True or False: ``'False'`` is true to Python.
+
+    Args:
+        setting (str): What the setting is called where the user wrote it.
+        given (object): What the user wrote.
+
+    Returns:
+        bool: The given value.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    if isinstance(given, bool):
+        return given
+    raise ValueError(f'{setting}: expected True or False, but got {given!r}')
+
+
 def check_number(
     setting: str,
     given: object,

@@ -45,7 +45,8 @@ class Schedule:
             the factor ramps up linearly from 0. Defaults to 0.0.
         start (float): Factor after the warm-up (linear, cosine). Defaults to
             1.0.
-        stop (float): Factor at ``end`` (linear, cosine). Defaults to 0.01.
+        stop (float): Factor at ``end`` (linear, cosine), unless the warm-up fills all
+            of it. Defaults to 0.01.
         milestones (tuple[float, ...]): Progress at which the factor is
             multiplied by ``gamma`` (step). Defaults to ().
         gamma (float): Factor of each milestone (step). Defaults to 0.1.

@@ -57,6 +57,8 @@ class View:
                 probability (MIC, arXiv 2212.01322)
     ==========  =====================================================================
 
+    Use :func:`build_view` to make one from a config: it checks the values.
+
     Args:
         brightness (float): Defaults to 0.0.
         contrast (float): In [0, 1]. Defaults to 0.0.

@@ -5,7 +5,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mmselfdistill.errors import check_choice, check_number, check_whole, nearest
+from mmselfdistill.errors import (
+    check_bool,
+    check_choice,
+    check_number,
+    check_whole,
+    nearest,
+)
 
 SITES = ['logits', 'features', 'boxes', 'masks']
 LISTED = "'boxes', 'features', 'logits', 'masks'"
@@ -78,3 +84,11 @@ def test_no_integer_in_the_range_is_refused(given: Any) -> None:
     message = f'interval: expected an integer >= 2, but got {given!r}'
     with pytest.raises(ValueError, match=f'^{re.escape(message)}$'):
         check_whole('interval', given, 2)
+
+
+def test_only_true_and_false_are_flags() -> None:
+    assert check_bool('draw', True) is True and check_bool('draw', False) is False
+    for given in (1, 0, 'False', None, np.bool_(True)):
+        message = f'draw: expected True or False, but got {given!r}'
+        with pytest.raises(ValueError, match=f'^{re.escape(message)}$'):
+            check_bool('draw', given)

@@ -21,6 +21,7 @@ from mmselfdistill.core.distiller import Distiller
 from mmselfdistill.core.report import describe
 from mmselfdistill.core.teacher import make_teacher
 from mmselfdistill.core.unlabeled import without_labels
+from mmselfdistill.errors import check_whole
 from mmselfdistill.hooks import EMATeacherHook, SelfDistillHook
 from mmselfdistill.hooks.base import DistillHook
 from mmselfdistill.testing.builder import Builder, step
@@ -52,7 +53,7 @@ def subject_of(cfg: Config, size: int | None) -> Subject:
         ValueError: If the config is of no zoo, or its hook's settings are wrong.
     """
     builder = Builder(cfg, few={})
-    size = size or size_of(builder.cfg)
+    size = size_of(builder.cfg) if size is None else check_whole('--size', size, 1)
     model, hook_cfg = builder.model(size), find_self_distill(cfg)
     hook = HOOKS.build(hook_cfg) if hook_cfg else EMATeacherHook()
     raw = builder.raw_batch(model, size)

@@ -9,7 +9,7 @@ from torch import nn
 from mmselfdistill.core.distiller import Distiller
 from mmselfdistill.core.parts import with_named_seams
 from mmselfdistill.core.terms import ScheduleConfig, TermConfigs, resolve_terms
-from mmselfdistill.core.unlabeled import Unlabeled
+from mmselfdistill.core.unlabeled import Unlabeled, check_confidence
 from mmselfdistill.families import find_plan
 from mmselfdistill.families.plan import Seam
 
@@ -52,5 +52,7 @@ def build_distiller(
     paths = [path for site in sites for path in site.seams]
     plan = plan.with_seams(*map(Seam, paths))
     if unlabeled is not None:
+        if unlabeled.get('confidence') is not None:
+            check_confidence(model, plan, built)
         settings['unlabeled'] = Unlabeled(model, plan, **unlabeled)
     return Distiller(model, plan, built, loss_weight, **settings)

@@ -29,7 +29,7 @@ def build_loss(where: str, cfg: Mapping[str, Any]) -> nn.Module:
         ValueError: If the loss is unknown, or an argument of it is wrong.
     """
     kind = cfg['type']
-    cls = _found(kind) if isinstance(kind, str) else kind
+    cls = find_loss(kind)
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
         raise ValueError(f'{where}.type: unknown loss {kind!r}; {_why_unknown(kind)}')
     arguments = {key: value for key, value in cfg.items() if key not in TERM_KEYS}
@@ -46,7 +46,7 @@ def build_loss(where: str, cfg: Mapping[str, Any]) -> nn.Module:
     try:
         # the student's own first weights are drawn next: they have to be a plain run's
         with forked_rng():
-            loss: nn.Module = MODELS.build(dict(type=kind, **arguments))
+            loss: nn.Module = MODELS.build(dict(type=cls, **arguments))
     except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(f'{where}: {error}') from error
     if '_modules' not in vars(loss):
@@ -63,9 +63,12 @@ def build_loss(where: str, cfg: Mapping[str, Any]) -> nn.Module:
     return loss
 
 
-def _found(name: str) -> Any:
+def find_loss(kind: Any) -> Any:
+    """Return the class of a name or a dotted path, or None; a class is its own."""
+    if not isinstance(kind, str):
+        return kind
     try:
-        return MODELS.get(name)
+        return MODELS.get(kind)
     except Exception:
         # a module of the user's that fails: it is imported again, to say why
         return None

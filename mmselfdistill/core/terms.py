@@ -11,7 +11,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from mmselfdistill.core.keys import check_keys
-from mmselfdistill.core.loss import LOSSES, build_loss
+from mmselfdistill.core.loss import LOSSES, build_loss, find_loss
 from mmselfdistill.core.pairs import Pair
 from mmselfdistill.errors import check_choice, check_number, nearest
 from mmselfdistill.families import FAMILIES
@@ -163,8 +163,8 @@ def merge_terms(
 
 
 def _with_name_of_type(cfg: dict[str, Any]) -> dict[str, Any]:
-    # Python-style configs give the class itself
-    kind = cfg.get('type')
+    # a class, as of Python-style configs, and a dotted path are the same loss
+    kind = find_loss(cfg.get('type'))
     if isinstance(kind, type) and MODELS.get(kind.__name__) is kind:
         cfg['type'] = kind.__name__
     return cfg

@@ -17,6 +17,7 @@ from mmselfdistill.containers import tensors_in
 from mmselfdistill.core.comparison import Comparison
 from mmselfdistill.core.modes import keeps_statistics
 from mmselfdistill.core.streams import forked_rng
+from mmselfdistill.core.terms import Term
 from mmselfdistill.core.unmoved import own_buffers
 from mmselfdistill.families import find_plan
 from mmselfdistill.families.plan import Plan
@@ -49,8 +50,7 @@ class Unlabeled:
         comparison (Comparison): Of these batches.
 
     Raises:
-        ValueError: If the model needs more than an image, or there is a confidence, and
-            no site uses it.
+        ValueError: If the model needs more than an image.
     """
 
     def __init__(
@@ -64,8 +64,6 @@ class Unlabeled:
         confidence: float | None = None,
     ) -> None:
         check_takes_images(student)
-        if confidence is not None:
-            _check_confidence(student, plan)
         self.batches = batches
         self.skipped = 0
         self.weight = weight
@@ -165,12 +163,23 @@ def check_takes_images(student: nn.Module) -> None:
         )
 
 
-def _check_confidence(student: nn.Module, plan: Plan) -> None:
-    if not any(site.by_confidence for site in plan.sites):
+def check_confidence(student: nn.Module, plan: Plan, terms: Sequence[Term]) -> None:
+    """See that a term on images without labels uses the confidence.
+
+    Raises:
+        ValueError: If none does.
+    """
+    using = [site.name for site in plan.sites if site.by_confidence]
+    if not using:
         raise ValueError(
             f'unlabeled.confidence: a {plan.name} ({type(student).__name__}) has no '
             'pixels of classes, and is weighted by the confidence of its teacher '
             'without it; remove it'
+        )
+    if not any(term.site.by_confidence for term in terms if term.on != 'labeled'):
+        raise ValueError(
+            'unlabeled.confidence: no term on images without labels uses it; add one '
+            f'at the site {" or ".join(map(repr, using))}, or remove it'
         )
 
 

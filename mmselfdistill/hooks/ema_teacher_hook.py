@@ -31,8 +31,9 @@ class EMATeacherHook(DistillHook):
         m_t = \min\left(m, \frac{1 + t}{10 + t}\right),
 
     for parameters and for the running statistics of norms; other buffers are copied.
-    The first weights are soon forgotten. Under gradient accumulation this is once for
-    each real step.
+    The first weights are soon forgotten: :math:`m` is reached at the step
+    :math:`(10 m - 1) / (1 - m)`, a horizon after nine times its own share of the run.
+    Under gradient accumulation this is once for each real step.
 
     Args:
         momentum (float, optional): The share :math:`m` that the teacher keeps. Defaults
@@ -40,8 +41,8 @@ class EMATeacherHook(DistillHook):
         horizon (float, optional): How far the average looks back, as a share of the
             run's optimizer steps, but at least 10 of them:
             :math:`m = 1 - 1 / \max(horizon \cdot steps, 10)`. One setting then serves
-            runs of any length. Give this or ``momentum``. Defaults to None: 0.01,
-            unless a momentum is given.
+            runs of any length. Above 1 / 9 it is reached in none. Give this or
+            ``momentum``. Defaults to None: 0.01, unless a momentum is given.
         freeze (float): Position in the run, in (0, 1], from which on the teacher stays
             as it is. It cannot follow a student that learns wrong labels by heart, nor
             its own mistakes. Defaults to 1.0: never.
@@ -70,6 +71,7 @@ class EMATeacherHook(DistillHook):
             )
         if horizon is not None:
             check_number('horizon', horizon, 0.0, 1.0, above_low=True)
+        self._given = momentum is not None or horizon is not None
         self.horizon = _HORIZON if momentum is None and horizon is None else horizon
         # that of a horizon is known when the run begins
         given = 0.0 if momentum is None else momentum
@@ -87,9 +89,16 @@ class EMATeacherHook(DistillHook):
         super().before_train(runner)
         assert self.distiller is not None and self.distiller.teacher is not None
         self._average = Average(self.distiller.teacher, bare_model(runner))
+        steps = optimizer_steps(runner)
         if self.horizon is not None:
-            steps = max(self.horizon * optimizer_steps(runner), _FEWEST_STEPS)
-            self.momentum = 1 - 1 / steps
+            self.momentum = 1 - 1 / max(self.horizon * steps, _FEWEST_STEPS)
+        most = _warm(steps - 1)
+        if self._given and self.momentum > most:
+            runner.logger.warning(
+                f'EMATeacherHook: the momentum, {self.momentum:.6g}, is not reached in '
+                f'the {steps:g} steps of the run: at step t the teacher keeps '
+                f'(1 + t) / (10 + t) at most, {most:.4g} at the last one.'
+            )
 
     def init_teacher(self, runner: Runner, teacher: nn.Module) -> nn.Module:
         """Start from the student."""
@@ -109,10 +118,14 @@ class EMATeacherHook(DistillHook):
         if self.distiller.run_progress >= self.freeze:
             return
         if any(each.should_update() for each in optim_wrappers(runner)):
-            young = (1 + self.updates) / (10 + self.updates)
             with self.distiller.averaging():
-                self._average.update(min(self.momentum, young))
+                self._average.update(min(self.momentum, _warm(self.updates)))
             self.updates += 1
+
+
+def _warm(step: float) -> float:
+    """Return the largest share that the teacher keeps at a step, counted from 0."""
+    return (1 + step) / (10 + step)
 
 
 def _check_precise(student: nn.Module) -> None:

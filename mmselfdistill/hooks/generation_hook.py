@@ -9,7 +9,7 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import nn
 
 from mmselfdistill.core.teacher import copy_into, make_teacher
-from mmselfdistill.errors import check_choice, check_whole
+from mmselfdistill.errors import check_bool, check_choice, check_whole
 
 from .base import DistillHook
 from .learned import losses_of
@@ -84,7 +84,7 @@ class GenerationHook(DistillHook):
                 check_whole(name, value, 1)
         self.interval = None if interval is None else int(interval)
         self.generations = generations
-        self.by_epoch = by_epoch
+        self.by_epoch = check_bool('by_epoch', by_epoch)
         self.student = check_choice('student', student, ('continue', 'reinit'))
         self._beginning: Beginning | None = None
         # the last generation whose teacher is ready

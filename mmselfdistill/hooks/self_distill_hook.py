@@ -75,9 +75,15 @@ def load_strictly(teacher: nn.Module, path: str, inner: str) -> tuple[str, list[
         file names.
 
     Raises:
-        ValueError: If it does not fit.
+        ValueError: If it does not fit, or has NaN.
     """
     state, classes = load_weights(path)
+    broken = [key for key, value in state.items() if _has_nan(value)]
+    if broken:
+        raise ValueError(
+            f'teacher: {path} has NaN in {len(broken)} of {len(state)} tensors, '
+            f'{broken[0]!r} the first: its training went wrong; give an earlier one'
+        )
     try:
         teacher.load_state_dict(state, strict=True)
         return '', classes
@@ -150,6 +156,10 @@ def _classes_of(checkpoint: Any) -> list[str]:
             if isinstance(found, (list, tuple)):
                 return [*found]
     return []
+
+
+def _has_nan(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and bool(tensor.isnan().any())
 
 
 def _bare(key: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import numbers
 from typing import Any, Mapping, Sequence
 
 import torch
@@ -38,9 +39,10 @@ def check_paths(seams: Sequence[str]) -> tuple[str, ...]:
     Raises:
         ValueError: If it is no list of paths.
     """
-    if isinstance(seams, str) or not all(isinstance(path, str) for path in seams):
+    paths = seams if isinstance(seams, (list, tuple)) else [None]
+    if not all(isinstance(path, str) for path in paths):
         raise ValueError(f'seams: expected a list of paths, but got {seams!r}')
-    return tuple(seams)
+    return tuple(paths)
 
 
 def build_task_weight(given: float | ScheduleConfig) -> Schedule | None:
@@ -49,7 +51,7 @@ def build_task_weight(given: float | ScheduleConfig) -> Schedule | None:
     Raises:
         ValueError: If it is neither a number nor a schedule.
     """
-    if isinstance(given, (int, float)):
+    if isinstance(given, (float, numbers.Real)):
         value = check_number('task_weight', given, 0.0)
         return Schedule('linear', start=value, stop=value)
     if isinstance(given, Mapping) and 'over' in given:
@@ -59,7 +61,13 @@ def build_task_weight(given: float | ScheduleConfig) -> Schedule | None:
             'task_weight.warmup: it grows from 0, and before `begin` the model would '
             'learn nothing from its labels; remove it'
         )
-    return None if given is None else build_schedule(given, 'task_weight')
+    schedule = None if given is None else build_schedule(given, 'task_weight')
+    if schedule and schedule.type == 'constant':
+        raise ValueError(
+            f"task_weight: {given!r} is of the type 'constant', which is 1 all the "
+            "time; give a number, or the type 'linear', 'cosine' or 'step'"
+        )
+    return schedule
 
 
 def build_dtype(name: str | None) -> torch.dtype | None:

@@ -12,7 +12,7 @@ from mmengine.runner import Runner
 from torch.nn.parallel import DistributedDataParallel
 
 from mmselfdistill.core.unlabeled import check_takes_images
-from mmselfdistill.errors import check_choice, check_number, check_whole
+from mmselfdistill.errors import check_bool, check_choice, check_number, check_whole
 from mmselfdistill.images import Batches, find_images, image_pipeline
 from mmselfdistill.views import build_view
 
@@ -53,18 +53,29 @@ def check_unlabeled(cfg: object) -> dict[str, Any] | None:
         if cfg.get(key) is not None:
             check_whole(f'unlabeled.{key}', cfg[key], low)
     for key in ('skip_broken', 'statistics'):
-        if not isinstance(cfg.get(key, False), bool):
-            raise ValueError(
-                f'unlabeled.{key}: expected True or False, but got {cfg[key]!r}'
-            )
+        check_bool(f'unlabeled.{key}', cfg.get(key, False))
     checked = dict(cfg)
     checked['weight'] = check_number('unlabeled.weight', cfg.get('weight', 1.0), 0.0)
     if cfg.get('confidence') is not None:
         sure = check_number('unlabeled.confidence', cfg['confidence'], 0.0, 1.0)
+        if sure == 1:
+            raise ValueError(
+                'unlabeled.confidence: expected a number in [0, 1), but got '
+                f'{cfg["confidence"]!r}: no probability is above 1'
+            )
         checked['confidence'] = sure
-    view = cfg.get('view', DEFAULT_VIEW)
+    view = _over_default(cfg.get('view', {}))
     checked['view'] = build_view(view, 'unlabeled.view', labels=False)
     return checked
+
+
+def _over_default(view: Any) -> Any:
+    """Merge a view over the default one, as terms are merged."""
+    if not isinstance(view, Mapping):
+        return view
+    view = dict(view)
+    base = {} if view.pop('_delete_', False) else DEFAULT_VIEW
+    return {**base, **view}
 
 
 def load_unlabeled(cfg: Mapping[str, Any], runner: Runner) -> dict[str, Any]:

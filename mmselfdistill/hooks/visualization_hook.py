@@ -12,7 +12,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from mmselfdistill.core.distiller import Distiller
-from mmselfdistill.errors import check_number, check_whole
+from mmselfdistill.errors import check_bool, check_number, check_whole
 
 from .base import DistillHook
 from .settings import check_arguments
@@ -62,7 +62,7 @@ class DistillVisualizationHook(Hook):
         **unknown: Any,
     ) -> None:
         check_arguments(type(self), type(self), unknown)
-        self.draw = draw
+        self.draw = check_bool('draw', draw)
         self.interval = check_whole('interval', interval, 1)
         self.score_thr = check_number('score_thr', score_thr, 0.0, 1.0)
         self.backend_args = backend_args

@@ -4,7 +4,7 @@ Each is a pure function and a thin module in MMEngine's ``MODELS``. Called as
 ``loss(student, teacher, kind=...)``, it returns a plain divergence in float32 that is 0
 when the two are equal: one number for each row, position or mask, or a scalar where
 rows cannot be told apart. What counts, and how much, is applied by
-:func:`.common.reduced`.
+:func:`.common.reduced`. The modules check their settings; the functions do not.
 """
 
 from .box_distill import BoxDistillLoss, box_distill_loss

@@ -38,7 +38,8 @@ def box_distill_loss(
         student (Tensor): 'bins': (N, 4 * (reg_max + 1)) logits, side by side;
             'offsets': (N, 4) encoded offsets; 'cxcywh': (N, 4) centre and size, in
             parts of the image; 'sides': (N, 4) left, top, right, bottom from one
-            point, in any unit of length.
+            point, in any unit of length in which an area is far above
+            :math:`10^{-7}`.
         teacher (Tensor): Same shape and kind. Gets no gradient.
         kind (str): One of these. Defaults to 'offsets'.
         temperature (float): :math:`T` of the bins, above 0; other kinds do not

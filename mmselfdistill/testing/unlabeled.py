@@ -43,7 +43,11 @@ class Same:
 
 
 def check_unlabeled(
-    model: nn.Module, raw: dict[str, Any], batch: dict[str, Any], **settings: Any
+    model: nn.Module,
+    raw: dict[str, Any],
+    batch: dict[str, Any],
+    confidence: float | None = None,
+    **settings: Any,
 ) -> dict[str, Check]:
     """Check that a model is distilled correctly on images without labels.
 
@@ -59,6 +63,8 @@ def check_unlabeled(
         raw (dict): Images and data samples, as its preprocessor takes them. Their
             annotations are taken away.
         batch (dict): The keyword arguments of its ``forward`` in mode 'loss'.
+        confidence (float, optional): Of :class:`Unlabeled`. Random weights are sure of
+            nothing, so it is 0 in the trial. Defaults to None.
         **settings: Of :func:`build_distiller`.
 
     Returns:
@@ -68,24 +74,30 @@ def check_unlabeled(
         ValueError: If the model does not run without labels.
         RuntimeError: If it is not distilled correctly.
     """
-    found, problems = _checked(copy.deepcopy(model), raw, batch, settings)
+    given = dict(confidence=None if confidence is None else 0.0)
+    found, problems = _checked(copy.deepcopy(model), raw, batch, given, settings)
     if problems:
         # a head that begins at 0 does not depend on the image
         shaken = copy.deepcopy(model)
         disturb(shaken)
-        found, problems = _checked(shaken, raw, batch, settings)
+        found, problems = _checked(shaken, raw, batch, given, settings)
     if problems:
         raise RuntimeError('; '.join(problems))
     return found
 
 
 def _checked(
-    model: nn.Module, raw: dict[str, Any], batch: dict[str, Any], settings: Any
+    model: nn.Module,
+    raw: dict[str, Any],
+    batch: dict[str, Any],
+    given: dict[str, Any],
+    settings: dict[str, Any],
 ) -> tuple[dict[str, Check], list[str]]:
     still(model)
     before = _alone(model, batch)
     raw = {**raw, 'data_samples': without_labels(raw['data_samples'])}
-    distiller = build_distiller(model, unlabeled=dict(batches=Same(raw)), **settings)
+    unlabeled_settings = dict(batches=Same(raw), **given)
+    distiller = build_distiller(model, unlabeled=unlabeled_settings, **settings)
     compare_all(distiller)
     if not distiller.terms:
         return {}, []

@@ -50,6 +50,16 @@ def test_terms_are_tried_with_and_without_labels(
     assert lines[-1] == 'passed'
 
 
+def test_a_confidence_is_checked_and_random_weights_need_not_reach_it() -> None:
+    cfg = Config.fromfile(DIGITS / 'unet-s4-d8_fcn_1xb8-unlabeled-4800_digits-64x64.py')
+    cfg.default_hooks.self_distill.unlabeled.confidence = 0.9
+    assert check(cfg).unlabeled.keys() == {'pseudo_labels'}
+    cfg = Config.fromfile(DIGITS / 'retinanet_r18_fpn_1xb8-unlabeled-90e_digits.py')
+    cfg.default_hooks.self_distill.unlabeled.confidence = 0.9
+    with pytest.raises(ValueError, match=r'^unlabeled.confidence: a single-stage'):
+        check(cfg)
+
+
 def test_images_of_weight_0_are_not_tried() -> None:
     cfg = Config.fromfile(DIGITS / 'retinanet_r18_fpn_1xb8-unlabeled-90e_digits.py')
     cfg.default_hooks.self_distill.unlabeled.weight = 0

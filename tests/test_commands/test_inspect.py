@@ -154,6 +154,13 @@ def test_names_what_a_bad_setting_could_have_been(inspect: Inspect) -> None:
         inspect(RETINANET, '--cfg-options', hook, option)
 
 
+@pytest.mark.parametrize('size', ['0', '-5'])
+def test_a_size_is_above_0(size: str, inspect: Inspect) -> None:
+    message = rf'^--size: expected an integer >= 1, but got {size}$'
+    with pytest.raises(SystemExit, match=message):
+        inspect(RETINANET, '--size', size)
+
+
 def test_counts_the_operations_of_both_passes() -> None:
     layer = nn.Linear(3, 5)
     x = torch.randn(7, 3, requires_grad=True)

@@ -126,8 +126,18 @@ def test_two_terms_may_share_a_site(gfl: Any, plan: Plan) -> None:
     assert only(terms, 'features').weight == 0.5
 
 
-def test_a_class_is_its_name(gfl: Any, plan: Plan) -> None:
-    by_class = dict(logits=dict(type=SoftTargetLoss, weight=2.0))
+@pytest.mark.parametrize(
+    'kind',
+    [
+        SoftTargetLoss,
+        'mmselfdistill.losses.SoftTargetLoss',
+        'mmselfdistill.losses.soft_target.SoftTargetLoss',
+        'mmengine.SoftTargetLoss',
+        'mmdet.SoftTargetLoss',
+    ],
+)
+def test_a_class_and_its_path_are_its_name(kind: Any, gfl: Any, plan: Plan) -> None:
+    by_class = dict(logits=dict(type=kind, weight=2.0))
     by_name = dict(logits=dict(type='SoftTargetLoss', weight=2.0))
     given, named = (resolve_terms(gfl, plan, cfg, None) for cfg in (by_class, by_name))
     assert [term.config for term in given] == [term.config for term in named]

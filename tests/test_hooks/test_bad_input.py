@@ -92,6 +92,14 @@ def refused(runs: Runs, cfg: Config, iteration: int = 0) -> str:
             dict(type=GENERATION, interval=2),
             ['by_epoch=True', 'IterBasedTrainLoop', 'by_epoch=False'],
         ),
+        (
+            dict(type=GENERATION, interval=2, by_epoch='False'),
+            ['by_epoch', 'True or False', "'False'"],
+        ),
+        (dict(seams=None), ['seams', 'a list of paths', 'None']),
+        (dict(seams=5), ['seams', 'a list of paths', 'got 5']),
+        (dict(task_weight=dict(begin=0.5)), ['task_weight', "'constant'", "'linear'"]),
+        (dict(task_weight='constant'), ['task_weight', "'constant'", "'linear'"]),
         (dict(type=FIXED), ["'teacher'"]),
         (dict(type=FIXED, teacher=None), ['teacher', 'path or URL', 'None']),
         (
@@ -195,6 +203,12 @@ def test_teacher_file(runs: Runs, tmp_path: Path) -> None:
         assert f'cannot load {str(broken)!r}: {reason}' in message_for(broken, content)
     for content in ([1], torch.zeros(3), dict(meta=1), dict(state_dict=[1]), {1: 2}):
         assert 'no state_dict' in message_for(tmp_path / 'empty.pth', content)
+
+    plain: Any = runs.build(runs.config('gfl', iters=4)).model.state_dict()
+    plain['bbox_head.gfl_cls.weight'][0, 0, 0, 0] = torch.nan
+    message = message_for(tmp_path / 'nan.pth', dict(plain))
+    count = len(plain)
+    assert f"has NaN in 1 of {count} tensors, 'bbox_head.gfl_cls.weight'" in message
 
     weights = dict(runs.build(runs.config('gfl', iters=4)).model.state_dict())
     shape = tuple(weights['bbox_head.gfl_cls.weight'].shape)

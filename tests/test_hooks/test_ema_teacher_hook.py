@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Iterator
 
 import pytest
 import torch
@@ -101,6 +102,26 @@ def test_formula(name: str, momentum: float, runs: Runs) -> None:
     for key in terms:
         values = runner.message_hub.get_scalar(key).data[0]
         assert (values > 0).all() and len(values) == 5, key
+
+
+@pytest.mark.parametrize(
+    ('given', 'said'),
+    [
+        (dict(), ''),
+        (dict(momentum=0.3), ''),
+        (dict(momentum=1.0), 'the momentum, 1, is not reached in the 4 steps of'),
+        (dict(horizon=0.02), 'the momentum, 0.9, is not reached in the 4 steps of'),
+    ],
+)
+def test_a_momentum_that_the_run_does_not_reach_is_said(
+    given: Any, said: str, runs: Runs
+) -> None:
+    cfg = runs.config('gfl', dict(type=EMA['type'], **given), iters=4)
+    runner = runs.train(cfg)
+    (log,) = Path(runner.log_dir).glob('*.log')
+    # (1 + 3) / (10 + 3)
+    assert log.read_text().count('at most, 0.3077 at the last one') == bool(said)
+    assert said in log.read_text()
 
 
 def test_momentum_zero_follows_the_student(runs: Runs) -> None:

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from test_resume import compare
 from torch.nn.parallel import DistributedDataParallel
 
 from mmselfdistill.hooks.unlabeled import check_unlabeled, load_unlabeled
+from mmselfdistill.views import View
 
 if TYPE_CHECKING:
     from tests.test_hooks.conftest import Runs
@@ -198,6 +200,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     'view': (dict(data='x', view=dict(blurr=1)), "unlabeled.view: unknown 'blurr'"),
     'flag': (dict(data='x', statistics=1), 'unlabeled.statistics: expected True or'),
     'share': (dict(data='x', confidence=2), 'unlabeled.confidence: expected a number'),
+    'all': (dict(data='x', confidence=1.0), 'unlabeled.confidence: expected a number'),
 }
 
 
@@ -231,18 +234,43 @@ def test_a_detector_has_no_pixels_to_be_sure_of(runs: Runs, folder: str) -> None
         runs.train(runs.config('gfl', dict(EMA, unlabeled=unlabeled), iters=1))
 
 
+def test_a_confidence_that_no_term_uses_is_refused(runs: Runs, folder: str) -> None:
+    terms = dict(pseudo_labels=None, features=dict(on='both'))
+    unlabeled = dict(data=folder, confidence=0.9)
+    cfg = runs.config(
+        'deeplabv3plus', dict(EMA, terms=terms, unlabeled=unlabeled), iters=1
+    )
+    message = r"no term on .* uses it; add one at the site 'logits' or 'pseudo_labels'"
+    with pytest.raises(ValueError, match=f'^unlabeled.confidence: {message}'):
+        runs.train(cfg)
+
+
+def test_a_view_is_merged_over_the_default() -> None:
+    def view_of(**cfg: Any) -> Any:
+        checked = check_unlabeled(dict(data='x', **cfg))
+        assert checked is not None
+        return checked['view']
+
+    default = View(brightness=0.5, contrast=0.5, color=0.5, blur=1.0, erase=0.1)
+    assert view_of() == view_of(view={}) == default
+    changed = view_of(view=dict(cutmix=0.5, erase=0))
+    assert changed == replace(default, cutmix=0.5, erase=0.0)
+    assert view_of(view=dict(_delete_=True, mask=0.5)) == View(mask=0.5)
+    assert view_of(view=None) is view_of(view=dict(_delete_=True)) is None
+
+
 def test_images_without_a_sure_pixel_teach_no_classes(runs: Runs, folder: str) -> None:
     found = {}
-    for confidence in (None, 0.0, 1.0):
+    for confidence in (None, 0.0, 0.999):
         unlabeled = dict(data=folder, confidence=confidence)
         hook = dict(EMA, terms=dict(pseudo_labels=SURE), unlabeled=unlabeled)
         runner = runs.train(runs.config('segformer', hook, iters=2))
         found[confidence] = runs.state(runner.model)
         terms = values(runner, 'loss_sd_pseudo_labels_unlabeled')
-        # no probability is above 1
-        assert (terms == [0, 0]) == (confidence == 1.0)
+        # random weights are not as sure
+        assert (terms == [0, 0]) == (confidence == 0.999)
     assert runs.differences(found[None], found[0.0]) == []
-    assert runs.differences(found[None], found[1.0]) != []
+    assert runs.differences(found[None], found[0.999]) != []
 
 
 def test_a_broken_image_ends_the_run_or_is_counted(runs: Runs, folder: str) -> None:
