@@ -140,20 +140,33 @@ def run_with_masks(model: Any, inputs: Tensor, samples: Sequence[Any]) -> None:
     In the mode 'tensor' it makes those of the first RoIs of a batch: the first image's.
 
     Args:
-        model (nn.Module): With ``rpn_head`` and ``roi_head``.
+        model (nn.Module): With a ``roi_head``.
         inputs (Tensor): The images.
         samples (Sequence): Data samples without labels.
     """
+    held = vars(model.roi_head)
+    before = held.get('forward')
+    held['forward'] = partial(_boxes_and_masks, model.roi_head)
+    try:
+        model._forward(inputs, samples)
+    finally:
+        held.pop('forward')
+        if before is not None:
+            held['forward'] = before
+
+
+def _boxes_and_masks(
+    roi_head: Any, maps: Any, proposals: Sequence[Any], *_: Any
+) -> tuple[()]:
     from mmdet.structures.bbox import bbox2roi
 
-    maps = model.extract_feat(inputs)
-    proposals = model.rpn_head.predict(maps, samples, rescale=False)
     rois = bbox2roi([each.bboxes for each in proposals])
     # the best of each image, the second best, and so on
     rank = torch.cat([torch.arange(len(each)) for each in proposals])
     rois = rois[rank.argsort(stable=True).to(rois.device)]
-    model.roi_head._bbox_forward(maps, rois)
-    model.roi_head._mask_forward(maps, rois[:_MASKED])
+    roi_head._bbox_forward(maps, rois)
+    roi_head._mask_forward(maps, rois[:_MASKED])
+    return ()
 
 
 def masks_of_rois(roi_head: Any) -> Site | None:

@@ -261,3 +261,20 @@ def test_without_labels_each_image_has_masks_of_its_best_proposals(
     torch.testing.assert_close(pair.weight, 1 - probabilities[:, -1])
     best = probabilities[:, :-1].argmax(1)
     assert torch.equal(pair.teacher, others.output['mask_preds'][range(100), best])
+
+
+@pytest.mark.parametrize('patched', [False, True])
+def test_without_labels_a_semantic_branch_still_runs(
+    patched: bool, zoo: Callable[..., Any], iterate: Callable[..., Any]
+) -> None:
+    model, batch = zoo('mmdet::panoptic_fpn/panoptic-fpn_r50_fpn_1x_coco.py')
+    if patched:
+        vars(model.roi_head)['forward'] = model.roi_head.forward
+    before = dict(vars(model.roi_head))
+    iteration = iterate(model, batch, labels=False)
+    ((ours, _),) = iteration.of('semantic_head.forward')
+    (pair,) = iteration.read('semantic')
+    assert torch.equal(pair.student, ours.output['seg_preds'])
+    ((masks, _),) = iteration.of('roi_head._mask_forward')
+    assert masks.args[1][:, 0].unique().tolist() == [0, 1]
+    assert vars(model.roi_head).get('forward') is before.get('forward')
