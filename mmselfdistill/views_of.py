@@ -40,8 +40,6 @@ def views_of(
         draw = generator_of(each.device, *seed, get_rank(), number)
         sizes = _sizes(own, len(flat))
         seen, clean = view(flat, draw, sizes)
-        # a mixture ends where the image does
-        clean = clean if clean is flat else _padded(clean, flat, sizes)
         seen = _padded(seen, clean, sizes).view_as(each).contiguous()
         shown[id(each)] = seen
         pairs.append((seen, clean.view_as(each).contiguous()))

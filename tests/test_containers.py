@@ -311,6 +311,45 @@ def test_items_of_every_class_are_replaced(hold: Any) -> None:
     assert tensors_in(changed)[0] is new
 
 
+class Listed(dict):  # type: ignore[type-arg]
+    def __setitem__(self, key: Any, value: Any) -> None:
+        super().__setitem__(key, [value])
+
+
+def test_a_dict_that_changes_what_it_is_given_is_copied_as_it_is() -> None:
+    tensor, new = torch.zeros(2), torch.ones(2)
+    data = Listed(x=tensor)
+    kept, changed = snapshot(data), replaced(data, {id(tensor): new})
+    assert type(kept) is type(changed) is Listed
+    assert kept['x'] is data['x'] is tensor and changed['x'] is new
+
+
+def test_a_tuple_keeps_what_it_holds_by_name() -> None:
+    tensor, new = torch.zeros(2), torch.ones(2)
+    data = Two(tensor, None)
+    data.scale, data.feature = 3, tensor
+    kept = snapshot(data)
+    assert kept is not data and kept.scale == 3 and kept.feature is tensor
+    changed = replaced(data, {id(tensor): new})
+    assert changed[0] is changed.feature is new and changed.scale == 3
+    assert data[0] is data.feature is tensor
+
+
+class OneSlot:
+    __slots__ = 'feature'
+
+    def __init__(self, feature: Any) -> None:
+        self.feature = feature
+
+
+def test_a_single_slot_may_be_written_as_text() -> None:
+    tensor, new = torch.zeros(2), torch.ones(2)
+    data = OneSlot(tensor)
+    assert leaves(data) == [((), data), (('feature',), tensor)]
+    assert replaced(data, {id(tensor): new}).feature is new
+    assert data.feature is tensor
+
+
 def doubled(method: Any) -> Any:
     @functools.wraps(method)
     def wrapper(*args: Any) -> Any:

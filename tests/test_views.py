@@ -100,6 +100,19 @@ def test_color_keeps_the_grey_image_and_scales_what_differs_from_it() -> None:
     assert torch.allclose(only(x[:, :1], color=1.0), x[:, :1])
 
 
+def test_a_step_goes_on_from_what_the_one_before_has_made() -> None:
+    x = images(20, 3, 6, 5) * torch.tensor([1.0, 2.0, 0.1]).view(3, 1, 1)
+    # the first draw is that of the brightness, with or without another step
+    brighter = only(x, brightness=0.5)
+    contrast = only(x, brightness=0.5, contrast=0.4)
+    color = only(x, brightness=0.5, color=1.0)
+    torch.testing.assert_close(color.mean(1), brighter.mean(1), atol=1e-3, rtol=0)
+    shift, mean = moments(brighter)[0] - moments(x)[0], moments(x)[0]
+    factor = moments(contrast)[1] / moments(x)[1]
+    expected = mean + factor * (x - mean) + factor * shift
+    torch.testing.assert_close(contrast.double(), expected, atol=1e-2, rtol=0)
+
+
 def test_noise_is_normal_of_each_pixel_and_channel() -> None:
     x = images(400, 3, 16, 16) * torch.tensor([1.0, 2.0, 0.1]).view(3, 1, 1)
     noise = ((only(x, noise=0.5) - x).double() / moments(x)[1]).flatten(2)

@@ -104,6 +104,19 @@ def test_no_padding_is_pasted_into_an_image() -> None:
     assert not (clean != x)[::2, :, 8:].any()
 
 
+def test_what_is_pasted_ends_where_the_image_that_it_is_of_does() -> None:
+    # of two images the one before is the one after, of three it is not
+    x = images(300, 1, 32, 32)
+    x[1::3, :, 8:] = 0
+    samples = [sample(32, 32), sample(8, 32), sample(32, 32)] * 100
+    _, ((_, clean),) = show(x, samples, 4, cutmix=1.0)
+    assert not (clean[::3] == 0).any() and not (clean[2::3] == 0).any()
+    # into those behind a strip, something is pasted above its end alone
+    changed = (clean != x)[:, 0].any(2)
+    assert not changed[2::3, 8:].any() and changed[2::3, :8].any()
+    assert changed[::3, 8:].any()
+
+
 def test_what_is_shown_is_contiguous() -> None:
     last = images(3, 3, 16, 16).contiguous(memory_format=torch.channels_last)
     for steps in (dict(brightness=0.5), ALL):

@@ -283,6 +283,54 @@ def test_an_average_keeps_it() -> None:
         assert detector.ran('backbone.conv1', 'backbone.layer1') == {runs}
 
 
+def assert_as_if_proven_again(detector: Detector) -> None:
+    """Check an iteration against one that runs all, as the first one does."""
+    found = detector.losses()
+    detector.distiller.prove_again()
+    assert same(found, detector.losses())
+
+
+def test_an_average_hides_no_other_change() -> None:
+    detector = Detector(STAGE)
+    average = Average(detector.teacher, detector.model)
+    before = [detector.losses() for _ in range(2)][1]
+    assert detector.ran('backbone.conv1') == {0}
+    with torch.no_grad():
+        detector.teacher.backbone.conv1.weight.mul_(2)
+    with detector.distiller.averaging():
+        average.update(1.0)
+    assert not same(detector.losses(), before)
+    assert detector.ran('backbone.conv1') == {1}
+    assert_as_if_proven_again(detector)
+
+
+def test_another_teacher_is_proven() -> None:
+    detector = Detector(STAGE)
+    for _ in range(2):
+        detector.losses()
+    detector.distiller.teacher = make_teacher(detector.model)
+    with torch.no_grad():
+        detector.distiller.teacher.get_parameter('backbone.conv1.weight').mul_(2)
+    assert_as_if_proven_again(detector)
+
+
+def test_an_output_that_is_changed_in_place_later_is_noticed() -> None:
+    detector = Detector(STAGE)
+    factor = 1.0
+
+    def scale(module: nn.Module, given: Any) -> None:
+        if factor != 1:
+            given[0].mul_(factor)
+
+    # of the student alone
+    detector.model.backbone.layer2.register_forward_pre_hook(scale)
+    for _ in range(2):
+        detector.losses()
+    assert detector.ran('backbone.layer1') == {0}
+    factor = 2.0
+    assert_as_if_proven_again(detector)
+
+
 def test_weights_that_change_always_are_given_up() -> None:
     detector = Detector(STAGE)
     runs = []

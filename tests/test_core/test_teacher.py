@@ -243,6 +243,42 @@ def test_a_norm_of_another_precision_is_averaged() -> None:
     assert torch.equal(teacher.get_buffer('running_mean'), torch.ones(2))
 
 
+@pytest.mark.parametrize('move', [copy_into, average_into])
+def test_a_part_of_another_precision_is_moved_with_the_others(move: Any) -> None:
+    student = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
+    teacher = make_teacher(student)
+    student[1].double()
+    with torch.no_grad():
+        for weight, value in zip(student.parameters(), (5.0, 9.0)):
+            weight.fill_(value)
+        for weight in teacher.parameters():
+            weight.fill_(1.0)
+    move(teacher, student)
+    expected = (5.0, 9.0) if move is copy_into else (3.0, 5.0)
+    for weight, value in zip(teacher.parameters(), expected):
+        assert torch.equal(weight, torch.full((2, 2), value))
+
+
+class Queue(nn.Module):
+    """No norm, though it has a buffer of such a name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(2))
+        self.register_buffer('running_mean', torch.zeros(2))
+
+
+def test_a_buffer_is_averaged_of_norms_alone() -> None:
+    student = Queue()
+    teacher = make_teacher(student)
+    with torch.no_grad():
+        student.weight.fill_(4)
+        student.get_buffer('running_mean').fill_(4)
+    Average(teacher, student).update(0.75)
+    assert torch.equal(teacher.weight, torch.ones(2))
+    assert torch.equal(teacher.get_buffer('running_mean'), torch.full((2,), 4.0))
+
+
 @pytest.mark.filterwarnings('ignore:.*torch.jit:DeprecationWarning')
 def test_a_frozen_scripted_part_is_copied_and_averaged() -> None:
     student = nn.Sequential(torch.jit.script(nn.BatchNorm1d(2).requires_grad_(False)))

@@ -81,6 +81,19 @@ def test_its_own_view_and_that_of_images_with_labels() -> None:
             )
 
 
+def test_the_views_of_an_iteration_are_other_draws() -> None:
+    seeds: list[int] = []
+
+    def noted(seen: torch.Tensor, draw: torch.Generator, sizes: Any) -> Any:
+        seeds.append(draw.initial_seed())
+        return seen + 1, seen
+
+    with distilled(ImageToy(), {}, view=noted, **settings(view=noted)) as distiller:
+        for _ in range(3):
+            losses(distiller)
+    assert len(seeds) == len(set(seeds)) == 6
+
+
 def test_a_mixed_image_is_the_same_for_the_teacher() -> None:
     def mixed(seen: torch.Tensor, draw: torch.Generator, sizes: Any) -> Any:
         clean = seen.flip(0)
@@ -114,7 +127,8 @@ def test_gradients_add_up() -> None:
     assert found == pytest.approx([-4 * mean, -4 * mean - 4 * (mean + 1)])
 
 
-def test_at_weight_0_nothing_is_moved_and_no_batch_is_used() -> None:
+@pytest.mark.parametrize('statistics', [False, True])
+def test_at_weight_0_nothing_is_moved_and_no_batch_is_used(statistics: bool) -> None:
     plain, other = ImageToy(), ImageToy()
     torch.manual_seed(0)
     expected = [plain(images(), mode='loss') for _ in range(4)]
@@ -122,7 +136,8 @@ def test_at_weight_0_nothing_is_moved_and_no_batch_is_used() -> None:
     buffers = values_of(plain)
     torch.manual_seed(0)
     schedule = dict(type='constant', begin=0.5)
-    with distilled(other, OTHERS, schedule=schedule, **settings()) as distiller:
+    more = settings(statistics=statistics)
+    with distilled(other, OTHERS, schedule=schedule, **more) as distiller:
         for one in expected:
             found = losses(distiller)
             for key, loss in one.items():

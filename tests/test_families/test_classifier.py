@@ -62,6 +62,30 @@ print(distiller.labeled.shapes)
 print(abs(float(apart['loss_sd_logits'] / kl) - 1) < 1e-3, float(kl) > 1e-4)
 print(reading.kind, site.weigh is None)
 """
+KINDS = """
+import sys, torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+import mmpretrain.models
+from mmselfdistill.families import find_plan
+from mmselfdistill.families.plan import Call, Side
+init_default_scope('mmpretrain')
+cfg = Config.fromfile(sys.argv[1]).model
+sizes = dict(num_classes=10, in_channels=64)
+smoothed = dict(type='LabelSmoothLoss', label_smooth_val=0.1)
+sigmoid = dict(use_sigmoid=True)
+for head in (
+    dict(type='MultiLabelLinearClsHead', loss=dict(type='FocalLoss')),
+    dict(type='LinearClsHead', loss=dict(smoothed, mode='multi_label', **sigmoid)),
+    dict(type='LinearClsHead', loss=dict(smoothed, mode='original')),
+):
+    cfg.head = dict(head, **sizes)
+    model = MODELS.build(cfg)
+    site = find_plan(model).site('logits')
+    call = Call(site.seams[0], 0, (), {}, output=torch.eye(10))
+    (reading,) = site.read(Side(model, [call], []))
+    print(reading.kind, site.weigh is None)
+"""
 
 
 @pytest.fixture(scope='module')
@@ -96,6 +120,15 @@ def test_logits_are_compared_as_the_head_is_trained(
     assert logits == 'True True'
     # where an image has several labels, the teacher's positives are counted
     assert kind == ('softmax True' if labels == 'one label' else 'sigmoid False')
+
+
+def test_a_head_of_several_labels_is_known_by_its_loss_or_its_threshold(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    config = CONFIGS / 'resnet18_1xb64-20e_digits-32x32.py'
+    printed = python(environment, tmp_path, '-c', KINDS, config)
+    kinds = printed.splitlines()[-3:]
+    assert kinds == ['sigmoid False', 'sigmoid False', 'softmax True']
 
 
 def test_trains_from_the_shipped_config(

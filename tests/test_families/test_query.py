@@ -62,7 +62,7 @@ def test_of_each_image_the_matching_queries_of_the_last_layer_are_read(
 def test_queries_that_ddq_drops_do_not_count(
     zoo: Callable[..., Any], iterate: Callable[..., Any]
 ) -> None:
-    model, batch = zoo(DDQ, num_layers=2)
+    model, batch = zoo(DDQ, num_layers=3)
     iteration = iterate(model, batch)
     cache = iteration.teacher.cache_dict
     masks = cache['distinct_query_mask'][-1]

@@ -7,15 +7,16 @@ from typing import Any, Callable
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from mmselfdistill.families.plan import Call
+from mmselfdistill.families.plan import Call, Side
 from mmselfdistill.families.rois import (
     _boxes,
     _logits,
     _of_boxes,
     _of_logits,
     _scores,
+    boxes_and_classes,
 )
 
 
@@ -75,6 +76,21 @@ def test_seesaw_has_objects_and_classes_apart() -> None:
     of_objects, of_classes = _of_logits(head, call)
     assert of_objects.weight is None and of_objects.norm is None
     torch.testing.assert_close(of_classes.weight, scores[:, 3:].softmax(1)[:, 0])
+
+
+def test_without_labels_seesaws_rois_are_divided_by_objects() -> None:
+    loss = SimpleNamespace(use_sigmoid=False, custom_activation=True)
+    head = SimpleNamespace(num_classes=3, loss_cls=loss)
+    call = call_of(torch.randn(7, 5), torch.zeros(7, 12))
+    site = boxes_and_classes(SimpleNamespace(bbox_head=head))[0].on(False)
+    assert site.weigh is not None
+    of_objects, of_classes = site.weigh(Side(nn.Module(), [call], None))
+    sure = call.output['cls_score'][:, 3:].softmax(1)[:, 0]
+    # most are background
+    assert of_objects.weight is None
+    torch.testing.assert_close(of_objects.norm, sure.sum())
+    torch.testing.assert_close(of_classes.weight, sure)
+    assert of_classes.norm is None
 
 
 def test_what_a_head_refines_counts_as_refined() -> None:

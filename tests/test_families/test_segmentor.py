@@ -8,7 +8,7 @@ from typing import Any, Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from mmengine.registry import MODELS
+from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import PixelData
 from mmseg.models.decode_heads import EncHead, FCNHead
 from mmseg.structures import SegDataSample
@@ -185,6 +185,7 @@ DICE = dict(type='DiceLoss')
 LOSSES: dict[str, tuple[list[dict[str, Any]], str]] = {
     'a cross-entropy decides': ([dict(type='CrossEntropyLoss'), DICE], 'softmax'),
     'of sigmoids too': ([SIGMOID, DICE], 'sigmoid'),
+    'also next to one of a softmax': ([SIGMOID, dict(type='TverskyLoss')], 'sigmoid'),
     'Dice alone': ([DICE], 'sigmoid'),
     'Lovasz is of a softmax': (
         [dict(type='LovaszLoss', reduction='none'), DICE],
@@ -199,11 +200,27 @@ LOSSES: dict[str, tuple[list[dict[str, Any]], str]] = {
 
 @pytest.mark.parametrize('case', LOSSES)
 def test_the_losses_say_what_the_scores_are(case: str) -> None:
+    init_default_scope('mmseg')
     losses, kind = LOSSES[case]
     head = FCNHead(
         in_channels=8, channels=8, num_classes=4, num_convs=1, loss_decode=losses
     )
     assert _kind(head) == kind
+
+
+def test_a_single_channel_is_a_sigmoid_whatever_its_loss_says() -> None:
+    # the divergence of a softmax over one class is 0
+    init_default_scope('mmseg')
+    head = FCNHead(
+        in_channels=8,
+        channels=8,
+        num_classes=2,
+        out_channels=1,
+        threshold=0.5,
+        num_convs=1,
+        loss_decode=dict(type='LovaszLoss', loss_type='binary', reduction='none'),
+    )
+    assert _kind(head) == 'sigmoid'
 
 
 def test_a_loss_of_the_scenes_classes_has_no_say() -> None:

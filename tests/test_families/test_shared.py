@@ -12,7 +12,14 @@ from torch import Tensor, nn
 from mmselfdistill.families import Plan, Reading, Rows, Seam, Side, Site
 from mmselfdistill.families.plan import Call, argument
 from mmselfdistill.families.rois import chosen
-from mmselfdistill.families.shared import foreground, kind_of, seams, stages
+from mmselfdistill.families.shared import (
+    foreground,
+    kind_of,
+    seams,
+    stages,
+    sure_pixels,
+    unpadded,
+)
 
 
 class Outer(nn.Module):
@@ -71,6 +78,16 @@ def test_a_plan_under_a_path_reads_the_inner_model() -> None:
 def test_a_site_without_weights_has_none_under_a_path_either() -> None:
     plan = Plan('features', sites=(Site('features', ('head.forward',), read),))
     assert plan.under('inner').sites[0].weigh is None
+
+
+def test_the_inner_side_knows_of_the_images_what_the_outer_one_does() -> None:
+    metas = [dict(img_shape=(3, 4))]
+    side = Side(Outer(), [], None, 0.9, metas)
+    inner = side.inside('inner')
+    assert inner is side.inside('inner')
+    assert inner.model is side.model.get_submodule('inner')
+    assert (inner.samples, inner.confidence) == (None, 0.9)
+    assert inner.metas is metas
 
 
 def test_further_seams_come_once_and_leave_the_plans_own() -> None:
@@ -139,6 +156,28 @@ def test_any_object_is_what_is_no_background() -> None:
     assert torch.equal(foreground(logits, 'sigmoid'), logits.sigmoid().amax(1))
     half: Tensor = logits.half()
     assert foreground(half, 'softmax').dtype == torch.float32
+
+
+def test_a_no_of_a_single_sigmoid_is_as_sure_as_a_yes() -> None:
+    # two images of four pixels, of which the second ends after three
+    logits = torch.tensor([[4.0, -4.0, 0.5, -0.5], [-4.0, -4.0, 0.5, -9.0]])
+    shown = torch.tensor([[1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 1.0, 0.0]])
+    maps = logits.view(2, 1, 2, 2), shown.view(2, 2, 2)
+    share = sure_pixels(maps[0], 'sigmoid', 0.9, maps[1])
+    torch.testing.assert_close(share, torch.tensor([1 / 2, 2 / 3]))
+    # of several, none of them is no answer
+    several = torch.cat([maps[0], maps[0]], 1)
+    share = sure_pixels(several, 'sigmoid', 0.9, maps[1])
+    torch.testing.assert_close(share, torch.tensor([1 / 4, 0.0]))
+
+
+def test_padding_is_what_an_image_lacks_of_its_batch() -> None:
+    own, whole = dict(img_shape=(4, 6), pad_shape=(4, 6, 3)), dict(img_shape=(8, 8, 3))
+    metas = [dict(each, batch_input_shape=(8, 8)) for each in (own, whole)]
+    found = unpadded(metas, (4, 4), torch.device('cpu'))
+    expected = torch.ones(2, 4, 4)
+    expected[0, 2:], expected[0, :, 3:] = 0, 0
+    assert found is not None and torch.equal(found, expected)
 
 
 def test_heads_are_named_one_by_one() -> None:

@@ -135,6 +135,49 @@ def test_a_hook_serves_another_run(runs: Runs) -> None:
         assert seen == 3 * [False] + 3 * [True]
 
 
+def test_the_steps_of_another_run_are_counted_from_0(runs: Runs) -> None:
+    hook = mmselfdistill.EMATeacherHook(schedule='constant', momentum=0.5)
+    teachers = []
+    for _ in range(2):
+        cfg = runs.config('gfl', iters=2)
+        cfg.default_hooks.self_distill = hook
+        runner = Runner(**cfg, experiment_name=f'again-{len(teachers)}')
+        runner.train()
+        assert hook.updates == 2 and hook.distiller is not None
+        teachers.append(runs.state(hook.distiller.teacher))
+    # the share that a teacher keeps grows with them
+    assert runs.differences(*teachers) == []
+
+
+def test_another_run_has_no_metrics_of_the_last_ones_teacher(runs: Runs) -> None:
+    hook = mmselfdistill.GenerationHook(interval=2, by_epoch=False, validate='both')
+    found = []
+    for iters in (4, 2):
+        cfg = runs.config('segformer', iters=iters, val_interval=2)
+        cfg.default_hooks.self_distill = hook
+        runner = Runner(**cfg, experiment_name=f'validated-{iters}')
+        runner.train()
+        found.append('val/teacher/mIoU' in runner.message_hub.log_scalars)
+        assert 'val/mIoU' in runner.message_hub.log_scalars
+    # the second ends with its first generation
+    assert found == [True, False]
+
+
+def test_the_first_iteration_after_a_failure_is_checked(runs: Runs) -> None:
+    checked: list[bool] = []
+
+    def before(runner: Runner) -> None:
+        checked.append(runs.hook(runner).distiller.labeled.checked)
+        if len(checked) == 2:
+            raise BreakError
+
+    runner = watched(runs.build(runs.config('gfl', EMA, iters=3)), before)
+    with pytest.raises(BreakError):
+        runner.train()
+    runner.train()
+    assert checked == [False, True, False, True]
+
+
 def test_histories_of_the_terms_are_short(
     runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:

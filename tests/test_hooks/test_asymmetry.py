@@ -76,6 +76,15 @@ def test_the_tasks_weight_may_be_scheduled(runs: Runs) -> None:
     assert losses(runner, 'sd_task_weight').tolist() == pytest.approx(expected)
 
 
+def test_the_tasks_weight_is_over_the_run_and_not_each_generation(runs: Runs) -> None:
+    hook = dict(type='mmselfdistill.GenerationHook', interval=2, by_epoch=False)
+    schedule = dict(type='linear', start=1.0, stop=0.0)
+    cfg = runs.config('retinanet', dict(hook, task_weight=schedule), iters=4)
+    runner = runs.train(cfg)
+    weights = losses(runner, 'sd_task_weight').tolist()
+    assert weights == pytest.approx([1, 0.75, 0.5, 0.25])
+
+
 def test_a_weight_of_1_is_bitwise_none(runs: Runs) -> None:
     found = [
         runs.state(runs.train(runs.config('gfl', dict(EMA, **more), iters=3)).model)

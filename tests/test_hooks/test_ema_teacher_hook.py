@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any, Iterator
 
 import pytest
 import torch
+from mmdet.models import GFL
 from mmengine.hooks import Hook
-from mmengine.optim import OptimWrapper
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import HOOKS, OPTIM_WRAPPERS
 from torch import nn
 
 from mmselfdistill import EMATeacherHook
+from mmselfdistill.hooks.run import optimizer_steps
 
 if TYPE_CHECKING:
     from mmengine.runner import Runner
@@ -142,6 +144,15 @@ def test_a_frozen_average_keeps_what_it_had(runs: Runs) -> None:
     assert runs.differences(watch.students[4:6], watch.students[5:]) != []
 
 
+def test_a_step_at_the_very_position_is_no_more_averaged(runs: Runs) -> None:
+    watch = Watch(runs)
+    cfg = runs.config('gfl', {**EMA, 'momentum': 0.2, 'freeze': 0.5}, iters=4)
+    runner = runs.train(cfg, watch.before, watch.after)
+    # those that begin at 0 and 1/4, not that at 2/4
+    assert runs.hook(runner).updates == 2
+    assert runs.differences(watch.teachers[2:], 2 * [watch.teachers[1]]) == []
+
+
 def test_a_position_to_freeze_at_is_a_share_of_the_run() -> None:
     for wrong in (0, 1.5, 'x', None):
         with pytest.raises(ValueError, match=r'^freeze: expected a number in \(0, 1\]'):
@@ -177,6 +188,48 @@ def test_accumulated_gradients_are_one_step(runs: Runs) -> None:
     for i in range(7):
         unchanged = runs.differences(watch.kept[i], watch.teachers[i]) == []
         assert unchanged == (i not in steps)
+
+
+class TwoOptimizersGFL(GFL):  # type: ignore[misc]
+    """Its backbone and the rest are trained by an optimizer each."""
+
+    def train_step(self, data: Any, optim_wrapper: Any) -> Any:
+        data = self.data_preprocessor(data, training=True)
+        loss, logged = self.parse_losses(self(**data, mode='loss'))
+        for each in optim_wrapper.values():
+            each.backward(loss, retain_graph=True)
+        for each in optim_wrapper.values():
+            if each.should_update():
+                each.step()
+                each.zero_grad()
+        return logged
+
+
+def test_a_step_of_any_optimizer_is_a_step(runs: Runs, models: Any) -> None:
+    models.register_module(module=TwoOptimizersGFL)
+    watch = Watch(runs)
+    cfg = runs.config('gfl', {**EMA, 'horizon': 1.0}, iters=6)
+    cfg.model.type, cfg.param_scheduler = 'TwoOptimizersGFL', None
+    hook = Hook()
+    hook.before_train_iter = lambda runner, **_: watch.before(runner)
+    hook.after_train_iter = lambda runner, **_: watch.after(runner)
+    runner = runs.build(cfg)
+    runner.register_hook(hook, 'LOWEST')
+    body = [*runner.model.backbone.parameters()]
+    head = [*runner.model.neck.parameters(), *runner.model.bbox_head.parameters()]
+    runner.optim_wrapper = OptimWrapperDict(
+        body=OptimWrapper(torch.optim.SGD(body, 0.001), accumulative_counts=2),
+        head=OptimWrapper(torch.optim.SGD(head, 0.001), accumulative_counts=3),
+    )
+    runner.train()
+    # 2, 4 and 6 of the one, 3 and 6 of the other
+    updated = [
+        i for i in range(6) if runs.differences(watch.kept[i], watch.teachers[i])
+    ]
+    assert updated == [1, 2, 3, 5]
+    assert runs.hook(runner).updates == 4
+    # of several the quickest
+    assert optimizer_steps(runner) == 3
 
 
 def test_beside_the_stock_average_and_validation(runs: Runs) -> None:

@@ -40,6 +40,20 @@ def test_the_teacher_runs_in_each_second_iteration_with_twice_the_weight(
     assert runs.hook(runner).updates == 5
 
 
+def test_iterations_are_counted_over_the_epochs(runs: Runs) -> None:
+    seeds: list[tuple[int, int]] = []
+
+    def before(runner: Runner) -> None:
+        # what views draw by, too
+        seeds.append(runs.hook(runner).distiller.seed)
+
+    hook = dict(EMA, every=2)
+    runner = runs.train(runs.config('retinanet', hook, epochs=2), before)
+    assert runs.steps_an_epoch == 3
+    assert seeds == [(0, i) for i in range(6)]
+    assert values(runner, 'sd_logits_weight') == [2, 0, 2, 0, 2, 0]
+
+
 def test_the_first_of_two_iterations_is_one_of_twice_the_weight(runs: Runs) -> None:
     found = [
         runs.state(runs.train(runs.config('retinanet', {**EMA, **more}, iters=1)).model)

@@ -35,6 +35,20 @@ def test_the_trial_moves_nothing(runs: Runs) -> None:
     assert runs.differences(end(None), tried) == []
 
 
+def test_gradients_of_the_weights_before_are_dropped(runs: Runs) -> None:
+    gathered: list[bool] = []
+
+    def before(runner: Runner) -> None:
+        gradients = [p.grad for p in runner.model.parameters() if p.grad is not None]
+        gathered.append(any(bool(each.any()) for each in gradients))
+
+    cfg = runs.config('gfl', REINIT, iters=4)
+    cfg.optim_wrapper.accumulative_counts = 3
+    # the second generation begins between two steps
+    runs.train(cfg, before)
+    assert gathered == [False, True, False, False]
+
+
 @pytest.mark.parametrize(
     ('change', 'words'),
     [

@@ -215,6 +215,36 @@ def test_fresh_students_of_a_resumed_run_too(runs: Runs) -> None:
     assert [torch.equal(each, torch.eye(32)) for each in begins] == [True]
 
 
+def test_fresh_students_of_a_run_resumed_with_another_seed_too(
+    runs: Runs, models: Any
+) -> None:
+    @models.register_module()
+    class Random(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.rand(32))
+
+        def forward(self, student: Any, teacher: Any, kind: str = '') -> Any:
+            difference = (student - teacher).square().mean((2, 3))
+            return (self.scale * difference).sum(1)
+
+    terms = dict(_delete_=True, mine=dict(type='Random', site='features'))
+    hook = dict(type='mmselfdistill.GenerationHook', student='reinit', terms=terms)
+    begins: list[torch.Tensor] = []
+
+    def note(runner: Runner) -> None:
+        (term,) = runs.hook(runner).distiller.terms
+        if runner.iter in (0, 6):
+            begins.append(term.loss.scale.detach().clone())
+
+    cfg = runs.config('retinanet', {**hook, 'interval': 3, 'by_epoch': False}, iters=7)
+    cfg.default_hooks.checkpoint.interval = 5
+    runs.train(cfg, before=note, stop_at=5)
+    cfg.resume, cfg.randomness = True, dict(seed=1)
+    runs.train(cfg, before=note)
+    assert len(begins) == 2 and torch.equal(*begins)
+
+
 def test_another_number_of_channels_is_refused_before_a_step(runs: Runs) -> None:
     terms = dict(features=dict(type='FeatureMSELoss', projector=16))
     steps: list[int] = []

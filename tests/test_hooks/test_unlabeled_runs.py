@@ -20,6 +20,7 @@ from mmengine.runner import Runner
 from test_resume import compare
 from torch.nn.parallel import DistributedDataParallel
 
+from mmselfdistill.hooks.run import seed_of_all_ranks
 from mmselfdistill.hooks.unlabeled import check_unlabeled, load_unlabeled
 from mmselfdistill.views import View
 
@@ -332,6 +333,20 @@ def test_the_batch_is_that_of_the_training_loader(runs: Runs, folder: str) -> No
     cfg.train_dataloader.batch_sampler = dict(type='mmdet.AspectRatioBatchSampler')
     unlabeled = runs.hook(runs.train(cfg)).distiller.unlabeled
     assert unlabeled.comparison.shapes['features'][0].startswith('2x')
+
+
+@pytest.mark.parametrize('own', [False, True])
+def test_ranks_share_one_order_of_images_whatever_their_seeds(
+    own: bool, runs: Runs, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # where each has its own, MMEngine adds the rank
+    cfg = runs.config('segformer', dict(EMA, unlabeled=dict(data=folder)), iters=1)
+    cfg.randomness = dict(seed=4, diff_rank_seed=own)
+    runner = runs.build(cfg)
+    assert runner.seed == 4
+    assert seed_of_all_ranks(runner) == 4
+    monkeypatch.setattr('mmselfdistill.hooks.run.get_rank', lambda: 1)
+    assert seed_of_all_ranks(runner) == (3 if own else 4)
 
 
 def test_resumed_without_a_seed_of_ones_own(runs: Runs, folder: str) -> None:

@@ -11,6 +11,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import loops
 from mmengine.structures import BaseDataElement
 from mmseg.models import EncoderDecoder
+from torch import nn
 
 from mmselfdistill.hooks.validation import check_metrics
 
@@ -45,6 +46,28 @@ def test_after_the_run_the_same_is_validated(validate: str, runs: Runs) -> None:
     assert found == expected
     if validate == 'both':
         assert found['aAcc'] != found['teacher/aAcc']
+
+
+def test_the_teacher_is_validated_in_the_precision_of_the_student(runs: Runs) -> None:
+    found: dict[str, list[torch.dtype]] = dict(student=[], teacher=[])
+
+    def before(runner: Runner) -> None:
+        teacher = runs.hook(runner).distiller.teacher
+        if runner.iter == 1:
+            for side, model in (('student', runner.model), ('teacher', teacher)):
+                convolutions = (m for m in model.modules() if isinstance(m, nn.Conv2d))
+                next(convolutions).register_forward_hook(
+                    lambda _, args, output, side=side: found[side].append(output.dtype)
+                )
+
+    hook = dict(EMA, validate='both')
+    cfg = runs.config('deeplabv3plus', hook, iters=2, val_interval=2)
+    cfg.val_cfg.fp16 = True
+    cfg.val_dataloader.batch_size = 2
+    runs.train(cfg, before)
+    # one iteration, and one batch of a validation
+    expected = [torch.float32, torch.bfloat16]
+    assert found == dict(student=expected, teacher=expected)
 
 
 def test_a_validation_that_was_interrupted_leaves_the_student(

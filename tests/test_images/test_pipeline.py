@@ -152,12 +152,25 @@ def test_a_crop_without_objects_still_crops(folder: Path, wide: str) -> None:
         assert len(places) > 6
 
 
+@TRANSFORMS.register_module()
+class LoadOwnAnnotations:
+    def __call__(self, results: Any) -> Any:
+        raise AssertionError('there is nothing to load')
+
+
 @pytest.mark.parametrize(
     ('loader', 'boxes', 'masks', 'seg'),
     [
         (dict(type='LoadAnnotations'), True, False, False),
         (dict(type='LoadAnnotations', with_mask=True), True, True, False),
         (dict(type='LoadAnnotations', with_bbox=False), False, False, False),
+        # masks do not come without the boxes around them
+        (
+            dict(type='LoadAnnotations', with_bbox=False, with_mask=True),
+            True,
+            True,
+            False,
+        ),
         (
             dict(type='LoadAnnotations', with_bbox=True, with_seg=True),
             True,
@@ -166,6 +179,8 @@ def test_a_crop_without_objects_still_crops(folder: Path, wide: str) -> None:
         ),
         (dict(type='LoadEmptyAnnotations', with_mask=True), True, True, False),
         (dict(type='mmseg.LoadAnnotations'), False, False, True),
+        # it does not say what it loads
+        (dict(type='LoadOwnAnnotations'), False, False, True),
     ],
 )
 def test_no_objects_of_the_kinds_that_would_be_loaded(
@@ -178,6 +193,16 @@ def test_no_objects_of_the_kinds_that_would_be_loaded(
         assert ('bboxes' in sample.gt_instances) == boxes
         assert ('masks' in sample.gt_instances) == masks
         assert ('gt_sem_seg' in sample) == seg
+
+
+def test_a_border_is_cut_off_where_there_was_no_mosaic(folder: Path, wide: str) -> None:
+    affine = dict(type='RandomAffine', border=(-4, -6))
+    for mosaic in (False, True):
+        mixes = [dict(type='Mosaic')] if mosaic else []
+        pipeline, dropped = image_pipeline([*LOAD, BOXES, *mixes, affine, PACK], wide)
+        assert dropped == (['Mosaic', 'RandomAffine'] if mosaic else [])
+        ((image, _),) = items(pipeline, folder, 1)
+        assert image.shape == ((3, 48, 96) if mosaic else (3, 36, 88))
 
 
 class Fails:

@@ -35,6 +35,7 @@ CASES: list[tuple[str, dict[str, Any], str, tuple[int, ...]]] = [
     ('FeatureMSELoss', {'projector': 5}, 'any', MAPS),
     ('FeatureMSELoss', {'projector': 5}, 'any', ROWS),
     ('BoxDistillLoss', {}, 'bins', (7, 4 * 6)),
+    ('BoxDistillLoss', {'temperature': 3.0}, 'bins', (7, 4 * 6)),
     ('BoxDistillLoss', {}, 'offsets', (7, 4)),
     ('BoxDistillLoss', {}, 'cxcywh', (7, 4)),
     ('BoxDistillLoss', {}, 'sides', (7, 4)),
@@ -192,6 +193,26 @@ def test_returns_one_number_a_row_or_one_in_all(
     if expected:
         one = (x[1:2] for x in pair(shape))
         torch.testing.assert_close(build(name, args)(*one, kind=kind), divergence[1:2])
+
+
+@every_case
+def test_the_layout_in_memory_does_not_matter(
+    name: str, args: dict[str, Any], kind: str, shape: tuple[int, ...]
+) -> None:
+    student, teacher = pair(shape)
+    expected = build(name, args)(student, teacher, kind=kind)
+    (slope,) = torch.autograd.grad(expected.sum(), student)
+    # as channels last are: the same numbers, in another order in memory
+    given, turned = (
+        x.detach().transpose(0, -1).contiguous().transpose(0, -1) for x in pair(shape)
+    )
+    assert not given.is_contiguous()
+    given.requires_grad_()
+    for other in (turned, teacher):
+        loss = build(name, args)(given, other, kind=kind)
+        torch.testing.assert_close(loss, expected)
+        (found,) = torch.autograd.grad(loss.sum(), given)
+        torch.testing.assert_close(found, slope)
 
 
 @every_case

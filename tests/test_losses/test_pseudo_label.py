@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -88,6 +89,15 @@ def test_a_student_surer_than_its_teacher_is_below_zero() -> None:
         torch.tensor(-6.0).exp()
     )
     assert loss.item() == pytest.approx(-expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize('kind', ['softmax', 'sigmoid'])
+def test_a_threshold_of_one_is_met_by_a_probability_of_one(kind: str) -> None:
+    teacher = torch.tensor([[200.0, -200.0], [3.0, -3.0]])
+    loss = pseudo_label_loss(torch.zeros(2, 2), teacher, kind=kind, threshold=1.0)
+    # of each answer that is certain log(1 / 0.5)
+    answers = 2 if kind == 'sigmoid' else 1
+    assert loss.tolist() == pytest.approx([answers * math.log(2), 0.0])
 
 
 def test_nothing_sure_is_zero_with_a_zero_gradient() -> None:

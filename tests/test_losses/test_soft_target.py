@@ -282,6 +282,16 @@ def test_the_sharpest_target_is_a_pseudo_label() -> None:
     torch.testing.assert_close(loss, pseudo_label_loss(student, teacher, threshold=0.0))
 
 
+@pytest.mark.parametrize('sharpen', [1.25, 2.0])
+def test_a_module_sharpens_its_target(sharpen: float) -> None:
+    student, teacher = pair((6, 5))
+    module = SoftTargetLoss(temperature=3.0, sharpen=sharpen)
+    p, q = softmax(teacher / 3, 1), softmax(student / 3, 1)
+    target = p**sharpen / (p**sharpen).sum(1, keepdims=True)
+    expected = 9 * (target * (np.log(p) - np.log(q))).sum(1)
+    np.testing.assert_allclose(module(*tensors(student, teacher)), expected)
+
+
 def test_sharpening_below_one_is_refused() -> None:
     with pytest.raises(ValueError, match=r'^sharpen: expected a number >= 1, .* 0\.5'):
         SoftTargetLoss(sharpen=0.5)
