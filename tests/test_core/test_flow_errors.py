@@ -226,6 +226,12 @@ def test_a_tensor_where_no_other_can_be_put(hide: Any, take: Any) -> None:
     refused(student, 'bbox_head.forward: a tensor that depends on weights is hidden in')
 
 
+def test_a_detached_tensor_is_known_where_no_other_can_be_put() -> None:
+    student = BetweenToy(lambda model, x: Answering(x.detach()))
+    student.bbox_head = Opening(lambda hidden: hidden())
+    refused(student, 'bbox_head.forward: a tensor that depends on weights is hidden in')
+
+
 class HeldToy(Toy):
     """What its features are in is changed before the head takes it."""
 
