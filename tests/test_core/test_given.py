@@ -214,3 +214,20 @@ def test_a_pass_without_gradient_has_all_its_calls() -> None:
         assert step(distiller) == RIGHT
         with torch.no_grad():
             assert step(distiller) == RIGHT
+
+
+def test_what_is_computed_inside_of_a_seam_needs_no_seam() -> None:
+    class Head(Scale):
+        def __init__(self) -> None:
+            super().__init__(3.0)
+            self.part = Scale(1.0)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.part(super().forward(x) + 0)
+
+    student = OddToy(lambda model, x: model.bbox_head(model.extract_feat(x)))
+    student.bbox_head = Head()
+    # its part is a seam too, and is given what the head computes
+    with distilled(student, OTHERS, seams=['bbox_head.part']) as distiller:
+        for _ in range(3):
+            assert step(distiller) == RIGHT
