@@ -16,9 +16,9 @@ from torch import nn
 from mmselfdistill.core.build import build_distiller
 from mmselfdistill.core.keys import is_ours
 from mmselfdistill.core.teacher import make_teacher, still
-from mmselfdistill.core.wrapping import resolve
 from mmselfdistill.testing import check_identity
 from mmselfdistill.testing.models import prepared
+from mmselfdistill.wrapping import resolve
 from mmselfdistill.zoo import zoo_folder
 
 DENSE = {'features', 'logits', 'boxes'}

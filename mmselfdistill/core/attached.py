@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Callable
 
-from mmselfdistill.core.wrapping import uncompiled
+from mmselfdistill.wrapping import uncompiled
 
 
 class DistilledForward:

@@ -28,8 +28,8 @@ from mmselfdistill.core.given import (
 from mmselfdistill.core.memory import share_memory
 from mmselfdistill.core.recorder import Recording, record
 from mmselfdistill.core.traced import Traced
-from mmselfdistill.core.wrapping import observed_hooks, resolve, uncompiled
 from mmselfdistill.families.plan import Call, Plan, Seam
+from mmselfdistill.wrapping import observed_hooks, resolve, uncompiled
 
 
 @dataclass(eq=False)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from mmselfdistill.containers import CODE, PLAIN, leaves, written
 from mmselfdistill.core.apart import parts
 from mmselfdistill.core.memory import address
-from mmselfdistill.core.wrapping import resolve
 from mmselfdistill.families.plan import Call, Plan, Seam
+from mmselfdistill.wrapping import resolve
 
 CANNOT = 'self_distill: the teacher cannot repeat what this model does.\n  '
 

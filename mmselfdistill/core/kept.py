@@ -8,8 +8,8 @@ from typing import Any, Collection, Iterator, Mapping, Sequence
 
 from torch import nn
 
-from mmselfdistill.core.wrapping import Method, wrapped
 from mmselfdistill.families.plan import Call, Seam, parameters_of
+from mmselfdistill.wrapping import Method, wrapped
 
 
 @contextmanager

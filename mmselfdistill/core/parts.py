@@ -8,8 +8,8 @@ from typing import Any, Iterator, Sequence
 from torch import Tensor, nn
 
 from mmselfdistill.core.teacher import tensors_of
-from mmselfdistill.core.wrapping import resolve
 from mmselfdistill.families.plan import Plan, Seam
+from mmselfdistill.wrapping import resolve
 
 
 def own_parts(

@@ -14,8 +14,8 @@ from mmselfdistill.core.attributes import Attributes
 from mmselfdistill.core.changes import Changes
 from mmselfdistill.core.given import groups_of, needed_by, of_the_loss, returned_by
 from mmselfdistill.core.streams import precision, rng_states
-from mmselfdistill.core.wrapping import Method, resolve, wrapped
 from mmselfdistill.families.plan import Call, Seam
+from mmselfdistill.wrapping import Method, resolve, wrapped
 
 
 @dataclass

@@ -23,8 +23,8 @@ from mmselfdistill.core.streams import (
     forked_rng,
     set_rng_states,
 )
-from mmselfdistill.core.wrapping import Method, resolve
 from mmselfdistill.families.plan import Call, Plan
+from mmselfdistill.wrapping import Method, resolve
 
 
 def replay(

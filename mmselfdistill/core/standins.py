@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mmselfdistill.containers import PLAIN, flat, replaced, snapshot, tensors_in
 from mmselfdistill.core.frozen import is_plain
 from mmselfdistill.core.streams import drawn_since, rng_states
-from mmselfdistill.core.wrapping import Method, wrapped
+from mmselfdistill.wrapping import Method, wrapped
 
 
 class FrozenCall:

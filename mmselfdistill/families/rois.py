@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mmselfdistill.containers import tensors_in
+from mmselfdistill.wrapping import wrapped
 
 from .plan import Call, Reading, Rows, Side, Site, argument, parameters_of
 from .shared import as_sides, by_count, foreground, stages
@@ -144,15 +145,9 @@ def run_with_masks(model: Any, inputs: Tensor, samples: Sequence[Any]) -> None:
         inputs (Tensor): The images.
         samples (Sequence): Data samples without labels.
     """
-    held = vars(model.roi_head)
-    before = held.get('forward')
-    held['forward'] = partial(_boxes_and_masks, model.roi_head)
-    try:
+    forward = partial(_boxes_and_masks, model.roi_head)
+    with wrapped(model, {'roi_head.forward': lambda stock: forward}):
         model._forward(inputs, samples)
-    finally:
-        held.pop('forward')
-        if before is not None:
-            held['forward'] = before
 
 
 def _boxes_and_masks(

@@ -16,9 +16,9 @@ from toys import repeat
 
 from mmselfdistill.containers import tensors_in
 from mmselfdistill.core.recorder import record
-from mmselfdistill.core.wrapping import resolve
 from mmselfdistill.families.plan import Seam
 from mmselfdistill.families.shared import seams
+from mmselfdistill.wrapping import resolve
 
 SEAMS = seams('extract_feat', 'head.forward', 'box_head.forward')
 

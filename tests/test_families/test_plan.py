@@ -15,7 +15,6 @@ from mmselfdistill.core.distiller import Distiller
 from mmselfdistill.core.pairs import pair
 from mmselfdistill.core.teacher import make_teacher, still
 from mmselfdistill.core.terms import default_terms
-from mmselfdistill.core.wrapping import resolve
 from mmselfdistill.families import (
     FAMILIES,
     AnyModel,
@@ -30,6 +29,7 @@ from mmselfdistill.families import (
     outputs_of,
 )
 from mmselfdistill.families.plan import Call
+from mmselfdistill.wrapping import resolve
 
 DENSE = {'features', 'logits', 'boxes'}
 PIXELS = {'features', 'logits', 'pseudo_labels'}
