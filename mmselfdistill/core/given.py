@@ -102,15 +102,13 @@ def chosen_by_teacher(
 ) -> Iterator[tuple[str, Any]]:
     """Yield what a call is given of which the teacher uses its own version.
 
-    That is all but what the plan keeps, and nothing of calls that it does not make, nor
-    of those within another: they note nothing.
+    That is all but what the plan keeps, and nothing of calls within another: they note
+    nothing.
 
     Yields:
         tuple[str, Any]: How it is written, and the value.
     """
     seam = next((s for s in plan.seams if s.path == call.path), None)
-    if seam is not None and not seam.repeat:
-        return
     method = getattr(*resolve(model, call.path))
     names = list(inspect.signature(method).parameters) or ['args']
     for (kind, key, *rest), value in call.given:

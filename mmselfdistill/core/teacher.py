@@ -133,6 +133,7 @@ def saved_buffers(model: nn.Module) -> Iterator[Tensor]:
                 yield buffer
 
 
+@torch.no_grad()
 def broadcast_from_rank_0(tensors: Iterable[Tensor]) -> None:
     """Overwrite tensors by rank 0's, one message for each dtype and device."""
     if get_world_size() == 1:

@@ -40,8 +40,7 @@ def train_losses(runner: Runner, distiller: Distiller) -> None:
     losses = losses_of(distiller)
     for loss in losses.values():
         loss.to(device)
-        with torch.no_grad():
-            broadcast_from_rank_0(tensors_of(loss).values())
+        broadcast_from_rank_0(tensors_of(loss).values())
     parameters = [p for loss in losses.values() for p in loss.parameters()]
     if not parameters:
         return

@@ -6,6 +6,8 @@ from typing import Any, Callable
 
 import pytest
 import torch
+from mmdet.models.roi_heads import StandardRoIHead
+from mmdet.structures.bbox import bbox2roi
 from mmengine.structures import InstanceData
 from torch import Tensor
 
@@ -155,6 +157,33 @@ def test_class_agnostic_masks_have_one_channel(
     assert ours.output['mask_preds'].shape[1] == 1
     assert torch.equal(pair.student, ours.output['mask_preds'][:, 0])
     assert torch.equal(pair.teacher, theirs.output['mask_preds'][:, 0])
+
+
+class SharperMasks(StandardRoIHead):
+    """Its loss is of twice the logits: no call returned what it is given."""
+
+    def mask_loss(
+        self, x: Any, sampling_results: Any, bbox_feats: Any, batch_gt_instances: Any
+    ) -> dict[str, Any]:
+        rois = bbox2roi([each.pos_priors for each in sampling_results])
+        results: dict[str, Any] = self._mask_forward(x, rois)
+        losses = self.mask_head.loss_and_target(
+            mask_preds=2 * results['mask_preds'],
+            sampling_results=sampling_results,
+            batch_gt_instances=batch_gt_instances,
+            rcnn_train_cfg=self.train_cfg,
+        )
+        return {**results, 'loss_mask': losses['loss_mask']}
+
+
+def test_masks_that_are_changed_before_their_loss_are_refused(
+    digits: Callable[..., Any], iterate: Callable[..., Any]
+) -> None:
+    model = digits(MASK)
+    model.roi_head.__class__ = SharperMasks
+    # else the teacher's masks would be the student's, and their loss 0
+    with pytest.raises(RuntimeError, match=r'mask_preds \(.*\) depends on weights'):
+        iterate(model)
 
 
 def test_images_without_objects_have_no_masks(

@@ -31,6 +31,7 @@ EMA = dict(
 GENERATION = dict(
     type='mmselfdistill.GenerationHook', interval=2, by_epoch=False, loss_weight=20.0
 )
+REINIT = dict(GENERATION, student='reinit')
 # a loss with parameters: each rank has a gradient of its own
 PROJECTED = dict(features=dict(type='FeatureMSELoss', projector=32))
 RATE = 0.1
@@ -162,7 +163,8 @@ def split(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor
 def test_two_processes(runs: Runs, tmp_path: Path) -> None:
     # so the terms have a gradient at equal weights too
     norm = dict(teacher_norm='running')
-    hooks = dict(ema={**EMA, **norm}, generation={**GENERATION, **norm})
+    kinds = dict(ema=EMA, generation=GENERATION, reinit=REINIT)
+    hooks = {name: {**hook, **norm} for name, hook in kinds.items()}
     paths = [tmp_path / f'{name}.py' for name in hooks]
     for path, hook in zip(paths, hooks.values()):
         deeplab_of(runs, hook).dump(path)
@@ -174,13 +176,18 @@ def test_two_processes(runs: Runs, tmp_path: Path) -> None:
         zero, one = seen_by_both(path)
         assert len(zero) == len(one) == 5
         for step, both in enumerate(zip(zero, one)):
-            check_equal_weights(runs, step, *both)
-            first = 2 if path.stem == 'generation' else 0
+            fresh = step in ((0, 2, 4) if path.stem == 'reinit' else (0,))
+            check_equal_weights(runs, *both, fresh)
+            first = 0 if path.stem == 'ema' else 2
             check_reduced_gradients(*both, taught=step >= first)
-        for step in (2, 4) if path.stem == 'generation' else (0,):
+        for step in (0,) if path.stem == 'ema' else (2, 4):
             # at a boundary the teacher is rank 0's student
-            teacher = one[step]['teacher_before']
-            assert runs.differences(zero[step]['before'], teacher) == []
+            teacher, student = one[step]['teacher_before'], zero[step]['before']
+            if path.stem == 'reinit':
+                # which has fresh weights then
+                assert runs.differences(student, teacher) != []
+                student = zero[step - 1]['after']
+            assert runs.differences(student, teacher) == []
 
 
 def test_one_teacher_for_every_kind_of_model(runs: Runs, tmp_path: Path) -> None:
@@ -205,7 +212,7 @@ def test_one_teacher_for_every_kind_of_model(runs: Runs, tmp_path: Path) -> None
 
 
 def check_equal_weights(
-    runs: Runs, step: int, zero: dict[str, Any], one: dict[str, Any]
+    runs: Runs, zero: dict[str, Any], one: dict[str, Any], fresh: bool
 ) -> None:
     for key in ('teacher_before', 'teacher_after'):
         assert runs.differences(zero[key], one[key]) == []
@@ -214,8 +221,8 @@ def check_equal_weights(
         assert runs.differences(*parameters) == []
         # each rank's own: unless they were sent, the teachers' would differ too
         differing = runs.differences(*statistics)
-        begun = step > 0 or key == 'after'
-        assert len(differing) == (len(statistics[0]) if begun else 0)
+        begins = fresh and key == 'before'
+        assert len(differing) == (0 if begins else len(statistics[0]))
 
 
 def check_reduced_gradients(

@@ -11,6 +11,8 @@ import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
 
+from mmselfdistill.compat import load_checkpoint
+
 if TYPE_CHECKING:
     from mmengine.runner import Runner
 
@@ -167,6 +169,19 @@ def test_by_the_runners_own_method_of_a_plain_run(runs: Runs) -> None:
     cfg = runs.config('gfl', EMA, iters=4)
     cfg.load_from = f'{plain.work_dir}/iter_2.pth'
     assert runs.hook(runs.train(cfg)).updates == 4
+
+
+def test_weights_that_were_saved_before_the_first_step_are_weights_alone(
+    runs: Runs,
+) -> None:
+    plain = runs.build(runs.config('gfl', iters=2))
+    without = dict(save_optimizer=False, save_param_scheduler=False)
+    plain.save_checkpoint(plain.work_dir, 'start.pth', **without)
+    cfg = runs.config('gfl', EMA, iters=3)
+    cfg.load_from = f'{plain.work_dir}/start.pth'
+    # a run that begins is at the iteration of this file, and does not resume it
+    assert load_checkpoint(cfg.load_from)['meta']['iter'] == 0
+    assert runs.hook(runs.train(cfg)).updates == 3
 
 
 @pytest.mark.usefixtures('stock_resumes_in_iterations')
