@@ -11,6 +11,7 @@ from torch import nn
 from mmselfdistill.core.code import Code
 from mmselfdistill.core.handed import Handed
 from mmselfdistill.core.memory import address
+from mmselfdistill.core.modes import keeps_statistics
 from mmselfdistill.core.parts import adopt_parts, own_parts
 from mmselfdistill.core.unmoved import Unmoved
 
@@ -45,7 +46,8 @@ class Twin:
     ) -> None:
         self.teacher = teacher
         adopt_parts(student, teacher)
-        pairs = own_parts(student, teacher, shared)
+        # held, so that no other part gets the id of one
+        self._pairs = pairs = own_parts(student, teacher, shared)
         self.versions: dict[int, Any] = {id(ours): theirs for ours, theirs in pairs}
         self.memory = {address(ours): (ours, theirs) for ours, theirs in pairs}
         self.memory.pop(0, None)
@@ -63,12 +65,13 @@ class Twin:
         self.handed = Handed(modules, rests)
         self.unmoved = Unmoved(teacher)
         self.code = Code(student, teacher)
-        # held, so that no other part gets the id of one
         self._tables: list[Any] = [
             table
             for module in student.modules()
             for table in (module._modules, module._parameters, module._buffers)
             if isinstance(table, dict) and (table or table is module._modules)
+            # images without labels are given copies of these, to leave them as they are
+            and not (table is module._buffers and keeps_statistics(module))
         ]
         self._parts = [*self._now()]
 

@@ -44,6 +44,31 @@ def test_the_terms_are_computed_on_both_kinds_of_images() -> None:
         assert distiller.unlabeled.used == 3
 
 
+class Remembering(Scale):
+    """Adds half of what it returned in the call before."""
+
+    def __init__(self) -> None:
+        super().__init__(3.0)
+        self.memory: Any = torch.zeros(())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = super().forward(x) + self.memory * 0.5
+        self.memory = result.detach()
+        return result
+
+
+def test_a_norm_that_trains_leaves_the_teacher_its_memory() -> None:
+    found = []
+    for trains in (True, False):
+        student = ImageToy()
+        student.norm.train(trains)
+        student.bbox_head = Remembering()
+        with distilled(student, OTHERS, **settings()) as distiller:
+            # its statistics are put aside and back in each iteration
+            found.append([gaps(distiller) for _ in range(4)])
+    assert found[0] == found[1]
+
+
 def test_a_batch_is_taken_before_the_labelled_forward_pass() -> None:
     student = ImageToy().eval()
     found: list[str] = []
