@@ -69,7 +69,8 @@ class Twin:
             table
             for module in student.modules()
             for table in (module._modules, module._parameters, module._buffers)
-            if isinstance(table, dict) and (table or table is module._modules)
+            if isinstance(table, dict)
+            and (table or table is module._modules)
             # images without labels are given copies of these, to leave them as they are
             and not (table is module._buffers and keeps_statistics(module))
         ]

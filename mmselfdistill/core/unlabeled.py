@@ -11,7 +11,7 @@ import torch
 from mmengine.dist import get_rank
 from mmengine.model import BaseDataPreprocessor
 from mmengine.structures import InstanceData
-from torch import nn
+from torch import Tensor, nn
 
 from mmselfdistill.containers import tensors_in
 from mmselfdistill.core.comparison import Comparison
@@ -102,7 +102,8 @@ class Unlabeled:
         if self._held is None:
             batch = next(self.batches)
             data = _preprocessor(self.comparison.student, self._model)(batch, True)
-            self._held = data['inputs'], without_labels(data['data_samples'])
+            inputs = data['inputs']
+            self._held = inputs, without_labels(data['data_samples'], inputs)
         held = self._held
         if advance:
             self._held = None
@@ -199,14 +200,22 @@ def _preprocessor(student: Any, model: Any) -> Any:
     return preprocessor
 
 
-def without_labels(samples: Sequence[Any]) -> list[Any]:
+def without_labels(samples: Sequence[Any], inputs: Any = None) -> list[Any]:
     """Return data samples that keep what is known of an image, and no annotation.
 
     Detectors find no objects in them: some look at their number.
+
+    Args:
+        samples (Sequence): Data samples.
+        inputs (Any): The padded images (N, C, H, W), whose size is noted. Defaults to
+            None: they are no batch yet.
     """
+    # MMSegmentation notes it of images with labels alone
+    whole = tuple(inputs.shape[-2:]) if isinstance(inputs, Tensor) else None
+    size = {} if whole is None else dict(batch_input_shape=whole)
     found = []
     for sample in samples:
-        bare = type(sample)(metainfo=copy.copy(sample.metainfo))
+        bare = type(sample)(metainfo={**sample.metainfo, **size})
         if hasattr(sample, 'gt_instances'):
             device = next(
                 (t.device for t in tensors_in(sample.gt_instances)), torch.device('cpu')

@@ -78,9 +78,6 @@ def _runner(model: nn.Module, head: nn.Module) -> Any:
 
 
 def _with_samples(model: Any, inputs: Tensor, samples: Sequence[Any]) -> Any:
-    for each in samples:
-        # MMSegmentation says it in the loss, where MMDetection's preprocessor does
-        each.set_metainfo(dict(batch_input_shape=tuple(inputs.shape[-2:])))
     return model.decode_head(model.extract_feat(inputs), samples)
 
 

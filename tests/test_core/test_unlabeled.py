@@ -9,12 +9,15 @@ import pytest
 import torch
 from helpers import Scale, added, assert_bitwise, values_of
 from images import ImageToy, Numbered, brighter, images, losses
+from mmseg.models import SegDataPreProcessor
+from mmseg.structures import SegDataSample
 from torch import nn
 from toys import OTHERS, TERMS, distilled
 
 from mmselfdistill.core.comparison import Comparison
 from mmselfdistill.core.distiller import Distiller
 from mmselfdistill.core.unlabeled import without_labels
+from mmselfdistill.families.shared import unpadded
 
 
 def settings(**more: Any) -> dict[str, Any]:
@@ -285,6 +288,30 @@ def test_what_is_kept_of_a_data_sample() -> None:
     assert bare.gt_instances.bboxes.shape == (0, 4)
     assert len(bare.gt_instances.labels) == 0
     assert len(sample.gt_instances) == 4
+
+
+class Unequal(Numbered):
+    """Two images, of which each is padded to the size of both."""
+
+    def __next__(self) -> dict[str, Any]:
+        sizes = (3, 40, 64), (3, 64, 16)
+        return dict(
+            inputs=[torch.zeros(size, dtype=torch.uint8) for size in sizes],
+            data_samples=[SegDataSample(), SegDataSample()],
+        )
+
+
+def test_padding_is_known_without_a_map_of_labels() -> None:
+    student = ImageToy()
+    student.data_preprocessor = SegDataPreProcessor(size_divisor=32)
+    with distilled(student, {}, unlabeled=dict(batches=Unequal())) as distiller:
+        assert distiller.unlabeled is not None
+        inputs, samples = distiller.unlabeled.next(False)
+        metas = [each.metainfo for each in samples]
+        shown = unpadded(metas, inputs.shape[-2:], inputs.device)
+        assert shown is not None and shown.shape == (2, 64, 64)
+        assert shown[0, :40].all() and shown[1, :, :16].all()
+        assert shown.sum((1, 2)).tolist() == [40 * 64, 64 * 16]
 
 
 def test_modules_that_only_these_images_pass_are_repeated() -> None:

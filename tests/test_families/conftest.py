@@ -69,7 +69,7 @@ class Iteration:
             if labels:
                 model.loss(inputs, copy.deepcopy(samples))
             else:
-                run(model, inputs, without_labels(samples))
+                run(model, inputs, without_labels(samples, inputs))
         distiller.labeled.plan, calls = flow.completed()
         self.plan = distiller.labeled.plan
         metas = () if labels else [each.metainfo for each in samples]
