@@ -103,7 +103,6 @@ class Distiller:
         self.predicts = False
         self.forwards = 0
         self.computed = 0
-        self._normed: nn.Module | None = None
         self._stock: Callable[..., Any] | None = None
 
     def attach(self) -> bool:
@@ -284,7 +283,6 @@ class Distiller:
         if teacher is not self.teacher:
             # the first generation holds no teacher
             comparison.forget()
-            self._normed = None
         found: dict[str, Tensor] = {}
         if active:
             assert self.teacher is not None
@@ -295,8 +293,7 @@ class Distiller:
         return output, found
 
     def _ready(self, teacher: nn.Module) -> nn.Module:
-        # only now are the student's norms known to train or not
-        if self.teacher_norm == 'batch' and self._normed is not teacher:
+        # in each iteration: a hook may let the student's norms train, or stop them
+        if self.teacher_norm == 'batch':
             use_batch_statistics(teacher, self.student)
-            self._normed = teacher
         return teacher

@@ -52,10 +52,12 @@ def use_batch_statistics(teacher: nn.Module, student: nn.Module) -> None:
         teacher (nn.Module): A copy of the student.
         student (nn.Module): In the mode in which it trains.
     """
-    ours = dict(teacher.named_modules())
-    for path in batch_norms_that_train(student):
-        ours[path].training = True
-        ours[path].track_running_stats = False
+    ours = dict(student.named_modules())
+    for path, norm in teacher.named_modules():
+        # of others, the flag does not keep the statistics still
+        if isinstance(norm, _BatchNorm) and path in ours:
+            norm.training = ours[path].training
+            norm.track_running_stats = False
 
 
 def batch_norms_that_train(student: nn.Module) -> list[str]:
@@ -63,7 +65,6 @@ def batch_norms_that_train(student: nn.Module) -> list[str]:
     return [
         path
         for path, module in student.named_modules()
-        # of others, the flag does not keep the statistics still
         if isinstance(module, _BatchNorm) and module.training
     ]
 

@@ -164,7 +164,9 @@ def _clean(
     for _, value in call.given if views else ():
         for seen, clean in views:
             if isinstance(value, Tensor) and share_memory(value, seen):
-                layout = value.size(), value.stride(), value.storage_offset()
+                # either may begin inside of a larger tensor
+                start = value.storage_offset() - seen.storage_offset()
+                layout = value.size(), value.stride(), clean.storage_offset() + start
                 yield id(value), clean.as_strided(*layout)
 
 

@@ -73,8 +73,8 @@ def _unweighted(distiller: Distiller) -> str:
 def _reused(distiller: Distiller) -> str:
     """Say what is run once, and where images without labels differ in it."""
     first, *others = [each.reuse.describe() for each in distiller.comparisons()]
-    lines = [first, *(f'Without labels: {each}' for each in others if each != first)]
-    return ''.join(f'{line}\n' for line in lines if line.strip())
+    differing = [f'Without labels: {each}' for each in others if each and each != first]
+    return ''.join(f'{line}\n' for line in [first, *differing] if line)
 
 
 def _normed(distiller: Distiller) -> str:

@@ -83,6 +83,21 @@ def test_the_teacher_is_given_the_same_part_of_the_clean_images(part: str) -> No
             assert float(found['logits'].detach()) == 6.0
 
 
+class Apart(ImageToy):
+    """Is given a list of images (1, C, H, W), which may be slices of one tensor."""
+
+    def logits(self, inputs: Any) -> Any:
+        return super().logits(inputs[1])
+
+
+def test_images_that_are_slices_of_one_tensor_are_each_its_own() -> None:
+    with distilled(Apart().eval(), {}, view=brighter) as distiller:
+        for _ in range(2):
+            found = added(distiller.student([*images().split(1)], mode='loss'))
+            assert float(found['features'].detach()) == 2.0
+            assert float(found['logits'].detach()) == 6.0
+
+
 def test_what_is_computed_of_the_image_between_calls_is_refused() -> None:
     student = Reshaping(lambda x: 2 * x).eval()
     message = r'extract_feat: its argument inputs .* depends on .*the perturbed image'

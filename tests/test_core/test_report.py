@@ -6,7 +6,9 @@ import builtins
 from typing import Any
 
 import pytest
+from images import ImageToy, Numbered, losses
 from setting import Setting, Small
+from toys import distilled
 
 from mmselfdistill.core import distiller, trial
 from mmselfdistill.core.report import describe
@@ -128,3 +130,18 @@ def test_a_notebook_is_given_the_table_and_shown_nothing(
     capsys.readouterr()
     assert describe(setting.distiller) == text
     assert capsys.readouterr().out == ''
+
+
+def test_where_nothing_is_repeated_without_labels_nothing_is_said_of_it() -> None:
+    nothing = dict(batches=Numbered(), weight=1.0)
+    with distilled(ImageToy().eval(), {}, unlabeled=nothing) as taught:
+        losses(taught)
+        ours, others = (each.reuse for each in taught.comparisons())
+        ours.paths, ours.refused, others.paths = {}, 'a reason', None
+        (said,) = (x for x in describe(taught).splitlines() if 'Frozen' in x)
+        assert said == 'Frozen, but run by the teacher too: a reason.'
+        assert 'Without labels:' not in describe(taught)
+        others.paths, others.refused = {}, 'another'
+        assert 'Without labels: Frozen, but run by the teacher too: another.' in (
+            describe(taught).splitlines()
+        )

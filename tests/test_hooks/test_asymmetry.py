@@ -106,6 +106,14 @@ def test_norms_by_the_batch_where_the_students_train() -> None:
     torch.testing.assert_close(mean.mean((0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
     # one that is frozen in the student is so in its teacher
     assert teacher[1].training is False
+    # until a hook lets it train, or freezes another
+    student[1].train()
+    student[0].eval()
+    use_batch_statistics(teacher, student)
+    frozen, mean = teacher[0](x), teacher[1](x).mean((0, 2, 3))
+    torch.testing.assert_close(mean, torch.zeros(3), atol=1e-5, rtol=0)
+    held = before['0.running_mean'], before['0.running_var']
+    assert torch.equal(frozen, nn.functional.batch_norm(x, *held))
     for key, tensor in teacher.state_dict().items():
         assert torch.equal(tensor, before[key])
 
