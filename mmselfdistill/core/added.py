@@ -11,6 +11,33 @@ from mmselfdistill.core.comparison import Comparison
 from mmselfdistill.core.keys import TASK_WEIGHT, keys_of
 
 
+def joined(
+    model: str, losses: Any, terms: Mapping[str, Tensor], factor: float | None
+) -> dict[str, Any]:
+    """Return the loss dict of an iteration.
+
+    Args:
+        model (str): The name of the student's class.
+        losses (dict): What the student's ``forward`` returned.
+        terms (Mapping): See :func:`weighted_terms`.
+        factor (float, optional): On the student's own losses. None: 1.
+
+    Raises:
+        KeyError: If the model has a loss of a term's name.
+        TypeError: If the model returns no dict of losses.
+    """
+    if not isinstance(losses, dict):
+        raise TypeError(
+            f"self_distill: {model} returns a {type(losses).__name__} in mode='loss', "
+            'and no dict: there is no place for the terms'
+        )
+    taken = sorted(terms.keys() & losses.keys())
+    if taken:
+        raise KeyError(f'self_distill: the model already has the losses {taken}')
+    own = losses if factor is None else weighted_task(losses, factor)
+    return {**own, **terms}
+
+
 def weighted_task(losses: Mapping[str, Any], factor: float) -> dict[str, Any]:
     """Return the student's own losses times a factor, and the factor for the log."""
     scaled: dict[str, Any] = {}

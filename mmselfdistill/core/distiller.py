@@ -10,7 +10,7 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from mmselfdistill.containers import replaced
-from mmselfdistill.core.added import weighted_task, weighted_terms
+from mmselfdistill.core.added import joined, weighted_terms
 from mmselfdistill.core.attached import DistilledForward
 from mmselfdistill.core.comparison import Batch, Comparison
 from mmselfdistill.core.keys import SKIPPED, UNLABELED
@@ -65,8 +65,8 @@ class Distiller:
             where the real one comes later.
         progress (float): Position in the run or generation, in [0, 1].
         run_progress (float): Position in the run, in [0, 1].
-        seed (tuple[int, int]): The run's seed, and the iteration: what views draw by,
-            and by which the teacher may rest.
+        seed (int): The run's: what views draw by, with the iteration.
+        iteration (int): Its number in the run: by it the teacher may rest.
         predicts (bool): Whether the teacher makes the predictions of the student.
         forwards (int): How often the student's loss was computed.
         computed (int): How often a term was computed with a weight above 0.
@@ -99,7 +99,7 @@ class Distiller:
         self.teacher: nn.Module | None = None
         self.trial: nn.Module | None = None
         self.progress = self.run_progress = 0.0
-        self.seed = (0, 0)
+        self.seed = self.iteration = 0
         self.predicts = False
         self.forwards = 0
         self.computed = 0
@@ -160,7 +160,7 @@ class Distiller:
 
     def weights(self) -> dict[str, float]:
         """Return the weight of each term at the present progress."""
-        if self.teacher is None or self.seed[1] % self.every:
+        if self.teacher is None or self.iteration % self.every:
             return {term.name: 0.0 for term in self.terms}
         return {
             term.name: self.every
@@ -191,7 +191,7 @@ class Distiller:
         weights = self.weights()
         samples = kwargs.get('data_samples', args[1] if len(args) > 1 else [])
         inputs = kwargs.get('inputs', args[0] if args else None)
-        shown, views = views_of(self.view, inputs, samples, self.seed)
+        shown, views = views_of(self.view, inputs, samples, self._seeds())
         if shown:
             args, kwargs = replaced((args, kwargs), shown)
         losses, found = self._compare(
@@ -207,18 +207,9 @@ class Distiller:
         if first and all(each.checked for each in self.comparisons()):
             self.trial = None
             print_log(describe(self), logger='current')
-        if not isinstance(losses, dict):
-            raise TypeError(
-                f'self_distill: {type(self.student).__name__} returns a '
-                f"{type(losses).__name__} in mode='loss', and no dict: there is no "
-                'place for the terms'
-            )
-        taken = sorted(added.keys() & losses.keys())
-        if taken:
-            raise KeyError(f'self_distill: the model already has the losses {taken}')
-        if self.task_weight is not None:
-            losses = weighted_task(losses, self.task_weight.clamped(self.run_progress))
-        return {**losses, **added}
+        task = self.task_weight
+        factor = None if task is None else task.clamped(self.run_progress)
+        return joined(type(self.student).__name__, losses, added, factor)
 
     def _on_unlabeled(
         self, unlabeled: Unlabeled, stock: Callable[..., Any], weights: dict[str, float]
@@ -237,11 +228,11 @@ class Distiller:
         found: dict[str, Tensor] = {}
         if active or first:
             inputs, samples = unlabeled.next(advance=active)
-            view, seed = unlabeled.view, (*self.seed, _UNLABELED)
-            shown, views = views_of(view, inputs, samples, seed)
+            seeds = (*self._seeds(), _UNLABELED)
+            shown, views = views_of(unlabeled.view, inputs, samples, seeds)
             inputs = replaced(inputs, shown)
             metas = [each.metainfo for each in samples]
-            with unlabeled.apart(self.seed, active):
+            with unlabeled.apart(self._seeds(), active):
                 _, found = self._compare(
                     comparison,
                     lambda: unlabeled.forward(stock, inputs, samples),
@@ -253,6 +244,9 @@ class Distiller:
         if unlabeled.batches.skip_broken:
             added[SKIPPED] = comparison.zero() + unlabeled.skipped
         return added
+
+    def _seeds(self) -> tuple[int, int]:
+        return self.seed, self.iteration
 
     def _compare(
         self,

@@ -19,10 +19,10 @@ from mmselfdistill.core.apart import walk
 from mmselfdistill.core.given import (
     CANNOT,
     Known,
-    chosen_by_teacher,
     hidden_in,
     needs_version,
     of_the_loss,
+    to_replace,
     unknown,
 )
 from mmselfdistill.core.memory import share_memory
@@ -141,13 +141,13 @@ class Flow:
 
     def _orphans(self, call: Call, known: Known) -> Iterator[tuple[str, Tensor]]:
         """Yield arguments of a call that depend on weights and come from no call."""
-        for where, each in chosen_by_teacher(self.model, self.plan, call):
+        for where, each in to_replace(self.model, self.plan, call):
             if self._depends(each) and each not in known:
                 yield where, each
 
     def _check_functions(self, call: Call, known: Known, parts: set[int]) -> None:
         """Refuse functions that hold a part of the student, or what a call returned."""
-        for where, value in chosen_by_teacher(self.model, self.plan, call):
+        for where, value in to_replace(self.model, self.plan, call):
             function = isinstance(value, CODE) and not isinstance(value, nn.Module)
             method = method_in(value)
             if (

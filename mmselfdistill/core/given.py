@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any, Iterable, Iterator, Sequence
 
 import numpy as np
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from mmselfdistill.containers import CODE, PLAIN, leaves, written
 from mmselfdistill.core.apart import parts
 from mmselfdistill.core.memory import address
-from mmselfdistill.families.plan import Call, Plan, Seam
+from mmselfdistill.families.plan import Call, Plan, Seam, parameters_of
 from mmselfdistill.wrapping import resolve
 
 CANNOT = 'self_distill: the teacher cannot repeat what this model does.\n  '
@@ -97,9 +96,7 @@ def groups_of(calls: Sequence[Call]) -> list[list[Call]]:
     return groups
 
 
-def chosen_by_teacher(
-    model: nn.Module, plan: Plan, call: Call
-) -> Iterator[tuple[str, Any]]:
+def to_replace(model: nn.Module, plan: Plan, call: Call) -> Iterator[tuple[str, Any]]:
     """Yield what a call is given of which the teacher uses its own version.
 
     That is all but what the plan keeps, and nothing of calls within another: they note
@@ -110,7 +107,7 @@ def chosen_by_teacher(
     """
     seam = next((s for s in plan.seams if s.path == call.path), None)
     method = getattr(*resolve(model, call.path))
-    names = list(inspect.signature(method).parameters) or ['args']
+    names = parameters_of(method) or ['args']
     for (kind, key, *rest), value in call.given:
         argument = key
         if kind == 0:
@@ -191,7 +188,7 @@ def check_given(
     for call in calls:
         # to ask for the names of arguments takes longer than to see that all is well
         for value in [v for _, v in call.given if needs_version(v) and v not in known]:
-            for where, each in chosen_by_teacher(model, plan, call):
+            for where, each in to_replace(model, plan, call):
                 if each is value:
                     found.append(unknown(call.path, where, value, 'weights'))
         known.add(call)

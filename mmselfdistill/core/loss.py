@@ -28,10 +28,10 @@ def build_loss(where: str, cfg: Mapping[str, Any]) -> nn.Module:
     Raises:
         ValueError: If the loss is unknown, or an argument of it is wrong.
     """
-    kind = cfg['type']
-    cls = find_loss(kind)
+    given = cfg['type']
+    cls = find_loss(given)
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
-        raise ValueError(f'{where}.type: unknown loss {kind!r}; {_why_unknown(kind)}')
+        raise ValueError(f'{where}.type: unknown loss {given!r}; {_why_unknown(given)}')
     arguments = {key: value for key, value in cfg.items() if key not in TERM_KEYS}
     # a module's own signature takes anything, and then refuses it
     takes_none = cls.__init__ is nn.Module.__init__
@@ -51,12 +51,12 @@ def build_loss(where: str, cfg: Mapping[str, Any]) -> nn.Module:
         raise ValueError(f'{where}: {error}') from error
     if '_modules' not in vars(loss):
         raise ValueError(
-            f'{where}.type: the __init__ of {kind} calls no super().__init__()'
+            f'{where}.type: the __init__ of {given} calls no super().__init__()'
         )
     takes = inspect.signature(loss.forward).parameters
     if 'kind' not in takes and not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
         raise ValueError(
-            f'{where}.type: {kind} is not called as loss(student, teacher, kind=...): '
+            f'{where}.type: {given} is not called as loss(student, teacher, kind=...): '
             f'its forward takes no such keyword. Valid: {LOSSES}, or a loss of your '
             'own that does'
         )

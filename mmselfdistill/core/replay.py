@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mmselfdistill.compat import DEVICE_ERRORS
 from mmselfdistill.containers import replaced, written
 from mmselfdistill.core.freeze import compute_weights
-from mmselfdistill.core.given import CANNOT, chosen_by_teacher
+from mmselfdistill.core.given import CANNOT, to_replace
 from mmselfdistill.core.handed import Handed
 from mmselfdistill.core.kept import keeping
 from mmselfdistill.core.memory import address, same_part, share_memory
@@ -143,7 +143,7 @@ def _parts(
     # to ask for the names of arguments takes longer
     if not any(is_part(value) for _, value in call.given):
         return
-    for where, value in chosen_by_teacher(model, plan, call):
+    for where, value in to_replace(model, plan, call):
         if is_part(value):
             ours, theirs = returned[address(value)]
             part = same_part(value, ours, theirs)

@@ -33,11 +33,6 @@ class Unknown(Family):
 
     name = 'unknown model'
 
-    @staticmethod
-    def matches(model: nn.Module) -> bool:
-        """Say yes."""
-        return True
-
     @classmethod
     def plan(cls, model: nn.Module) -> Plan:
         """Return the ``forward`` of each direct part, and no site."""

@@ -203,7 +203,8 @@ class DistillHook(Hook):
         else:
             progress = runner.iter / runner.max_iters
         self.distiller.progress = self.distiller.run_progress = progress
-        self.distiller.seed = (runner.seed or 0, runner.iter)
+        self.distiller.seed = runner.seed or 0
+        self.distiller.iteration = runner.iter
 
     def after_train_iter(
         self,

@@ -68,6 +68,6 @@ class Sample(SimpleNamespace):
 
 def losses(distiller: Distiller) -> dict[str, Tensor]:
     """Return the loss dict of the next iteration."""
-    distiller.seed = (0, distiller.forwards)
+    distiller.iteration = distiller.forwards
     found: dict[str, Tensor] = distiller.student(images(), mode='loss')
     return found

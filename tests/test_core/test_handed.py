@@ -277,10 +277,10 @@ def test_a_memory_of_a_teacher_that_rests_is_refused() -> None:
     with distilled(student, OTHERS, every=2) as distiller:
         found = []
         for number in range(2):
-            distiller.seed = (0, number)
+            distiller.iteration = number
             found.append(step(distiller)['logits'])
         assert found == [2 * LOGITS, 0]
-        distiller.seed = (0, 2)
+        distiller.iteration = 2
         message = 'of an iteration in which the teacher was not run'
         with pytest.raises(RuntimeError, match=message):
             step(distiller)
@@ -369,7 +369,7 @@ def test_what_is_built_once_is_no_memory() -> None:
     with distilled(student, OTHERS, every=2) as distiller:
         found = []
         for number in range(4):
-            distiller.seed = (0, number)
+            distiller.iteration = number
             found.append(step(distiller)['logits'])
     assert found == [2 * LOGITS, 0, 2 * LOGITS, 0]
 

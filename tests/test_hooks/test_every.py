@@ -45,7 +45,8 @@ def test_iterations_are_counted_over_the_epochs(runs: Runs) -> None:
 
     def before(runner: Runner) -> None:
         # what views draw by, too
-        seeds.append(runs.hook(runner).distiller.seed)
+        distiller = runs.hook(runner).distiller
+        seeds.append((distiller.seed, distiller.iteration))
 
     hook = dict(EMA, every=2)
     runner = runs.train(runs.config('retinanet', hook, epochs=2), before)
