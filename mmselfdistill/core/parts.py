@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from contextlib import contextmanager
 from typing import Any, Iterator, Sequence
 
 from torch import Tensor, nn
 
+from mmselfdistill.core.modes import still
 from mmselfdistill.core.teacher import tensors_of
 from mmselfdistill.families.plan import Plan, Seam
 from mmselfdistill.wrapping import resolve
@@ -43,6 +45,23 @@ def adopt_parts(student: nn.Module, teacher: nn.Module) -> None:
             twin = theirs.get(paths[child])
             if copied is not None and twin is not None and not hasattr(copied, name):
                 vars(copied)[name] = twin
+
+
+def adopt_exchanged(student: nn.Module, teacher: nn.Module) -> None:
+    """Give the teacher copies of what a hook has exchanged and has no weights.
+
+    Such as a loss for the last epochs, or an activation.
+    """
+    theirs = dict(teacher.named_modules())
+    for path, module in student.named_modules():
+        twin = theirs.get(path)
+        if not path or twin is None or type(twin) is type(module):
+            continue
+        if not tensors_of(module) and not tensors_of(twin):
+            owner, _, name = path.rpartition('.')
+            copied = copy.deepcopy(module)
+            still(copied)
+            theirs[owner]._modules[name] = theirs[path] = copied
 
 
 @contextmanager

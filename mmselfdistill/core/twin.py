@@ -12,7 +12,7 @@ from mmselfdistill.core.code import Code
 from mmselfdistill.core.handed import Handed
 from mmselfdistill.core.memory import address
 from mmselfdistill.core.modes import keeps_statistics
-from mmselfdistill.core.parts import adopt_parts, own_parts
+from mmselfdistill.core.parts import adopt_exchanged, adopt_parts, own_parts
 from mmselfdistill.core.unmoved import Unmoved
 
 
@@ -45,6 +45,7 @@ class Twin:
         rests: bool = False,
     ) -> None:
         self.teacher = teacher
+        adopt_exchanged(student, teacher)
         adopt_parts(student, teacher)
         # held, so that no other part gets the id of one
         self._pairs = pairs = own_parts(student, teacher, shared)

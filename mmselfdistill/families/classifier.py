@@ -8,7 +8,7 @@ from torch import nn
 
 from mmselfdistill.containers import tensors_in
 
-from .plan import Family, Plan, Reading, Side, Site
+from .plan import Family, Plan, Reading, Rows, Side, Site
 from .shared import feature_seam, features, head_seams, over_objects, seams
 
 
@@ -40,17 +40,20 @@ class Classifier(Family):
         head, seam = model.get_submodule('head'), _classifier(model)
         # a ReID head calls both itself, after its own forward
         steps = ['head.bn.forward'] if hasattr(head, 'bn') else []
-        several = _has_several_labels(head)
-        kind = 'sigmoid' if several else 'softmax'
 
         def read(side: Side) -> list[Reading]:
             found = [x for call in side.of(seam) for x in tensors_in(call.output)]
+            # a hook may exchange the loss during the run
+            kind = 'sigmoid' if _has_several_labels(head) else 'softmax'
             return [Reading(logits, kind) for logits in found]
 
+        def weigh(side: Side) -> list[Rows]:
+            if _has_several_labels(head):
+                return over_objects(read)(side)
+            return [Rows()] * len(read(side))
+
         default = dict(type='SoftTargetLoss', weight=1.0)
-        logits = Site(
-            'logits', (seam,), read, over_objects(read) if several else None, default
-        )
+        logits = Site('logits', (seam,), read, weigh, default)
         paths = seams(feature_seam(model), *head_seams(model), *steps, seam)
         return Plan(cls.name, paths, (features(model), logits))
 

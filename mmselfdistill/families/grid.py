@@ -39,14 +39,14 @@ class MaskGridDetector(Family):
     def plan(cls, model: nn.Module) -> Plan:
         """Say how features and masks are recorded and read."""
         head = model.get_submodule('mask_head')
-        names, kind = output_names(head), kind_of(head)
+        names = output_names(head)
 
         def read(side: Side) -> list[Reading]:
             found = []
             for call in side.of('mask_head.forward'):
                 own = side.model.get_submodule('mask_head')
                 levels = [each.logits for each in levels_of(own, names, call.output)]
-                found.append(Reading(rows(levels, levels[0].shape[1]), kind))
+                found.append(Reading(rows(levels, levels[0].shape[1]), kind_of(own)))
             return found
 
         default = dict(type='SoftTargetLoss', weight=1.0, beta=1.0)

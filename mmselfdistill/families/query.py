@@ -114,7 +114,7 @@ def query_sites(model: nn.Module, path: str, queries: str) -> tuple[Site, Site]:
         path (str): Of the head.
         queries (str): Dotted name of the model's number of matching queries.
     """
-    seam, kind = f'{path}.forward', kind_of(model.get_submodule(path))
+    seam, head = f'{path}.forward', model.get_submodule(path)
 
     def last(side: Side, output: int) -> list[Tensor]:
         """Return the matching queries of the last layer: (N * queries, C)."""
@@ -125,7 +125,7 @@ def query_sites(model: nn.Module, path: str, queries: str) -> tuple[Site, Site]:
         return [layer[:, -count:].flatten(0, 1) for layer in layers]
 
     def read_logits(side: Side) -> list[Reading]:
-        return [Reading(logits, kind) for logits in last(side, 0)]
+        return [Reading(logits, kind_of(head)) for logits in last(side, 0)]
 
     def read_boxes(side: Side) -> list[Reading]:
         return [
@@ -136,7 +136,7 @@ def query_sites(model: nn.Module, path: str, queries: str) -> tuple[Site, Site]:
 
     def objects(side: Side) -> list[Tensor]:
         kept = _distinct(side.model)
-        sure = [foreground(logits, kind) for logits in last(side, 0)]
+        sure = [foreground(logits, kind_of(head)) for logits in last(side, 0)]
         return sure if kept is None else [kept * each for each in sure]
 
     def weigh_logits(side: Side) -> list[Rows]:

@@ -85,8 +85,6 @@ class Segmentor(Family):
 
 
 def _logits(heads: dict[str, Any]) -> list[Site]:
-    # it looks at every module of a head: once, not in each iteration
-    kinds = {path: _kind(head) for path, head in heads.items()}
     points = {
         path: argument(head.loss_by_feat, 'points')
         for path, head in heads.items()
@@ -104,12 +102,12 @@ def _logits(heads: dict[str, Any]) -> list[Site]:
         ]
 
     def read(side: Side) -> list[Reading]:
-        return [Reading(_rows(logits), kinds[path]) for path, logits in found(side)]
+        return [Reading(_rows(x), _kind(heads[path])) for path, x in found(side)]
 
     def weigh(side: Side) -> list[Rows]:
         weighed = []
         for path, logits in found(side):
-            head, kind = heads[path], kinds[path]
+            head, kind = heads[path], _kind(heads[path])
             if logits.dim() == 4:
                 rows = rows_of_pixels(side, logits, kind, head.ignore_index)
             else:
@@ -156,6 +154,8 @@ def _over_classes(rows: Rows, logits: Tensor) -> Rows:
 
 def _kind(head: Any) -> str:
     """Say how the losses of a head turn class scores into probabilities.
+
+    They may be exchanged during a run.
 
     A cross-entropy decides where there is one: a Dice takes sigmoids of either. Losses
     that do not say so (Lovasz, Tversky) are of a softmax.

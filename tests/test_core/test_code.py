@@ -8,7 +8,7 @@ from typing import Any, Callable
 
 import pytest
 from helpers import Scale
-from torch import Tensor
+from torch import Tensor, nn
 from toys import OTHERS, Toy, distilled, step
 
 
@@ -78,6 +78,27 @@ def test_code_that_was_there_before_is_the_teachers_too(
         found = step(distiller)
         assert found == step(distiller)
     assert found == dict(features=6, logits=58)
+
+
+class Squared(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.square()
+
+
+def test_a_part_without_weights_that_a_hook_exchanges_is_copied() -> None:
+    student: Any = Toy()
+    student.bbox_head = nn.Sequential(Scale(3.0), nn.Identity())
+    factors = {'backbone': 5.0, 'bbox_head.0': 7.0}
+    with distilled(student, factors) as distiller:
+        teacher: Any = distiller.teacher
+        assert step(distiller) == step(distiller) == dict(features=3, logits=29)
+        student.bbox_head[1] = Squared()
+        assert step(distiller) == step(distiller) == dict(features=3, logits=35**2 - 36)
+        assert teacher.bbox_head[1] is not student.bbox_head[1]
+        # one with weights has no teacher
+        student.bbox_head[1] = Doubled(2.0)
+        with pytest.raises(RuntimeError, match='bbox_head'):
+            step(distiller)
 
 
 def test_another_function_of_the_same_code_is_noticed() -> None:

@@ -58,9 +58,10 @@ else:
 print([float(equal[f'loss_sd_{name}']) for name in ('features', 'logits')])
 print(distiller.labeled.shapes)
 (site,) = (site for site in distiller.labeled.plan.sites if site.name == 'logits')
-(reading,) = site.read(Side(model, [Call(site.seams[0], 0, (), {}, output=scores)], []))
+side = Side(model, [Call(site.seams[0], 0, (), {}, output=scores)], [])
+(reading,), (rows,) = site.read(side), site.weigh(side)
 print(abs(float(apart['loss_sd_logits'] / kl) - 1) < 1e-3, float(kl) > 1e-4)
-print(reading.kind, site.weigh is None)
+print(reading.kind, rows.norm is None)
 """
 KINDS = """
 import sys, torch
@@ -82,9 +83,16 @@ for head in (
     cfg.head = dict(head, **sizes)
     model = MODELS.build(cfg)
     site = find_plan(model).site('logits')
-    call = Call(site.seams[0], 0, (), {}, output=torch.eye(10))
-    (reading,) = site.read(Side(model, [call], []))
-    print(reading.kind, site.weigh is None)
+    side = Side(model, [Call(site.seams[0], 0, (), {}, output=torch.eye(10))], [])
+
+    def say():
+        (reading,), (rows,) = site.read(side), site.weigh(side)
+        print(reading.kind, rows.norm is None)
+
+    say()
+# as MMPretrain's SwitchRecipeHook does
+model.head.loss_module = MODELS.build(dict(type='CrossEntropyLoss', **sigmoid))
+say()
 """
 
 
@@ -127,8 +135,9 @@ def test_a_head_of_several_labels_is_known_by_its_loss_or_its_threshold(
 ) -> None:
     config = CONFIGS / 'resnet18_1xb64-20e_digits-32x32.py'
     printed = python(environment, tmp_path, '-c', KINDS, config)
-    kinds = printed.splitlines()[-3:]
-    assert kinds == ['sigmoid False', 'sigmoid False', 'softmax True']
+    kinds = printed.splitlines()[-4:]
+    several = 'sigmoid False'
+    assert kinds == [several, several, 'softmax True', several]
 
 
 def test_trains_from_the_shipped_config(
