@@ -227,11 +227,10 @@ class Distiller:
         active = any(weights[term.name] > 0 for term in terms)
         found: dict[str, Tensor] = {}
         if active or first:
-            inputs, samples = unlabeled.next(advance=active)
+            inputs, samples, metas = unlabeled.next(advance=active)
             seeds = (*self._seeds(), _UNLABELED)
             shown, views = views_of(unlabeled.view, inputs, samples, seeds)
             inputs = replaced(inputs, shown)
-            metas = [each.metainfo for each in samples]
             with unlabeled.apart(self._seeds(), active):
                 _, found = self._compare(
                     comparison,

@@ -13,6 +13,7 @@ from mmengine.model import BaseDataPreprocessor
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
+from mmselfdistill.compat import DEVICE_ERRORS
 from mmselfdistill.containers import tensors_in
 from mmselfdistill.core.comparison import Comparison
 from mmselfdistill.core.modes import keeps_statistics
@@ -21,7 +22,7 @@ from mmselfdistill.core.terms import Term
 from mmselfdistill.core.unmoved import own_buffers
 from mmselfdistill.families import find_plan
 from mmselfdistill.families.plan import Plan
-from mmselfdistill.families.shared import needs_of
+from mmselfdistill.families.shared import label_map, needs_of
 from mmselfdistill.images import Batches
 from mmselfdistill.seeds import seed_of
 from mmselfdistill.views import View
@@ -75,7 +76,7 @@ class Unlabeled:
         self._model: Any = student.get_submodule(plan.inner)
         self._inner = bool(plan.inner)
         self._run = plan.run
-        self._held: tuple[Any, Any] | None = None
+        self._held: tuple[Any, Any, list[dict[str, Any]]] | None = None
 
     @property
     def used(self) -> int:
@@ -92,23 +93,54 @@ class Unlabeled:
     def _keeping(self) -> list[nn.Module]:
         return [*filter(keeps_statistics, self.comparison.student.modules())]
 
-    def next(self, advance: bool) -> tuple[Any, Any]:
+    def next(self, advance: bool) -> tuple[Any, Any, list[dict[str, Any]]]:
         """Return images and data samples of a batch, as the model takes them.
 
         Args:
             advance (bool): Whether the batch is used up: one that is only looked at
                 comes again.
+
+        Returns:
+            tuple: The images, the data samples, and what is known of each image: its
+            ``metainfo``, and as ``shown`` (H, W) its pixels that no transform made up.
+
+        Raises:
+            ValueError: If the model's preprocessor does not take them.
         """
         if self._held is None:
             batch = next(self.batches)
-            data = _preprocessor(self.comparison.student, self._model)(batch, True)
-            inputs = data['inputs']
-            self._held = inputs, without_labels(data['data_samples'], inputs)
+            # the pipeline was given a map of zeros
+            filled = [_is_filled(sample) for sample in batch['data_samples']]
+            data = self._preprocessed(batch)
+            inputs, samples = data['inputs'], data['data_samples']
+            bare = without_labels(samples, inputs)
+            metas = [dict(each.metainfo) for each in bare]
+            for meta, sample, is_filled in zip(metas, samples, filled):
+                if is_filled:
+                    meta['shown'] = label_map(sample)[0] == 0
+            self._held = inputs, bare, metas
         held = self._held
         if advance:
             self._held = None
             self.skipped = self.batches.skipped
         return held
+
+    def _preprocessed(self, batch: Any) -> Any:
+        preprocess = _preprocessor(self.comparison.student, self._model)
+        # before it changes them
+        sizes = [tuple(getattr(each, 'shape', ())) for each in batch['inputs']]
+        try:
+            with forked_rng():
+                torch.manual_seed(seed_of(self.batches.drawn, get_rank()))
+                return preprocess(batch, True)
+        except DEVICE_ERRORS:
+            raise
+        except Exception as error:
+            raise ValueError(
+                f'unlabeled: the data_preprocessor of {type(self._model).__name__} '
+                f'fails on images of the sizes {sizes}: {type(error).__name__}: '
+                f'{error}. Let unlabeled.pipeline make them as those with labels are'
+            ) from error
 
     def forward(self, stock: Callable[..., Any], inputs: Any, samples: Any) -> Any:
         """Run the model up to its predictions, without a loss.
@@ -198,6 +230,11 @@ def _preprocessor(student: Any, model: Any) -> Any:
         preprocessor._modules = found._modules.copy()
         preprocessor.batch_augments = None
     return preprocessor
+
+
+def _is_filled(sample: Any) -> bool:
+    found = label_map(sample)
+    return found is not None and bool(found.any())
 
 
 def without_labels(samples: Sequence[Any], inputs: Any = None) -> list[Any]:

@@ -108,10 +108,15 @@ def output_names(head: Any) -> list[str]:
 
 def labelled(samples: Sequence[Any], size: Sequence[int], ignore: int) -> Tensor:
     """Say which pixels have a label, at a head's resolution: (N, H, W)."""
-    maps = [sample.gt_sem_seg for sample in samples]
-    labels = torch.stack([each.get('sem_seg', each.get('data')) for each in maps])
+    labels = torch.stack([label_map(sample) for sample in samples])
     found = F.interpolate((labels != ignore).float(), size=tuple(size), mode='nearest')
     return found[:, 0]
+
+
+def label_map(sample: Any) -> Any:
+    """Return a data sample's map of labels, a tensor (1, H, W), or None."""
+    found = getattr(sample, 'gt_sem_seg', None)
+    return None if found is None else found.get('sem_seg', found.get('data'))
 
 
 def needs_of(model: Any) -> str:
@@ -150,21 +155,24 @@ def unpadded(
 ) -> Tensor | None:
     """Say which pixels are of an image, at a head's resolution: (N, H, W).
 
-    None if no image is padded, or that is not known.
+    None if all are, or that is not known. An image's map ``shown`` (H, W) says which
+    pixels no transform made up, such as those around a rotated image.
     """
-    shapes = [
-        (meta.get('img_shape'), meta.get('batch_input_shape', meta.get('pad_shape')))
-        for meta in metas
-    ]
-    pairs = [(own[:2], whole[:2]) for own, whole in shapes if own and whole]
-    if len(pairs) < len(metas) or all(tuple(a) == tuple(b) for a, b in pairs):
-        return None
-    found = torch.zeros(len(pairs), *size, device=device)
-    for each, (own, whole) in zip(found, pairs):
-        # those whose nearest pixel of the input is inside
-        height, width = (-(-own[i] * size[i] // whole[i]) for i in (0, 1))
-        each[:height, :width] = 1
-    return found
+    found = torch.ones(len(metas), *size, device=device)
+    are_whole = True
+    for each, meta in zip(found, metas):
+        own = meta.get('img_shape')
+        whole = meta.get('batch_input_shape', meta.get('pad_shape'))
+        if own and whole and tuple(own[:2]) != tuple(whole[:2]):
+            # those whose nearest pixel of the input is inside
+            height, width = (-(-own[i] * size[i] // whole[i]) for i in (0, 1))
+            each[height:], each[:, width:] = 0, 0
+            are_whole = False
+        if 'shown' in meta:
+            shown = meta['shown'].float()[None, None]
+            each *= F.interpolate(shown, tuple(size), mode='nearest')[0, 0]
+            are_whole = False
+    return None if are_whole else found
 
 
 def sure_pixels(logits: Tensor, kind: str, confidence: float, shown: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers import Scale, added, assert_bitwise, values_of
 from images import ImageToy, Numbered, brighter, images, losses
+from mmengine.structures import PixelData
 from mmseg.models import SegDataPreProcessor
 from mmseg.structures import SegDataSample
 from torch import nn
@@ -306,12 +307,65 @@ def test_padding_is_known_without_a_map_of_labels() -> None:
     student.data_preprocessor = SegDataPreProcessor(size_divisor=32)
     with distilled(student, {}, unlabeled=dict(batches=Unequal())) as distiller:
         assert distiller.unlabeled is not None
-        inputs, samples = distiller.unlabeled.next(False)
-        metas = [each.metainfo for each in samples]
+        inputs, _, metas = distiller.unlabeled.next(False)
         shown = unpadded(metas, inputs.shape[-2:], inputs.device)
         assert shown is not None and shown.shape == (2, 64, 64)
         assert shown[0, :40].all() and shown[1, :, :16].all()
         assert shown.sum((1, 2)).tolist() == [40 * 64, 64 * 16]
+
+
+class Rotated(Unequal):
+    """The same, with a map of zeros that a transform has filled around an image."""
+
+    def __next__(self) -> dict[str, Any]:
+        batch = super().__next__()
+        sizes = (1, 40, 64), (1, 64, 16)
+        for sample, size in zip(batch['data_samples'], sizes):
+            sample.gt_sem_seg = PixelData(data=torch.zeros(size, dtype=torch.long))
+        batch['data_samples'][0].gt_sem_seg.data[:, :10, :30] = 255
+        return batch
+
+
+def test_pixels_that_a_transform_made_up_do_not_count() -> None:
+    student = ImageToy()
+    student.data_preprocessor = SegDataPreProcessor(size_divisor=32)
+    with distilled(student, {}, unlabeled=dict(batches=Rotated())) as distiller:
+        assert distiller.unlabeled is not None
+        _, samples, metas = distiller.unlabeled.next(False)
+        assert not any('gt_sem_seg' in each for each in samples)
+        # a map of zeros says no more than the size
+        assert ['shown' in meta for meta in metas] == [True, False]
+        for side in (64, 32):
+            shown = unpadded(metas, (side, side), torch.device('cpu'))
+            count = 40 * 64 - 10 * 30, 64 * 16
+            assert shown is not None
+            found = (shown.sum((1, 2)) * (64 / side) ** 2).tolist()
+            assert found == list(count)
+
+
+def test_images_that_the_models_preprocessor_refuses_are_named() -> None:
+    student = ImageToy()
+    student.data_preprocessor = SegDataPreProcessor(size=(32, 32))
+    message = (
+        r'^unlabeled: the data_preprocessor of ImageToy fails on images of the sizes '
+        r'\[\(3, 40, 64\), \(3, 64, 16\)\]: .*unlabeled\.pipeline'
+    )
+    with distilled(
+        student, {}, unlabeled=dict(batches=Unequal())
+    ) as distiller, pytest.raises(ValueError, match=message):
+        losses(distiller)
+
+
+def test_a_preprocessor_that_draws_moves_no_random_stream() -> None:
+    student = ImageToy()
+    student.data_preprocessor = lambda batch, training: torch.rand(3).sum() and batch
+    with distilled(student, {}, **settings()) as distiller:
+        assert distiller.unlabeled is not None
+        torch.manual_seed(0)
+        expected = torch.rand(2)
+        torch.manual_seed(0)
+        distiller.unlabeled.next(True)
+        assert torch.equal(torch.rand(2), expected)
 
 
 def test_modules_that_only_these_images_pass_are_repeated() -> None:
