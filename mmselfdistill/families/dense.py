@@ -21,6 +21,7 @@ from .shared import (
     stages,
     text_seams,
     unread_heads,
+    why_no_boxes,
 )
 
 # What heads return that is not compared by itself.
@@ -134,11 +135,7 @@ def dense_sites(read: dict[str, list[str]], head: Any) -> list[Site]:
     boxes = dict(type='BoxDistillLoss', weight=0.25)
     quality = dict(type='SoftTargetLoss', weight=0.25)
     found = [site('logits', _logits, _of_logits, **logits)]
-    if (
-        returned & _BOXES
-        and not {'shape_preds'} & returned
-        and not hasattr(head, 'num_buckets')
-    ):
+    if returned & _BOXES and not {'shape_preds'} & returned and not why_no_boxes(head):
         found.append(site('boxes', _boxes, _of_boxes, **boxes))
     if returned & _QUALITY:
         found.append(site('quality', _quality, _of_quality, **quality))
@@ -207,6 +204,6 @@ def _skipped(head: Any, returned: set[str]) -> dict[str, str]:
         found['bbox_preds'] = 'offsets from anchors that each model predicts itself'
     if 'bbox_preds_refine' in returned:
         found['bbox_preds'] = 'a first guess: compared as what it is refined to'
-    if hasattr(head, 'num_buckets'):
-        found['bbox_preds'] = 'buckets and offsets in them: only together a box'
+    if why_no_boxes(head):
+        found['bbox_preds'] = why_no_boxes(head)
     return found

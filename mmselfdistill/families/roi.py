@@ -18,6 +18,7 @@ from .shared import (
     seams,
     stages,
     unread_heads,
+    why_no_boxes,
 )
 
 # SCNet hands features of the positives from the boxes to the masks.
@@ -122,8 +123,8 @@ def _skipped(model: nn.Module) -> dict[str, str]:
         found.setdefault(f'roi_head.{name}', UNREAD)
     if 'attn_feats' in parameters_of(getattr(roi_head, '_mask_forward', None)):
         found['query features of the masks'] = "the student's, as the queries are"
-    if any(hasattr(head, 'num_buckets') for head in heads_of(roi_head)):
-        found['boxes'] = 'buckets and offsets in them: only together a box'
+    for why in filter(None, map(why_no_boxes, heads_of(roi_head))):
+        found['boxes'] = why
     return found
 
 

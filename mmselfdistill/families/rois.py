@@ -13,7 +13,7 @@ from mmselfdistill.containers import tensors_in
 from mmselfdistill.wrapping import wrapped
 
 from .plan import Call, Reading, Rows, Side, Site, argument, parameters_of
-from .shared import as_sides, by_count, foreground, stages
+from .shared import as_sides, by_count, foreground, stages, why_no_boxes
 
 _BOXES = 'roi_head._bbox_forward'
 _MASKS = 'roi_head._mask_forward'
@@ -54,10 +54,9 @@ def boxes_and_classes(roi_head: Any) -> list[Site]:
             unlabeled=site('logits', _logits, by_objects),
         )
     ]
-    # not by buckets (SABL), and not by a grid
+    # none by a grid
     if all(
-        not hasattr(head, 'num_buckets') and getattr(head, 'with_reg', True)
-        for head in heads
+        getattr(head, 'with_reg', True) and not why_no_boxes(head) for head in heads
     ):
         found.append(site('boxes', _boxes, _of_boxes, **boxes))
     return found

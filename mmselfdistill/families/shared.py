@@ -218,6 +218,15 @@ def kind_of(head: Any) -> str:
     return 'sigmoid' if sigmoid else 'softmax'
 
 
+def why_no_boxes(head: Any) -> str:
+    """Say why what a head regresses is not compared as boxes of 4 numbers, or ''."""
+    if hasattr(head, 'num_buckets'):
+        return 'buckets and offsets in them: only together a box'
+    # rotated boxes have 5, quadrilaterals 8
+    size = getattr(getattr(head, 'bbox_coder', None), 'encode_size', 4)
+    return '' if size == 4 else f'{size} numbers a box: those of 4 are compared'
+
+
 def foreground(logits: Tensor, kind: str) -> Tensor:
     """Return the probability (N) that a row of (N, C) is any object.
 

@@ -288,3 +288,13 @@ def test_outputs_that_are_not_compared_are_named(
     sites, left_out = LEFT_OUT[key]
     assert {site.name for site in plan.sites} == {'features', 'logits', *sites}
     assert set(plan.skipped) == left_out
+
+
+def test_boxes_of_other_than_4_numbers_are_no_distributions(
+    digits: Callable[..., Any],
+) -> None:
+    model = digits('retinanet_r18_fpn_50e_digits')
+    model.bbox_head.bbox_coder.encode_size = 8
+    plan = find_plan(model)
+    assert {site.name for site in plan.sites} == {'features', 'logits'}
+    assert plan.skipped['bbox_preds'] == '8 numbers a box: those of 4 are compared'

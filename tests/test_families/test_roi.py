@@ -285,3 +285,16 @@ def test_a_cascade_without_masks_has_no_such_site(digits: Callable[..., Any]) ->
     plan = find_plan(digits(FASTER, **cascade_of(2, mask=False)))
     assert [site.name for site in plan.sites] == [*DENSE, *RPN]
     assert observed(plan) == []
+
+
+def test_boxes_of_other_than_4_numbers_are_not_compared(
+    digits: Callable[..., Any],
+) -> None:
+    model = digits(FASTER)
+    # rotated boxes have 5 numbers, quadrilaterals 8
+    model.roi_head.bbox_head.bbox_coder.encode_size = 8
+    model.rpn_head.bbox_coder.encode_size = 5
+    plan = find_plan(model)
+    names = {site.name for site in plan.sites}
+    assert names == {'features', 'logits', 'proposals'}
+    assert plan.skipped['boxes'] == '8 numbers a box: those of 4 are compared'
