@@ -21,6 +21,7 @@ from .run import (
     bare_model,
     check_alone,
     check_called,
+    check_loop,
     epochs_done,
     release,
     seed_of_all_ranks,
@@ -140,6 +141,7 @@ class DistillHook(Hook):
     def set_up(self, runner: Runner) -> None:
         """Build the terms: losses may have parameters for the run's optimizer."""
         check_alone(runner, DistillHook)
+        check_loop(runner)
         check_metrics(self, runner)
         unlabeled = self.unlabeled and load_unlabeled(self.unlabeled, runner)
         self.distiller = self.distiller_of(bare_model(runner), unlabeled)

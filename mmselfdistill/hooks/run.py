@@ -41,6 +41,19 @@ def check_one(names: Sequence[str]) -> None:
         )
 
 
+def check_loop(runner: Runner) -> None:
+    """See that the training loop says how long it is.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    if not hasattr(runner.train_loop, 'max_iters'):
+        raise ValueError(
+            f'self_distill: {type(runner.train_loop).__name__} has no max_iters: '
+            'schedules, and the horizon of an average, depend on how long the run is'
+        )
+
+
 def seed_of_all_ranks(runner: Runner) -> int:
     """Return the run's seed, of rank 0 where each rank has its own."""
     own = runner._randomness_cfg.get('diff_rank_seed', False)

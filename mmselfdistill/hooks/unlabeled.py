@@ -228,9 +228,24 @@ def batch_size_of(loader: Any) -> int:
 
 
 def transforms_of(dataset: Any) -> list[Any]:
-    """Return copies of the transforms of a dataset, those of the one inside first."""
+    """Return copies of the transforms of a dataset, those of the one inside first.
+
+    Raises:
+        ValueError: If one cannot be copied.
+    """
     inner = getattr(dataset, 'dataset', None)
     inner = next(iter(getattr(dataset, 'datasets', ())), inner)
     found = [] if inner is None else transforms_of(inner)
     own = getattr(dataset, 'pipeline', None) or ()
-    return [*found, *copy.deepcopy(list(getattr(own, 'transforms', own)))]
+    return [*found, *map(_copied, getattr(own, 'transforms', own))]
+
+
+def _copied(transform: Any) -> Any:
+    try:
+        return copy.deepcopy(transform)
+    except Exception as error:
+        raise ValueError(
+            f'unlabeled: {type(transform).__name__} of the training pipeline cannot be '
+            f'copied ({type(error).__name__}: {error}); give a pipeline without it, '
+            'unlabeled=dict(pipeline=[...])'
+        ) from error

@@ -9,8 +9,8 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.model import BaseModel
-from mmengine.registry import MODELS
-from mmengine.runner import Runner
+from mmengine.registry import LOOPS, MODELS
+from mmengine.runner import BaseLoop, Runner
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
@@ -180,6 +180,23 @@ def test_two_hooks(runs: Runs) -> None:
     message = refused(runs, cfg)
     for word in ('one hook', "'GenerationHook'", "'EMATeacherHook'", 'default_hooks'):
         assert word in message
+
+
+@LOOPS.register_module()
+class Endless(BaseLoop):
+    """A loop of one's own that does not say how long it is."""
+
+    iter = epoch = 0
+
+    def run(self) -> None:
+        self.runner.call_hook('before_train')
+
+
+def test_a_loop_of_unknown_length(runs: Runs) -> None:
+    cfg = runs.config('gfl', dict(type=EMA), iters=1)
+    cfg.train_cfg, cfg.param_scheduler = dict(type='Endless'), None
+    with pytest.raises(ValueError, match='self_distill: Endless has no max_iters: '):
+        runs.train(cfg)
 
 
 def test_teacher_file(runs: Runs, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from mmengine.config import Config
+from mmengine.registry import TRANSFORMS
 from mmengine.runner import Runner
 from test_resume import compare
 from torch.nn.parallel import DistributedDataParallel
@@ -213,6 +215,25 @@ def test_wrong_settings_end_before_the_first_step(case: str, runs: Runs) -> None
         cfg = runs.config('gfl', dict(EMA, unlabeled=unlabeled), iters=1)
         runs.train(cfg, lambda runner: steps.append(runner.iter))
     assert steps == []
+
+
+@TRANSFORMS.register_module()
+class Locked:
+    """A transform that cannot be copied."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+
+    def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
+        return results
+
+
+def test_a_transform_that_cannot_be_copied_is_named(runs: Runs, folder: str) -> None:
+    cfg = runs.config('gfl', dict(EMA, unlabeled=dict(data=folder)), iters=1)
+    cfg.train_dataloader.dataset.pipeline.insert(2, dict(type='Locked'))
+    message = r'unlabeled: Locked of the training pipeline cannot be copied \(TypeErr'
+    with pytest.raises(ValueError, match=message):
+        runs.train(cfg)
 
 
 def test_a_model_that_needs_more_than_images_is_refused(
