@@ -333,6 +333,24 @@ def test_a_change_in_place_inside_of_a_later_seam_is_repeated() -> None:
             assert distiller.labeled.mutating == {'bbox_head.forward'}
 
 
+class LateInPlaceHead(InPlaceHead):
+    in_place = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x if self.in_place else x.clone())
+
+
+def test_a_change_in_place_that_begins_later_is_repeated_too() -> None:
+    student = Toy()
+    student.bbox_head = LateInPlaceHead(3.0)
+    with distilled(student, OTHERS) as distiller:
+        only(distiller.terms, 'logits').weight = 0.0
+        assert step(distiller)['features'] == 5 - 2
+        student.bbox_head.in_place = True
+        for _ in range(2):
+            assert step(distiller)['features'] == 2 * 5 - 2 * 2
+
+
 class ReluToy(Toy):
     def __init__(self) -> None:
         super().__init__()
