@@ -11,7 +11,7 @@ from torch import nn
 from mmselfdistill.core.code import Code
 from mmselfdistill.core.handed import Handed
 from mmselfdistill.core.memory import address
-from mmselfdistill.core.modes import keeps_statistics
+from mmselfdistill.core.modes import is_norm, keeps_statistics
 from mmselfdistill.core.parts import adopt_exchanged, adopt_parts, own_parts
 from mmselfdistill.core.unmoved import Unmoved
 
@@ -64,7 +64,8 @@ class Twin:
                 twin.__dict__.pop(name, None)
         self.versions.update((id(ours), twin) for ours, twin in modules)
         self.handed = Handed(modules, rests)
-        self.unmoved = Unmoved(teacher)
+        # norms are off
+        self.unmoved = Unmoved(m for m in teacher.modules() if not is_norm(m))
         self.code = Code(student, teacher)
         self._tables: list[Any] = [
             table

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from typing import Any, Callable, Iterator, Sequence
 
@@ -19,7 +19,7 @@ from mmselfdistill.core.comparison import Comparison
 from mmselfdistill.core.modes import keeps_statistics
 from mmselfdistill.core.streams import forked_rng
 from mmselfdistill.core.terms import Term
-from mmselfdistill.core.unmoved import own_buffers
+from mmselfdistill.core.unmoved import Unmoved, own_buffers
 from mmselfdistill.families import find_plan
 from mmselfdistill.families.plan import Plan
 from mmselfdistill.families.shared import label_map, needs_of
@@ -40,7 +40,7 @@ class Unlabeled:
         view (View, optional): What the student sees. Defaults to None: the images, as
             its teacher.
         statistics (bool): Whether these images move the running statistics of the
-            student's norms. Defaults to False.
+            student's norms, and other buffers. Defaults to False.
         confidence (float, optional): See :func:`sure_pixels`. Defaults to None: all
             pixels count alike.
 
@@ -92,6 +92,12 @@ class Unlabeled:
     @cached_property
     def _keeping(self) -> list[nn.Module]:
         return [*filter(keeps_statistics, self.comparison.student.modules())]
+
+    @cached_property
+    def _others(self) -> Unmoved:
+        # a norm of one's own, a queue
+        modules = self.comparison.student.modules()
+        return Unmoved(each for each in modules if not keeps_statistics(each))
 
     def next(self, advance: bool) -> tuple[Any, Any, list[dict[str, Any]]]:
         """Return images and data samples of a batch, as the model takes them.
@@ -168,15 +174,18 @@ class Unlabeled:
 
     @contextmanager
     def apart(self, seed: Sequence[int], active: bool) -> Iterator[None]:
-        """Run something that moves neither random streams nor, unless asked, norms.
+        """Run something that moves neither random streams nor, unless asked, buffers.
 
         Args:
             seed (Sequence[int]): The run's seed, and the iteration.
             active (bool): Whether it is more than a trial.
         """
-        held = [] if self.statistics and active else self._keeping
-        moving = [module for module in held if module.training]
-        with forked_rng(), own_buffers(moving):
+        with ExitStack() as stack:
+            stack.enter_context(forked_rng())
+            if not (self.statistics and active):
+                moving = [module for module in self._keeping if module.training]
+                stack.enter_context(own_buffers(moving))
+                stack.enter_context(self._others.held())
             torch.manual_seed(seed_of(*seed, get_rank()))
             yield
 

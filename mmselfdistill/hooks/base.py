@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Mapping, Sequence
 
 from mmengine.hooks import Hook
-from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
+from mmengine.runner import BaseLoop, Runner
 from torch import nn
 
 from mmselfdistill.core.build import build_distiller
@@ -16,13 +16,14 @@ from mmselfdistill.errors import check_choice, check_number, check_whole
 from mmselfdistill.schedules import build_schedule
 from mmselfdistill.views import build_view
 
+from .buffers import put_buffers, unsaved_buffers
 from .learned import train_losses
 from .run import (
     bare_model,
     check_alone,
     check_called,
     check_loop,
-    epochs_done,
+    progress_of,
     release,
     seed_of_all_ranks,
     tidy_scalars,
@@ -126,7 +127,7 @@ class DistillHook(Hook):
         self._loaded: dict[str, Any] | None = None
         # the run that was set up, and whether it has begun
         self._loop: BaseLoop | None = None
-        self._begun = False
+        self._begun = self._starts = False
         self._forwards = 0
         self._evaluated: Evaluated | None = None
         self._of_teacher: dict[str, Any] = {}
@@ -184,6 +185,7 @@ class DistillHook(Hook):
         elif not (self._begun and runner.iter > 0):
             self.generation = self.updates = 0
             self.distiller.teacher = self.init_teacher(runner, teacher)
+            self._starts = True
         # where there is no teacher yet, the first iteration is checked with this one
         self.distiller.trial = None if self.distiller.teacher else teacher
         self._loaded, self._begun = None, True
@@ -200,10 +202,12 @@ class DistillHook(Hook):
         """Tell the distiller the position in [0, 1] on which schedules depend."""
         assert self.distiller is not None
         self._hide_teacher()
-        if isinstance(runner.train_loop, EpochBasedTrainLoop):
-            progress = epochs_done(runner, batch_idx) / runner.max_epochs
-        else:
-            progress = runner.iter / runner.max_iters
+        if self._starts:
+            # other hooks have filled them since, as MMPretrain's does with margins
+            teacher: Any = self.distiller.teacher or self.distiller.trial
+            put_buffers(teacher, {}, unsaved_buffers(self.distiller.student))
+            self._starts = False
+        progress = progress_of(runner, batch_idx)
         self.distiller.progress = self.distiller.run_progress = progress
         self.distiller.seed = runner.seed or 0
         self.distiller.iteration = runner.iter

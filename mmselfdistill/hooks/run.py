@@ -68,6 +68,13 @@ def epochs_done(runner: Runner, batch_idx: int) -> float:
     return float(runner.epoch + batch_idx / len(runner.train_loop.dataloader))
 
 
+def progress_of(runner: Runner, batch_idx: int) -> float:
+    """Return the position in the run, in [0, 1]."""
+    if isinstance(runner.train_loop, EpochBasedTrainLoop):
+        return epochs_done(runner, batch_idx) / float(runner.max_epochs)
+    return float(runner.iter / runner.max_iters)
+
+
 def iterations_done(runner: Runner, batch_idx: int) -> int:
     """Return how many iterations are done, each once.
 

@@ -196,6 +196,39 @@ def test_random_streams_and_statistics_at_work(statistics: bool) -> None:
     assert same is not statistics
 
 
+class OwnNorm(nn.Module):
+    """A norm that is none of PyTorch's, and keeps the last maxima in a queue."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer('mean', torch.zeros(()))
+        self.register_buffer('queue', torch.zeros(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.mean += x.detach().mean()
+        self.queue = torch.cat([self.queue[1:], x.detach().amax()[None]])
+        return x
+
+
+@pytest.mark.parametrize('statistics', [False, True])
+def test_buffers_of_ones_own_modules_are_as_statistics(statistics: bool) -> None:
+    mean, largest = float(images().mean()), float(images().max())
+    student: Any = ImageToy()
+    student.dropout = OwnNorm()
+    student.norm = nn.Identity()
+    taught = distilled(student, {}, **settings(statistics=statistics))
+    with taught as distiller:
+        model: Any = distiller.student
+        for number in (1, 2):
+            distiller.student(images(), mode='loss')
+            own = model.dropout
+            drawn = sum(range(1, number + 1)) if statistics else 0
+            twice = 2 if statistics else 1
+            assert float(own.mean) == number * twice * mean + drawn + number
+            last = largest + number if statistics else 1.0
+            assert own.queue.tolist()[-1] == last
+
+
 def test_statistics_are_tracked_again_after_an_error() -> None:
     class Failing(ImageToy):
         fails = False

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.hooks import Hook
 from mmengine.registry import MODELS
 from torch import Tensor
 
@@ -46,6 +47,40 @@ def buffered() -> Any:
 
     yield Buffered
     MODELS.module_dict.pop('Buffered')
+
+
+class Margins(Hook):
+    """Fills an unsaved buffer when training begins, after the teacher was made."""
+
+    priority = 'LOWEST'
+
+    def before_train(self, runner: Runner) -> None:
+        bare: Any = runner.model
+        bare.neck.sized = torch.full((3,), 0.5)
+
+
+@pytest.mark.parametrize('kind', ['file', 'ema', 'generation'])
+def test_an_unsaved_buffer_that_a_hook_fills_is_the_teachers_too(
+    kind: str, runs: Runs, buffered: Any
+) -> None:
+    hooks = dict(ema=EMA, generation=EVERY_2)
+    if kind == 'file':
+        plain = runs.config('retinanet', iters=1)
+        runs.train(plain)
+        file = f'{plain.work_dir}/iter_1.pth'
+        hooks['file'] = dict(type='mmselfdistill.SelfDistillHook', teacher=file)
+    cfg = runs.config('retinanet', hooks[kind], iters=1)
+    cfg.model.type = 'Buffered'
+    cfg.custom_hooks = [Margins()]
+    found: list[Tensor] = []
+
+    def note(runner: Runner) -> None:
+        distiller = runs.hook(runner).distiller
+        teacher = distiller.teacher or distiller.trial
+        found.append(teacher.neck.sized.clone())
+
+    runs.train(cfg, note)
+    assert found[0].tolist() == [0.5] * 3
 
 
 @pytest.mark.parametrize('hook', [EMA, EVERY_2], ids=['ema', 'generation'])
