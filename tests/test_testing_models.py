@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from mmseg.models.decode_heads import FCNHead
 from torch import nn
 
 from mmselfdistill.testing.builder import Builder
-from mmselfdistill.testing.models import calibrate, prepared
+from mmselfdistill.testing.models import calibrate, enter, prepared
 from mmselfdistill.zoo import read_config
 
 
@@ -75,6 +76,56 @@ def test_images_that_are_not_normalised_have_the_channels_of_the_backbone() -> N
     model = builder.model(64)
     assert model.data_preprocessor.size == (64, 64)
     assert builder.batch(model, 64)['inputs'].shape == (2, 4, 64, 64)
+
+
+@pytest.mark.parametrize('channels', [1, 4])
+def test_noise_for_a_detector_has_the_channels_of_its_backbone(channels: int) -> None:
+    cfg = read_config('mmselfdistill::digits/retinanet_r18_fpn_50e_digits', None)
+    # one mean is that of all channels
+    cfg.model.data_preprocessor.update(mean=[110.0], std=[50.0], bgr_to_rgb=False)
+    cfg.model.backbone.in_channels = channels
+    builder = Builder(cfg)
+    batch = builder.batch(builder.model(64), 64)
+    assert batch['inputs'].shape == (2, channels, 64, 64)
+
+
+TRANSFORMERS = """
+from pathlib import Path
+
+class BertConfig:
+    def __init__(self, **settings):
+        self.settings = settings
+
+class BertModel:
+    def __init__(self, config):
+        self.config = config
+
+    def save_pretrained(self, folder):
+        (Path(folder) / 'config.json').write_text(str(self.config.settings))
+"""
+
+
+def test_the_users_language_model_is_left_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # the package itself is large, and only writes files here
+    package, own = tmp_path / 'site' / 'transformers', tmp_path / 'bert'
+    for folder in (package, own):
+        folder.mkdir(parents=True)
+    (package / '__init__.py').write_text(TRANSFORMERS)
+    monkeypatch.syspath_prepend(package.parent)
+    for name in ('vocab.txt', 'config.json'):
+        (own / name).write_text('mine')
+    head = dict(lang_model_name=str(own))
+    model = dict(language_model=dict(name=str(own)), bbox_head=head)
+    try:
+        enter('mmdet', model)
+    finally:
+        sys.modules.pop('transformers', None)
+    assert {file.read_text() for file in own.iterdir()} == {'mine'}
+    small = Path(model['language_model']['name'])
+    assert small != own and Path(head['lang_model_name']) == small
+    assert (small / 'vocab.txt').read_text().splitlines()[-2:] == ['person', 'car']
 
 
 def test_norms_go_half_way_to_the_statistics_of_the_batch() -> None:

@@ -8,11 +8,14 @@ makes one training step on two images of noise, with a teacher equal to it.
 from __future__ import annotations
 
 import argparse
+import copy
+from math import gcd
 from pathlib import Path
 from typing import Any, Callable, NamedTuple
 
 from mmengine.config import Config
 from mmengine.registry import HOOKS
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmselfdistill.commands.launching import add_cfg_options
@@ -39,7 +42,7 @@ class Subject(NamedTuple):
     hook: DistillHook  # the config's, or a default one
     default: bool  # whether the config has none
     batch: dict[str, Any]  # as it leaves the preprocessor
-    size: int  # side of its two images, in pixels
+    size: int  # side of its images, in pixels
 
 
 def subject_of(cfg: Config, size: int | None) -> Subject:
@@ -58,26 +61,40 @@ def subject_of(cfg: Config, size: int | None) -> Subject:
     hook = HOOKS.build(hook_cfg) if hook_cfg else EMATeacherHook()
     raw = builder.raw_batch(model, size)
     labeled = (cfg.get('train_dataloader') or {}).get('batch_size')
-    distiller = distiller_of(hook, model, unlabeled_batch(hook, raw, labeled))
+    raw, bare = batches_of(raw, labeled, (hook.unlabeled or {}).get('batch_size'))
+    distiller = distiller_of(hook, model, bare)
     model.train()
-    batch = builder.batch(model, size)
+    batch = model.data_preprocessor(raw, True)
     return Subject(model, distiller, hook, not hook_cfg, batch, size)
 
 
-def unlabeled_batch(
-    hook: DistillHook, raw: dict[str, Any], labeled: int | None
-) -> dict[str, Any]:
-    """Return a batch without labels, as many times the labelled one as in the run."""
+def batches_of(
+    raw: dict[str, Any], labeled: int | None, unlabeled: int | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return batches with and without labels, in the ratio of the run's.
+
+    Args:
+        raw (dict): Two images with labels.
+        labeled (int, optional): Images with labels of the run's batch.
+        unlabeled (int, optional): Those without.
+    """
     bare = {**raw, 'data_samples': without_labels(raw['data_samples'])}
-    size = (hook.unlabeled or {}).get('batch_size')
-    inputs, samples = bare['inputs'], bare['data_samples']
-    if not size or not labeled or not isinstance(inputs, list):
-        return bare
-    count = max(1, round(len(inputs) * size / labeled))
+    if not labeled or not unlabeled or not isinstance(raw['inputs'], list):
+        return raw, bare
+    shared = gcd(labeled, unlabeled)
+    # a norm may need two images, if the run gives it as many
+    least = -(-2 // (labeled // shared)), -(-min(unlabeled, 2) // (unlabeled // shared))
+    counts = [count // shared * max(least) for count in (labeled, unlabeled)]
+    ours, others = (_repeated(*pair) for pair in zip((raw, bare), counts))
+    return ours, others
+
+
+def _repeated(batch: dict[str, Any], count: int) -> dict[str, Any]:
+    inputs, samples = batch['inputs'], batch['data_samples']
     chosen = [i % len(inputs) for i in range(count)]
-    return dict(
-        inputs=[inputs[i] for i in chosen], data_samples=[samples[i] for i in chosen]
-    )
+    # the preprocessor writes into each
+    copies = [copy.deepcopy(samples[i]) for i in chosen]
+    return {**batch, 'inputs': [inputs[i] for i in chosen], 'data_samples': copies}
 
 
 def distiller_of(hook: DistillHook, model: Any, bare: dict[str, Any]) -> Distiller:
@@ -156,6 +173,8 @@ def inspect(cfg: Config, size: int | None) -> str:
 
 def _more(subject: Subject, ours: int, stock: int) -> list[str]:
     plan, size = subject.distiller.labeled.plan, subject.size
+    inputs = subject.batch['inputs']
+    count = len(inputs) if isinstance(inputs, (list, Tensor)) else 2
     sites = ', '.join(site.name for site in plan.sites) or 'none'
     repeated = [seam.path for seam in plan.seams if seam.repeat]
     source = subject.hook.unlabeled
@@ -164,7 +183,7 @@ def _more(subject: Subject, ours: int, stock: int) -> list[str]:
         f'The teacher repeats, as far as a term needs it: {", ".join(repeated)}.',
         f"Self-distillation is {(ours - stock) / ours:.0%} of a step's operations "
         f'({ours / stock:.2f} of stock): of convolutions and matrix products, while '
-        f'all terms are computed, with 2 images of {size} x {size} pixels.',
+        f'all terms are computed, with {count} images of {size} x {size} pixels.',
     ]
     if source is not None:
         lines.insert(0, f'Images without labels come from: {source["data"]}.')

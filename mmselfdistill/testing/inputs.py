@@ -8,7 +8,7 @@ from typing import Any, Iterator
 import numpy as np
 import torch
 from mmengine.structures import InstanceData, LabelData, PixelData
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def raw_batch(zoo: str, model: Any, cfg: Any, size: int, masks: bool) -> dict[str, Any]:
@@ -29,15 +29,16 @@ def raw_batch(zoo: str, model: Any, cfg: Any, size: int, masks: bool) -> dict[st
     if hasattr(model, 'language_model'):
         # as many as the text below has phrases
         classes = 2
+    channels = _channels(model, cfg)
     if zoo == 'mmseg':
-        data = _segmentation(size, classes, _channels(model, cfg))
+        data = _segmentation(size, classes, channels)
     elif zoo == 'mmpretrain':
-        data = _classification(size, classes)
+        data = _classification(size, classes, channels)
     elif kind == 'ReIDDataPreprocessor':
         data = _identities(size)
     elif kind == 'MultiBranchDataPreprocessor':
         branches = ('sup', 'unsup_teacher', 'unsup_student')
-        parts = {name: _detection(size, classes, masks) for name in branches}
+        parts = {n: _detection(size, classes, masks, channels) for n in branches}
         data = {
             key: {name: part[key] for name, part in parts.items()}
             for key in ('inputs', 'data_samples')
@@ -45,7 +46,7 @@ def raw_batch(zoo: str, model: Any, cfg: Any, size: int, masks: bool) -> dict[st
     elif kind == 'TrackDataPreprocessor' and not takes_images:
         data = _video(size, classes)
     else:
-        data = _detection(size, classes, masks)
+        data = _detection(size, classes, masks, channels)
     return data
 
 
@@ -53,7 +54,6 @@ def write_language_model(folder: Path) -> None:
     """Write a small BERT that knows a few words, in place of one to download."""
     from transformers import BertConfig, BertModel
 
-    folder.mkdir(exist_ok=True)
     words = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', '.', '?', 'person', 'car']
     (folder / 'vocab.txt').write_text('\n'.join(words))
     config = BertConfig(
@@ -74,12 +74,12 @@ def values_of(cfg: Any, *keys: str) -> Iterator[int]:
             yield from values_of(value, *keys)
 
 
-def _detection(size: int, classes: int, masks: bool) -> dict[str, Any]:
+def _detection(size: int, classes: int, masks: bool, channels: int) -> dict[str, Any]:
     from mmdet.testing import demo_mm_inputs
 
     data: dict[str, Any] = demo_mm_inputs(
         2,
-        (3, size, size),
+        (channels, size, size),
         num_items=[3, 4],
         with_mask=masks,
         with_semantic=True,
@@ -127,12 +127,16 @@ def _identities(size: int) -> dict[str, Any]:
 
 
 def _channels(model: Any, cfg: Any) -> int:
-    # two images on top of each other where a model tells what has changed
     mean = getattr(model.data_preprocessor, 'mean', None)
-    if mean is not None:
+    # two images on top of each other where a model tells what has changed
+    if mean is not None and len(mean) > 1:
         return len(mean)
-    # images that are not normalised
-    return int((cfg.get('backbone') or {}).get('in_channels', 3))
+    given = (cfg.get('backbone') or {}).get('in_channels')
+    if given is not None:
+        return int(given)
+    # one mean may be that of all channels
+    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    return 1 if first is not None and first.in_channels == 1 else 3
 
 
 def _segmentation(size: int, classes: int, channels: int) -> dict[str, Any]:
@@ -154,11 +158,11 @@ def _segmentation(size: int, classes: int, channels: int) -> dict[str, Any]:
     return dict(inputs=inputs, data_samples=samples)
 
 
-def _classification(size: int, classes: int) -> dict[str, Any]:
+def _classification(size: int, classes: int, channels: int) -> dict[str, Any]:
     from mmpretrain.structures import DataSample
 
     samples = [DataSample().set_gt_label(torch.randint(classes, (1,))) for _ in '12']
-    return dict(inputs=list(_noise(2, size, size)), data_samples=samples)
+    return dict(inputs=list(_noise(2, size, size, channels)), data_samples=samples)
 
 
 def _noise(count: int, height: int, width: int, channels: int = 3) -> Tensor:

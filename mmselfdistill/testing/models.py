@@ -6,6 +6,7 @@ import contextlib
 import copy
 import importlib
 import tempfile
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Mapping
@@ -32,14 +33,32 @@ def enter(zoo: str, model: Any) -> None:
     Args:
         zoo (str): The framework.
         model (dict): The model's config; the language model that it names is
-            written.
+            replaced by a small one.
     """
     importlib.import_module(f'{zoo}.utils').register_all_modules(True)
     init_default_scope(zoo)
     for name, value in dict(iter=0, epoch=0, max_iters=1000, max_epochs=12).items():
         MessageHub.get_current_instance().update_info(name, value)
     if 'language_model' in model and find_spec('transformers'):
-        write_language_model(Path(model['language_model']['name']))
+        # in a folder of its own: the name may be the folder of the user's weights
+        _rename(model, model['language_model']['name'], _language_model().name)
+
+
+def _rename(cfg: Any, old: str, new: str) -> None:
+    # GLIP's head names it too
+    for key, value in cfg.items():
+        if value == old:
+            cfg[key] = new
+        elif isinstance(value, dict):
+            _rename(value, old, new)
+
+
+@lru_cache(maxsize=None)
+def _language_model() -> tempfile.TemporaryDirectory[str]:
+    # it is removed when the process ends
+    folder = tempfile.TemporaryDirectory(prefix='mmselfdistill-')
+    write_language_model(Path(folder.name))
+    return folder
 
 
 def wants_masks(cfg: Any) -> bool:
@@ -74,7 +93,6 @@ def prepared(model: Any, root: Path, few: Mapping[str, int] = FEW) -> Any:
         # a path within the framework's repository: the teacher of LD
         return str(root / model[len('configs/') :])
     renamed: dict[str, Any] = {
-        'bert-base-uncased': f'{tempfile.gettempdir()}/zoo-bert',
         'MMSyncBN': 'BN',
         # one sentence a class, where CLIP's text encoder averages many
         'vild': ['a photo of a {}.'],

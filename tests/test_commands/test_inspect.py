@@ -10,10 +10,11 @@ from typing import Callable
 
 import pytest
 import torch
+from mmdet.structures import DetDataSample
 from torch import nn
 
 from mmselfdistill.cli import main
-from mmselfdistill.commands.inspect import operations
+from mmselfdistill.commands.inspect import batches_of, operations
 
 ROOT = Path(__file__).parents[2]
 RETINANET = str(ROOT / 'configs/digits/retinanet_r18_fpn_50e_digits.py')
@@ -133,6 +134,26 @@ def test_shows_views_and_where_images_without_labels_come_from(
     assert missing == [
         "Not on this machine: the folder 'data/many' (unlabeled.data).",
     ]
+
+
+@pytest.mark.parametrize(
+    ('sizes', 'counts'),
+    [((16, 32), (2, 4)), ((16, 2), (16, 2)), ((8, 2), (8, 2)), ((4, 6), (2, 3))]
+    + [((16, 1), (16, 1)), ((1, 1), (2, 2)), ((3, 3), (2, 2)), ((0, 4), (2, 2))],
+)
+def test_batches_have_the_ratio_of_the_runs(
+    sizes: tuple[int, int], counts: tuple[int, int]
+) -> None:
+    samples = [DetDataSample(metainfo=dict(img_id=i)) for i in range(2)]
+    raw = dict(inputs=[torch.zeros(1), torch.ones(1)], data_samples=samples)
+    found = batches_of(raw, *sizes)
+    assert tuple(len(each['inputs']) for each in found) == counts
+    for each in found:
+        numbers = [float(image) for image in each['inputs']]
+        assert numbers == [i % 2 for i in range(len(numbers))]
+        assert [sample.img_id for sample in each['data_samples']] == numbers
+        # each is written into by itself
+        assert len({id(sample) for sample in each['data_samples']}) == len(numbers)
 
 
 def test_names_a_teacher_that_is_not_here(inspect: Inspect, tmp_path: Path) -> None:
