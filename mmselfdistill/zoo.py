@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Iterator
 
 from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
+from mmengine.registry import HOOKS
 from mmengine.utils import get_installed_path, is_installed
 
 import mmselfdistill.hooks  # also makes `mmseg::` resolve on either stack
@@ -43,12 +45,19 @@ def check_scope(cfg: Config) -> str:
     Raises:
         ValueError: If it is none that we know models of.
     """
-    scope = cfg.get('default_scope')
+    scope = scope_of(cfg)
     if scope not in SCOPES:
         raise ValueError(
             f'default_scope: expected one of {SCOPES} in the config, but got {scope!r}'
         )
-    return str(scope)
+    return scope
+
+
+def scope_of(cfg: Config) -> str:
+    """Return the package of a config's model, or '': new configs have no scope."""
+    kind = (cfg.get('model') or {}).get('type', '')
+    module = kind if isinstance(kind, str) else str(kind.__module__)
+    return cfg.get('default_scope') or module.partition('.')[0]
 
 
 def find_config(name: str) -> Path:
@@ -186,6 +195,10 @@ def _is_ours(where: str, hook: Any) -> bool:
         )
     name = name_of(hook['type'])
     found = getattr(mmselfdistill.hooks, name.rpartition('.')[2], None)
+    if found is None:
+        # a subclass of one's own; what nobody knows is MMEngine's to say
+        with suppress(Exception):
+            found = HOOKS.get(name) if isinstance(hook['type'], str) else hook['type']
     if found is None and name.startswith('mmselfdistill.'):
         ours = [f'mmselfdistill.{each}' for each in mmselfdistill.hooks.__all__]
         check_choice(f'{where}.type', name, ours)

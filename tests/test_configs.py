@@ -20,7 +20,6 @@ from mmengine.utils import get_installed_path
 
 import mmselfdistill
 from mmselfdistill.testing.models import prepared
-from mmselfdistill.zoo import zoo_folder
 
 ROOT = Path(__file__).parent.parent / 'configs'
 FAMILIES = {
@@ -191,7 +190,7 @@ def short_run(path: Path, work_dir: Path, steps: int) -> Config:
     optimizer = cfg.optim_wrapper.optimizer.type
     cfg.work_dir = str(work_dir)
     cfg.experiment_name = path.stem
-    cfg.model = prepared(cfg.model, zoo_folder(cfg.default_scope))
+    cfg.model = prepared(cfg.model, cfg.default_scope)
     if not detection:
         # It pads to the crop size of the real data set otherwise.
         cfg.model.data_preprocessor.size = (64, 64)

@@ -53,7 +53,7 @@ def build(name: str) -> tuple[nn.Module, dict[str, Any]]:
     torch.manual_seed(0)
     root = zoo_folder(scope)
     # few RoIs, and no weights to download; what is left is the stock model
-    cfg = prepared(Config.fromfile(str(root / config)).model, root)
+    cfg = prepared(Config.fromfile(str(root / config)).model, scope)
     if scope == 'mmseg':
         cfg.data_preprocessor.size = (64, 64)
     model = MODELS.build(cfg)

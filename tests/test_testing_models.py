@@ -13,7 +13,7 @@ from torch import nn
 
 from mmselfdistill.testing.builder import Builder
 from mmselfdistill.testing.models import calibrate, enter, prepared
-from mmselfdistill.zoo import read_config
+from mmselfdistill.zoo import read_config, zoo_folder
 
 
 class TooWide(FCNHead):
@@ -33,12 +33,13 @@ def test_weights_are_left_out_and_counts_made_small() -> None:
         head=dict(init_cfg=dict(type='Normal'), sampler=dict(num=512), order=('a',)),
         teacher_config='configs/gfl/gfl.py',
     )
-    assert prepared(model, Path('/zoo')) == dict(
+    teacher = str(zoo_folder('mmdet') / 'gfl' / 'gfl.py')
+    assert prepared(model, 'mmdet') == dict(
         backbone=dict(init_cfg=None, depth=50),
         timm=dict(pretrained=False),
         clip=dict(templates=['a photo of a {}.']),
         head=dict(init_cfg=dict(type='Normal'), sampler=dict(num=32), order=('a',)),
-        teacher_config='/zoo/gfl/gfl.py',
+        teacher_config=teacher,
     )
 
 

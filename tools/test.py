@@ -16,7 +16,7 @@ from mmselfdistill.commands.launching import (
     load_config,
     set_local_rank,
 )
-from mmselfdistill.zoo import merge_options
+from mmselfdistill.zoo import merge_options, scope_of
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -57,7 +57,7 @@ def paint_predictions(cfg: Config, args: argparse.Namespace) -> None:
         hook.wait_time = args.wait_time
     if args.show_dir is not None:
         # MMDetection's hook has a folder of its own, MMSegmentation's visualizer does.
-        if cfg.get('default_scope') == 'mmdet':
+        if scope_of(cfg) == 'mmdet':
             hook.test_out_dir = args.show_dir
         else:
             cfg.visualizer.save_dir = args.show_dir
@@ -79,7 +79,7 @@ def write_predictions(cfg: Config, out: str) -> None:
     """Let the evaluation write its predictions, in place."""
     evaluators = cfg.test_evaluator
     evaluators = evaluators if isinstance(evaluators, list) else [evaluators]
-    if cfg.get('default_scope') == 'mmdet':
+    if scope_of(cfg) == 'mmdet':
         if not out.endswith(('.pkl', '.pickle')):
             raise SystemExit(f'--out: expected a .pkl file, but got {out!r}.')
         cfg.test_evaluator = [

@@ -98,5 +98,7 @@ def _schedule(scheduler: Any, groups: list[dict[str, Any]]) -> None:
     values = scheduler.min_values if plateau else scheduler.base_values
     # what MMEngine's wrapper notes of the optimizer itself comes after the groups
     values.insert(len(groups) - 1, values[-1] if plateau else start)
-    if first.get(initial):
-        group[name] = start * first[name] / first[initial]
+    # one at 0 does not say how far it is
+    shown = next((each for each in groups[:-1] if each.get(initial)), None)
+    if shown is not None:
+        group[name] = start * shown[name] / shown[initial]

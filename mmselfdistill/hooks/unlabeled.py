@@ -148,10 +148,16 @@ def _warn_of_validated(runner: Runner, images: Sequence[str]) -> None:
         return
     infos = [dataset.get_data_info(index) for index in range(len(dataset))]
     paths = [path for path in (info.get('img_path') for info in infos) if path]
-    # a link is the file that it leads to; folders are few
+    # folders are few
     real = functools.lru_cache(None)(osp.realpath)
-    ours = {(real(osp.dirname(path)), osp.basename(path)) for path in images}
-    found = sum((real(osp.dirname(p)), osp.basename(p)) in ours for p in paths)
+
+    def file(path: str) -> tuple[str, str]:
+        # a link is the file that it leads to
+        path = osp.realpath(path) if osp.islink(path) else path
+        return real(osp.dirname(path)), osp.basename(path)
+
+    ours = {*map(file, images)}
+    found = sum(file(path) in ours for path in paths)
     if found:
         runner.logger.warning(
             f'unlabeled.data: {found} of the {len(infos)} validation images are among '

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import os.path as osp
-from typing import Any, Mapping, Sequence
+from typing import Any, Iterator, Mapping, Sequence
 
 from mmengine.fileio import isdir, join_path, list_dir_or_file
+from mmengine.logging import print_log
 from mmengine.registry import DATASETS
 
 # they repeat, join or mix the images of others
@@ -22,8 +25,9 @@ def find_images(data: object) -> list[str]:
     """Return the paths of images.
 
     Args:
-        data (str | Mapping): A folder, which is searched with all that is below it; or
-            the config of a dataset, whose annotations are not read, or of a wrapper.
+        data (str | Mapping): A folder, which is searched with all that is below it and
+            does not begin with a dot; or the config of a dataset, whose labels are not
+            used, or of a wrapper.
 
     Raises:
         ValueError: If there is none, or the dataset cannot be built.
@@ -49,7 +53,8 @@ def _in_folder(folder: str) -> list[str]:
             if osp.isfile(folder)
             else f'unlabeled.data: there is no folder {folder!r}'
         )
-    names = list_dir_or_file(folder, list_dir=False, recursive=True)
+    local = osp.isdir(folder)
+    names = _below(folder) if local else list_dir_or_file(folder, False, recursive=True)
     # the order of a file system is its own
     found = sorted(name for name in names if name.lower().endswith(_ENDINGS))
     if not found:
@@ -58,6 +63,30 @@ def _in_folder(folder: str) -> list[str]:
             f'with {", ".join(_ENDINGS)}'
         )
     return [str(join_path(folder, name)) for name in found]
+
+
+def _below(folder: str) -> Iterator[str]:
+    """Yield the files below a folder; links are followed, but not back to above."""
+    for place, folders, files in os.walk(folder, onerror=_skip, followlinks=True):
+        above = f'{osp.realpath(place)}/'
+        folders[:] = [
+            name
+            for name in folders
+            if name[0] != '.'
+            and not above.startswith(f'{osp.realpath(osp.join(place, name))}/')
+        ]
+        for name in files:
+            if name[0] != '.':
+                yield osp.relpath(osp.join(place, name), folder)
+
+
+def _skip(error: OSError) -> None:
+    print_log(
+        f'unlabeled.data: the folder {error.filename!r} cannot be read, and is left '
+        f'out: {error.strerror}',
+        logger='current',
+        level=logging.WARNING,
+    )
 
 
 def _inside(cfg: Mapping[str, Any]) -> Sequence[Any] | None:
@@ -75,17 +104,22 @@ def _inside(cfg: Mapping[str, Any]) -> Sequence[Any] | None:
 
 
 def _of_dataset(cfg: dict[str, Any]) -> list[str]:
-    # in test mode, images without objects are kept
-    cfg.update(pipeline=[], test_mode=True)
-    try:
-        dataset: Any = DATASETS.build(cfg)
-        infos = [dataset.get_data_info(i) for i in range(len(dataset))]
-        found = [osp.expanduser(info['img_path']) for info in infos]
-    except Exception as error:
+    found: list[str] | None = None
+    reasons: list[Exception] = []
+    # in test mode, images without objects are kept; some want to know classes there
+    for more in (dict(test_mode=True), dict(filter_cfg=None)):
+        try:
+            dataset: Any = DATASETS.build({**cfg, 'pipeline': [], **more})
+            infos = [dataset.get_data_info(i) for i in range(len(dataset))]
+            found = [osp.expanduser(info['img_path']) for info in infos]
+            break
+        except Exception as error:
+            reasons.append(error)
+    if found is None:
         raise ValueError(
             f'unlabeled.data: the dataset {cfg["type"]!r} gives no paths of images: '
-            f'{type(error).__name__}: {error}'
-        ) from error
+            f'{type(reasons[0]).__name__}: {reasons[0]}'
+        ) from reasons[0]
     if not found:
         raise ValueError(f'unlabeled.data: the dataset {cfg["type"]!r} is empty')
     return found

@@ -17,7 +17,7 @@ from mmselfdistill.testing.models import (
     sizes_of,
     wants_masks,
 )
-from mmselfdistill.zoo import check_scope, zoo_folder
+from mmselfdistill.zoo import check_scope
 
 
 def step(model: Any, batch: dict[str, Any]) -> None:
@@ -45,7 +45,7 @@ class Builder:
             # as MMEngine's Runner does
             both = {'data_preprocessor': cfg.data_preprocessor, **model}
             model = type(model)(both)
-        self.cfg = prepared(model, zoo_folder(self.zoo), few)
+        self.cfg = prepared(model, self.zoo, few)
         self.masks = wants_masks(cfg)
         enter(self.zoo, self.cfg)
 

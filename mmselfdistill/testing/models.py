@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmselfdistill.testing.inputs import write_language_model
+from mmselfdistill.zoo import zoo_folder
 
 # weights to download, and images padded to 1024 pixels
 DROPPED = ('pretrained', 'teacher_ckpt', 'batch_augments')
@@ -67,12 +68,12 @@ def wants_masks(cfg: Any) -> bool:
     return "'with_mask': True" in pipeline or 'LoadPanoptic' in pipeline
 
 
-def prepared(model: Any, root: Path, few: Mapping[str, int] = FEW) -> Any:
+def prepared(model: Any, zoo: str, few: Mapping[str, int] = FEW) -> Any:
     """Return a model's config without weights to download, and with few proposals.
 
     Args:
         model (dict): The config's ``model``, or a part of it.
-        root (Path): The folder of its zoo's configs.
+        zoo (str): The framework.
         few (Mapping): The largest value of some keys. Defaults to those that cost
             time and change nothing else.
     """
@@ -85,13 +86,13 @@ def prepared(model: Any, root: Path, few: Mapping[str, int] = FEW) -> Any:
                 value = False if value is True else None
             if key in few and isinstance(value, int):
                 value = min(value, few[key])
-            kept[key] = prepared(value, root, few)
+            kept[key] = prepared(value, zoo, few)
         return type(model)(kept)
     if isinstance(model, (list, tuple)):
-        return type(model)(prepared(value, root, few) for value in model)
+        return type(model)(prepared(value, zoo, few) for value in model)
     if isinstance(model, str) and model.startswith('configs/'):
         # a path within the framework's repository: the teacher of LD
-        return str(root / model[len('configs/') :])
+        return str(zoo_folder(zoo) / model[len('configs/') :])
     renamed: dict[str, Any] = {
         'MMSyncBN': 'BN',
         # one sentence a class, where CLIP's text encoder averages many

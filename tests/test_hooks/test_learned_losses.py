@@ -103,6 +103,24 @@ def test_it_follows_every_kind_of_schedule(kind: str, runs: Runs) -> None:
     assert len({first for first, _ in found}) == (3 if kind == 'plateau' else 11)
 
 
+def test_a_frozen_first_group_is_not_its_measure(runs: Runs) -> None:
+    cfg = runs.config('retinanet', PROJECTED, iters=4)
+    still = dict(custom_keys=dict(backbone=dict(lr_mult=0.0)))
+    cfg.optim_wrapper = dict(optimizer=ADAM, paramwise_cfg=still)
+    warm_up = dict(type='LinearLR', start_factor=0.001, by_epoch=False, end=3)
+    cfg.param_scheduler = [warm_up]
+    found: list[list[float]] = []
+
+    def note(runner: Runner) -> None:
+        groups = runner.optim_wrapper.optimizer.param_groups
+        found.append([group['lr'] for group in groups])
+
+    runs.train(cfg, after=note)
+    # groups of the backbone, of the head, and the projector
+    for rates in found:
+        assert rates[0] == 0 and rates[-1] == max(rates[:-1]) > 0
+
+
 def test_its_rate_is_scaled_with_the_batch(runs: Runs) -> None:
     cfg = runs.config('retinanet', PROJECTED, iters=1)
     cfg.auto_scale_lr = dict(enable=True, base_batch_size=16)

@@ -460,7 +460,12 @@ def test_images_that_the_run_is_validated_by_are_said(
     theirs = next(scenes.glob(f'{images}*'))
     link = tmp_path / 'linked'
     link.symlink_to(theirs)
-    for data, count in ((theirs, 2), (folder, 0), (link, 2)):
+    # a split may be made of links to its files
+    linked = tmp_path / 'files'
+    linked.mkdir()
+    for number, file in enumerate(sorted(theirs.rglob('*.[jp][pn]g'))):
+        (linked / f'{number}{file.suffix}').symlink_to(file)
+    for data, count in ((theirs, 2), (folder, 0), (link, 2), (linked, 2)):
         hook = dict(EMA, unlabeled=dict(data=str(data), batch_size=2, num_workers=0))
         cfg = runs.config(name, hook, iters=1, val_interval=2)
         if name == 'gfl':

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,39 @@ def test_a_folder_is_searched_with_all_below_and_sorted(tmp_path: Path) -> None:
     found = find_images(str(tmp_path))
     assert found == [str(tmp_path / name) for name in sorted(images)]
     assert find_images(f'{tmp_path}/')[0] == str(tmp_path / '10.Bmp')
+
+
+def test_a_link_that_leads_back_is_not_followed(tmp_path: Path) -> None:
+    touch(tmp_path, 'a/1.png', 'a/b/2.png', '.cache/3.png')
+    for link, folder in (('a/a', 'a'), ('a/b/up', '.'), ('c', 'a/b')):
+        (tmp_path / link).symlink_to(tmp_path / folder, target_is_directory=True)
+    expected = ['a/1.png', 'a/b/2.png', 'c/2.png']
+    assert find_images(str(tmp_path)) == [str(tmp_path / name) for name in expected]
+
+
+def test_a_folder_that_cannot_be_read_is_left_out_and_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touch(tmp_path, 'a/1.png', 'lost+found/2.png')
+    scandir = os.scandir
+
+    def refusing(path: Any) -> Any:
+        if str(path).endswith('lost+found'):
+            raise PermissionError(13, 'Permission denied', str(path))
+        return scandir(path)
+
+    # this user may read all
+    monkeypatch.setattr(os, 'scandir', refusing)
+    said: list[str] = []
+    module = 'mmselfdistill.images.find'
+    monkeypatch.setattr(f'{module}.print_log', lambda text, **_: said.append(text))
+    assert find_images(str(tmp_path)) == [str(tmp_path / 'a/1.png')]
+    (line,) = said
+    folder = str(tmp_path / 'lost+found')
+    assert line == (
+        f'unlabeled.data: the folder {folder!r} cannot be read, and is left out: '
+        'Permission denied'
+    )
 
 
 def test_a_folder_without_images(tmp_path: Path) -> None:
@@ -133,6 +167,9 @@ def test_a_segmentation_dataset_needs_no_maps(tmp_path: Path) -> None:
         img_suffix='.png',
     )
     found = [str(tmp_path / 'images' / name) for name in ('2.png', 'a/1.png')]
+    assert find_images(cfg) == found
+    # without it, MMSegmentation refuses the test mode
+    del cfg['metainfo']
     assert find_images(cfg) == found
 
 
