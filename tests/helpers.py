@@ -38,6 +38,19 @@ class Scale(nn.Module):
         return x * self.factor
 
 
+class Remembering(Scale):
+    """Adds half of what it returned in the call before."""
+
+    def __init__(self) -> None:
+        super().__init__(3.0)
+        self.memory: Any = torch.zeros(())
+
+    def forward(self, x: Tensor) -> Tensor:
+        result = super().forward(x) + self.memory * 0.5
+        self.memory = result.detach()
+        return result
+
+
 def image() -> Tensor:
     return torch.arange(4.0)
 

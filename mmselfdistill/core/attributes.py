@@ -111,6 +111,8 @@ class _Reader:
     """Reads one module: a thousand attributes have to be looked at in each call."""
 
     def __init__(self, module: nn.Module, held: dict[str, Any]) -> None:
+        # held: no other module gets its id
+        self._module = module
         self._key = id(module)
         self._held = held
         of_pytorch = type(module).__module__.startswith('torch.')
@@ -157,7 +159,7 @@ class _Reader:
             same and self._size == len(self._held) and self._held.keys() >= self._open
         ):
             self._sort()
-        if self._last is not None and not self._open:
+        if self._last is not None:
             return self._last
         others, shared = {}, {}
         for name in self._open:
@@ -176,7 +178,7 @@ class _Reader:
                 self._numbers[name] = copy_of(value)
             else:
                 others[name] = copy_of(value)
-        self._last = Held(
+        held = Held(
             key=self._key,
             names=self._fixed,
             values=self._values,
@@ -187,7 +189,9 @@ class _Reader:
             shared=shared,
             gone=self._gone,
         )
-        return self._last
+        # what is open may hold tensors of this iteration
+        self._last = None if self._open else held
+        return held
 
 
 def _nothing(_: dict[str, Any]) -> tuple[Any, ...]:
@@ -216,7 +220,7 @@ def _is_fixed(value: Any) -> bool:
     return (
         type(value) in _EXACT
         or isinstance(value, (np.generic, Enum))
-        or (type(value) is tuple and _is_plain(value))
+        or (type(value) is tuple and all(map(_is_fixed, value)))
         or holds_nothing(value)
     )
 

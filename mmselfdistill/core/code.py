@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import types
+from inspect import getattr_static
 from typing import Any
 
 from torch import nn
@@ -75,11 +76,16 @@ def _methods(module: nn.Module) -> dict[str, Any]:
         name: value
         for name, value in vars(module).items()
         if isinstance(value, _FUNCTIONS)
-        and hasattr(type(module), name)
+        and _is_method(getattr_static(type(module), name, None))
         and name != '_compiled_call_impl'
         # the teacher is given such a one, as it is given numbers
         and not holds_nothing(value)
     }
+
+
+def _is_method(value: Any) -> bool:
+    # a cached property is none: the class computes it when it is first asked for
+    return callable(value) or isinstance(value, (classmethod, staticmethod))
 
 
 def _code(value: Any) -> Any:

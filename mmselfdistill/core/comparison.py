@@ -11,7 +11,6 @@ from mmengine.dist import all_reduce, get_world_size
 from torch import Tensor, nn
 
 from mmselfdistill.core.apart import uncalled
-from mmselfdistill.core.attributes import Attributes
 from mmselfdistill.core.average import averaged
 from mmselfdistill.core.flow import Flow
 from mmselfdistill.core.foreign import Foreign
@@ -24,7 +23,7 @@ from mmselfdistill.core.recorder import Recording, record, slice_back
 from mmselfdistill.core.replay import replay
 from mmselfdistill.core.reuse import Reuse
 from mmselfdistill.core.terms import Term
-from mmselfdistill.core.twin import Twin
+from mmselfdistill.core.twin import Twins
 from mmselfdistill.families.plan import Call, Plan, Side, Site
 
 
@@ -73,7 +72,7 @@ class Comparison:
         reuse (Reuse): What the teacher need not run.
         dtype (torch.dtype | None): To which the teacher's calls are autocast; None: as
             the student's are.
-        rests (bool): Whether the teacher is run in each n-th iteration only.
+        twins (Twins): What stands for what: one for all kinds of batches.
     """
 
     def __init__(self, student: nn.Module, plan: Plan) -> None:
@@ -86,9 +85,7 @@ class Comparison:
         self.mutating: set[str] = set()
         self.reuse = Reuse(student)
         self.dtype: torch.dtype | None = None
-        self.rests = False
-        self._attributes: Attributes | None = None
-        self._twin: Twin | None = None
+        self.twins = Twins(student, plan.shared)
         # what the teacher's modules held when the iteration began
         self._left: Left | None = None
 
@@ -109,12 +106,7 @@ class Comparison:
             tuple: What it returned, and the divergence of each term.
         """
         seams, self._left = self.plan.seams, None
-        if self._twin is not None and not self._twin.fits():
-            # a hook has exchanged a part of the student
-            self._attributes, self._twin = Attributes(self.student), None
-        if self._twin is not None:
-            self._twin.code.check()
-        recording = Recording(attributes=self._attributes)
+        recording = Recording(attributes=self.twins.attributes())
         with self.reuse.recorded(seams, _paths(terms, batch)), record(
             self.student, seams, recording
         ):
@@ -135,8 +127,8 @@ class Comparison:
         Raises:
             RuntimeError: If the teacher cannot repeat it.
         """
-        self._attributes, self._left = Attributes(self.student), None
-        recording = Recording(attributes=self._attributes)
+        self._left = None
+        recording = Recording(attributes=self.twins.attributes())
         flow = Flow(self.student, self.plan, batch.views, recording)
         self.reuse.forget()
         with self.reuse.recorded(self.plan.seams, None), flow.watched() as calls:
@@ -197,7 +189,8 @@ class Comparison:
 
     def forget(self) -> None:
         """Let go of the teacher."""
-        self._twin, self._left = None, None
+        self.twins.forget()
+        self._left = None
         self.reuse.forget()
 
     def divergences(
@@ -227,11 +220,7 @@ class Comparison:
         batch: Batch,
     ) -> tuple[Side, Side]:
         """Let the teacher repeat what the sites of some terms depend on."""
-        if self._twin is None or self._twin.teacher is not teacher:
-            shared = self.plan.shared
-            self._twin = Twin(self.student, teacher, shared, self.rests)
-            self._left = None
-        twin = self._twin
+        twin = self.twins.of(teacher)
         paths = _paths(terms, batch)
         groups = slice_back(calls, paths, self.mutating)
 

@@ -95,7 +95,8 @@ class Distiller:
         self.every = every
         self.labeled = Comparison(student, plan)
         for each in self.comparisons():
-            each.dtype, each.rests = teacher_dtype, every > 1
+            each.dtype, each.twins = teacher_dtype, self.labeled.twins
+        self.labeled.twins.rests = every > 1
         self.teacher: nn.Module | None = None
         self.trial: nn.Module | None = None
         self.progress = self.run_progress = 0.0

@@ -202,5 +202,7 @@ def check_given(
 
 def needs_version(value: Any) -> bool:
     """Say whether the teacher needs its own version of a value by its gradient."""
-    # a leaf is a parameter, or an image whose gradient is asked for
-    return isinstance(value, Tensor) and value.grad_fn is not None
+    # a leaf is a parameter, or an image whose gradient is asked for; of an empty one,
+    # both sides have the same
+    made = isinstance(value, Tensor) and value.grad_fn is not None
+    return made and value.numel() > 0

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from operator import is_
-from typing import Any, Dict, Mapping, NamedTuple, Sequence, Tuple
+from typing import Any, Dict, Iterator, Mapping, NamedTuple, Sequence, Tuple
 
 from torch import Tensor, nn
 
@@ -73,13 +73,23 @@ class Handed:
         self._taken: set[str] = set()
         self._shared: dict[int, dict[str, Place]] = {}
         self._last = {
-            (key, name): _Record((), (), moment(value), made=False)
-            for key, held in self._held.items()
-            for name, value in held.items()
-            if name not in BASE
-            and isinstance(value, (Tensor, *CONTAINERS))
-            and moment(value)
+            (key, name): _Record((), (), moment(self._held[key][name]), made=False)
+            for key, name in self._containers()
+            if moment(self._held[key][name])
         }
+
+    def _containers(self) -> Iterator[Place]:
+        for key, held in self._held.items():
+            for name, value in held.items():
+                if name not in BASE and isinstance(value, (Tensor, *CONTAINERS)):
+                    yield key, name
+
+    def follow(self, before: Handed) -> None:
+        """Go on from what another noted of the same modules."""
+        for place, record in before._last.items():
+            key, _ = place
+            if self._held.get(key) is before._held[key]:
+                self._last[place] = record
 
     def left(self, again: bool) -> Left:
         """Return what the teacher's modules hold before its calls.
@@ -88,7 +98,9 @@ class Handed:
             again (bool): Whether it may make them more than once, each time from here.
         """
         found, copies = {}, _Copies()
-        for (key, name), record in self._last.items():
+        # what is empty yet, or not there, a call may fill
+        places = dict.fromkeys(self._containers(), _NONE) if again else {}
+        for (key, name), record in {**places, **self._last}.items():
             value = self._held[key].get(name, _ABSENT)
             holds = _is_same(moment(value), record.theirs)
             found[key, name] = record, holds, copies.of(value) if again else None

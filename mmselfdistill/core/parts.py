@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from contextlib import contextmanager
 from typing import Any, Iterator, Sequence
 
 from torch import Tensor, nn
 
-from mmselfdistill.core.modes import still
-from mmselfdistill.core.teacher import tensors_of
+from mmselfdistill.core.teacher import make_teacher, tensors_of
 from mmselfdistill.families.plan import Plan, Seam
 from mmselfdistill.wrapping import resolve
 
@@ -48,20 +46,41 @@ def adopt_parts(student: nn.Module, teacher: nn.Module) -> None:
 
 
 def adopt_exchanged(student: nn.Module, teacher: nn.Module) -> None:
-    """Give the teacher copies of what a hook has exchanged and has no weights.
+    """Give the teacher copies of parts without weights that a hook has put in.
 
-    Such as a loss for the last epochs, or an activation.
+    Such as a loss for the last epochs, or an activation, in another's place, or where
+    was none. One that is gone, or None by now, is so in the teacher.
     """
-    theirs = dict(teacher.named_modules())
-    for path, module in student.named_modules():
-        twin = theirs.get(path)
-        if not path or twin is None or type(twin) is type(module):
-            continue
-        if not tensors_of(module) and not tensors_of(twin):
-            owner, _, name = path.rpartition('.')
-            copied = copy.deepcopy(module)
-            still(copied)
-            theirs[owner]._modules[name] = theirs[path] = copied
+    copies: dict[int, nn.Module] = {}
+    seen: set[int] = set()
+
+    def follow(ours: nn.Module, theirs: nn.Module) -> None:
+        if id(ours) in seen:
+            return
+        seen.add(id(ours))
+        for name in {**ours._modules, **theirs._modules}:
+            part, twin = ours._modules.get(name), theirs._modules.get(name)
+            if part is not None and type(part) is type(twin):
+                follow(part, twin)
+            elif _has_weights(part) or _has_weights(twin):
+                continue
+            elif name not in ours._modules:
+                del theirs._modules[name]
+            elif part is None:
+                theirs._modules[name] = None
+            elif name in theirs._modules or getattr(theirs, name, None) is None:
+                vars(theirs).pop(name, None)
+                if id(part) not in copies:
+                    copies[id(part)] = make_teacher(part)
+                theirs._modules[name] = copies[id(part)]
+
+    follow(student, teacher)
+
+
+def _has_weights(part: nn.Module | None) -> bool:
+    # a compiled part is run by its own
+    compiled = type(part).__module__.startswith('torch._dynamo')
+    return part is not None and (compiled or bool(tensors_of(part)))
 
 
 @contextmanager

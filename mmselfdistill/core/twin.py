@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from itertools import chain
 from operator import is_
-from typing import Any, Iterator, Sequence
+from typing import Any, Iterator, Sequence, Tuple
 
-from torch import nn
+from torch import Tensor, nn
 
+from mmselfdistill.core.attributes import Attributes
 from mmselfdistill.core.code import Code
 from mmselfdistill.core.handed import Handed
 from mmselfdistill.core.memory import address
-from mmselfdistill.core.modes import is_norm, keeps_statistics
+from mmselfdistill.core.modes import is_norm
 from mmselfdistill.core.parts import adopt_exchanged, adopt_parts, own_parts
 from mmselfdistill.core.unmoved import Unmoved
+
+# a module's path, and the name of a buffer of it
+Place = Tuple[str, str]
 
 
 class Twin:
@@ -70,18 +74,96 @@ class Twin:
         self._tables: list[Any] = [
             table
             for module in student.modules()
-            for table in (module._modules, module._parameters, module._buffers)
-            if isinstance(table, dict)
-            and (table or table is module._modules)
-            # images without labels are given copies of these, to leave them as they are
-            and not (table is module._buffers and keeps_statistics(module))
+            for table in (module._modules, module._parameters)
+            if isinstance(table, dict) and (table or table is module._modules)
         ]
         self._parts = [*self._now()]
+        self._held = {path: module._buffers for path, module in theirs.items()}
+        self._shared = tuple(f'{path}.' for path in shared)
+        self._paired: dict[Place, list[tuple[Tensor, Tensor]]] = {}
+
+    def pair(self, place: Place, ours: Tensor) -> None:
+        """Pair a buffer again: a forward pass may put another into its place."""
+        path, name = place
+        theirs, pairs = self._held.get(path, {}).get(name), self._paired.get(place, [])
+        same = pairs and all(map(is_, pairs[-1], (ours, theirs)))
+        if same or theirs is None or f'{path}.{name}.'.startswith(self._shared):
+            return
+        # a call may have been given the one before, which the forward pass exchanged
+        for old, _ in pairs[:-1]:
+            self.versions.pop(id(old), None)
+            self.memory.pop(address(old), None)
+        self._paired[place] = [*pairs[-1:], (ours, theirs)]
+        self.versions[id(ours)] = theirs
+        if address(ours):
+            self.memory[address(ours)] = ours, theirs
 
     def fits(self) -> bool:
-        """Say whether no module, parameter or buffer of the student was exchanged."""
+        """Say whether no module or parameter of the student was exchanged."""
         parts = [*self._now()]
         return len(parts) == len(self._parts) and all(map(is_, parts, self._parts))
 
     def _now(self) -> Iterator[Any]:
         return chain.from_iterable(map(dict.values, self._tables))
+
+
+class Twins:
+    """The twin of the teacher that there is, for all kinds of batches.
+
+    Args:
+        student (nn.Module): The bare model.
+        shared (Sequence[str]): See :class:`Twin`.
+
+    Attributes:
+        rests (bool): See :class:`Twin`.
+    """
+
+    def __init__(self, student: nn.Module, shared: Sequence[str]) -> None:
+        self.rests = False
+        self._student, self._shared = student, shared
+        self._twin: Twin | None = None
+        self._attributes: Attributes | None = None
+        # the student's tables of buffers, and what was in them before its forward pass
+        self._tables: list[tuple[str, dict[str, Tensor | None]]] = []
+        self._given: list[tuple[Place, Tensor]] = []
+
+    def attributes(self) -> Attributes:
+        """Return what reads the student, whose parts a hook may have exchanged."""
+        if self._twin is not None and self._twin.fits():
+            self._twin.code.check()
+        else:
+            self._attributes = None
+        if self._attributes is None:
+            self._attributes = Attributes(self._student)
+            self._tables = [
+                (path, module._buffers)
+                for path, module in self._student.named_modules()
+                # a norm's own are given to nothing else
+                if not is_norm(module)
+            ]
+        self._given = [*self._buffers()]
+        return self._attributes
+
+    def of(self, teacher: nn.Module) -> Twin:
+        """Return the twin of a teacher."""
+        twin = self._twin
+        if twin is None or twin.teacher is not teacher or not twin.fits():
+            new = Twin(self._student, teacher, self._shared, self.rests)
+            if twin is not None and twin.teacher is teacher:
+                # what it remembers is still its own
+                new.handed.follow(twin.handed)
+                self._attributes = None
+            self._twin = twin = new
+        for place, buffer in (*self._given, *self._buffers()):
+            twin.pair(place, buffer)
+        return twin
+
+    def _buffers(self) -> Iterator[tuple[Place, Tensor]]:
+        for path, table in self._tables:
+            for name, buffer in table.items():
+                if buffer is not None:
+                    yield (path, name), buffer
+
+    def forget(self) -> None:
+        """Let go of the teacher."""
+        self._twin = None

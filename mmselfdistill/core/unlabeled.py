@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from contextlib import ExitStack, contextmanager
-from functools import cached_property
+from contextlib import contextmanager
 from typing import Any, Callable, Iterator, Sequence
 
 import torch
@@ -19,7 +18,7 @@ from mmselfdistill.core.comparison import Comparison
 from mmselfdistill.core.modes import keeps_statistics
 from mmselfdistill.core.streams import forked_rng
 from mmselfdistill.core.terms import Term
-from mmselfdistill.core.unmoved import Unmoved, own_buffers
+from mmselfdistill.core.unmoved import own_buffers
 from mmselfdistill.families import find_plan
 from mmselfdistill.families.plan import Plan
 from mmselfdistill.families.shared import label_map, needs_of
@@ -76,6 +75,7 @@ class Unlabeled:
         self._model: Any = student.get_submodule(plan.inner)
         self._inner = bool(plan.inner)
         self._run = plan.run
+        self._moving: list[nn.Module] = []
         self._held: tuple[Any, Any, list[dict[str, Any]]] | None = None
 
     @property
@@ -88,16 +88,6 @@ class Unlabeled:
         self.batches.drawn = count
         self.batches.skipped = self.skipped
         self._held = None
-
-    @cached_property
-    def _keeping(self) -> list[nn.Module]:
-        return [*filter(keeps_statistics, self.comparison.student.modules())]
-
-    @cached_property
-    def _others(self) -> Unmoved:
-        # a norm of one's own, a queue
-        modules = self.comparison.student.modules()
-        return Unmoved(each for each in modules if not keeps_statistics(each))
 
     def next(self, advance: bool) -> tuple[Any, Any, list[dict[str, Any]]]:
         """Return images and data samples of a batch, as the model takes them.
@@ -180,14 +170,20 @@ class Unlabeled:
             seed (Sequence[int]): The run's seed, and the iteration.
             active (bool): Whether it is more than a trial.
         """
-        with ExitStack() as stack:
-            stack.enter_context(forked_rng())
-            if not (self.statistics and active):
-                moving = [module for module in self._keeping if module.training]
-                stack.enter_context(own_buffers(moving))
-                stack.enter_context(self._others.held())
+        first = not self.comparison.checked
+        if first:
+            # a norm of one's own, a queue: the first pass shows which buffers move
+            self._moving = [m for m in self.comparison.student.modules() if m._buffers]
+        held = [] if self.statistics and active else self._moving
+        with forked_rng(), own_buffers(m for m in held if m.training) as moved:
             torch.manual_seed(seed_of(*seed, get_rank()))
             yield
+            if first:
+                self._moving = [
+                    module
+                    for module in self._moving
+                    if keeps_statistics(module) or module in moved()
+                ]
 
 
 def check_takes_images(student: nn.Module) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import Iterable, Iterator
+from typing import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -54,17 +54,34 @@ class Unmoved:
 
 
 @contextmanager
-def own_buffers(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Let modules change copies of their buffers, and give them their own back."""
+def own_buffers(
+    modules: Iterable[nn.Module],
+) -> Iterator[Callable[[], set[nn.Module]]]:
+    """Let modules change copies of their buffers, and give them their own back.
+
+    Yields:
+        Callable: Returns those that have changed theirs.
+    """
     kept = [(module, dict(module._buffers)) for module in modules]
     # their own are not copied back in place: a backward pass may need what was used
-    for module, buffers in kept:
-        module._buffers.update(
-            (name, buffer if buffer is None else buffer.clone())
-            for name, buffer in buffers.items()
-        )
+    copies = [
+        {name: b if b is None else b.clone() for name, b in buffers.items()}
+        for _, buffers in kept
+    ]
+    for (module, _), copied in zip(kept, copies):
+        module._buffers.update(copied)
+
+    def moved() -> set[nn.Module]:
+        return {
+            module
+            for (module, _), copied in zip(kept, copies)
+            for name, buffer in copied.items()
+            if module._buffers.get(name) is not buffer
+            or (buffer is not None and buffer._version > 0)
+        }
+
     try:
-        yield
+        yield moved
     finally:
         for module, buffers in kept:
             module._buffers.update(buffers)

@@ -138,6 +138,7 @@ def restore(
     for name, weights in state['losses'].items():
         if name in losses:  # else it was for images without labels, now left out
             losses[name].load_state_dict(weights, strict=True)
+    distiller.teacher = None
     if state['teacher'] is not None:
         teacher.load_state_dict(state['teacher'], strict=True)
         distiller.teacher = teacher

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import random
+import weakref
 from types import SimpleNamespace
 from typing import Any, Callable
 
@@ -78,6 +80,47 @@ def test_numbers_are_the_students(factor: Any, expected: Any) -> None:
     # no stream is moved by the teacher
     assert random.random() != expected[0]
     assert student.bbox_head.calls in (0, 3)
+
+
+def test_a_list_in_a_tuple_is_each_sides_own() -> None:
+    class Counting(Scale):
+        def __init__(self) -> None:
+            super().__init__(3.0)
+            self.state = ({'calls': 0},)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.state[0]['calls'] += 1
+            return super().forward(x) * self.state[0]['calls']
+
+    student = Toy()
+    student.bbox_head = Counting()
+    with distilled(student, OTHERS) as distiller:
+        for number in (1, 2, 3):
+            assert step(distiller)['logits'] == LOGITS * number
+            assert student.bbox_head.state == ({'calls': number},)
+
+
+def test_what_was_left_at_a_module_is_let_go_with_the_iteration() -> None:
+    held: list[Any] = []
+
+    class Leaving(Toy):
+        def logits(self, inputs: Tensor) -> Any:
+            features = self.extract_feat(inputs)
+            held.append(weakref.ref(features))
+            self.bbox_head.left = features
+            logits = self.bbox_head(features)
+            self.bbox_head.left = None
+            return logits
+
+    student = Leaving()
+    student.bbox_head = Head(lambda head: 1.0)
+    for begin in (0.0, 0.5):
+        schedule = dict(type='constant', begin=begin)
+        with distilled(student, OTHERS, schedule=schedule) as distiller:
+            for _ in range(2):
+                step(distiller)
+                gc.collect()
+                assert held[-1]() is None
 
 
 def test_a_count_goes_on_while_the_teacher_rests() -> None:

@@ -7,6 +7,7 @@ import types
 from typing import Any, Callable
 
 import pytest
+import torch
 from helpers import Scale
 from torch import Tensor, nn
 from toys import OTHERS, Toy, distilled, step
@@ -99,6 +100,74 @@ def test_a_part_without_weights_that_a_hook_exchanges_is_copied() -> None:
         student.bbox_head[1] = Doubled(2.0)
         with pytest.raises(RuntimeError, match='bbox_head'):
             step(distiller)
+
+
+class Parts(Toy):
+    """Its head has two parts after it, which a hook may exchange."""
+
+    def __init__(self, first: Any, second: Any) -> None:
+        super().__init__()
+        self.bbox_head = nn.Module()
+        self.bbox_head.scale = Scale(3.0)
+        self.bbox_head.first, self.bbox_head.second = first, second
+        self.bbox_head.forward = self.run
+
+    def run(self, x: Tensor) -> Any:
+        head: Any = self.bbox_head
+        x = head.scale(x)
+        for part in (head.first, head.second):
+            x = x if part is None else part(x)
+        return x
+
+
+def same() -> tuple[nn.Module, nn.Module]:
+    part = nn.Identity()
+    return part, part
+
+
+EXCHANGES: dict[str, tuple[Any, dict[str, Any], int]] = {
+    'one object twice': (lambda: (nn.Identity(), nn.Identity()), {'both': Squared}, 4),
+    'one of two names': (same, {'second': Squared}, 2),
+    'where none was': (lambda: (None, nn.Identity()), {'first': Squared}, 2),
+    'by none': (lambda: (Squared(), None), {'first': lambda: None}, 1),
+    'by none of two': (lambda: (Squared(), Squared()), {'both': lambda: None}, 1),
+}
+
+
+@pytest.mark.parametrize('case', EXCHANGES)
+def test_whatever_has_no_weights_is_the_teachers_too(case: str) -> None:
+    make, changes, power = EXCHANGES[case]
+    student = Parts(*make())
+    factors = {'backbone': 5.0, 'bbox_head.scale': 7.0}
+    with distilled(student, factors) as distiller:
+        step(distiller)
+        for name, new in changes.items():
+            part = new()
+            for each in ('first', 'second') if name == 'both' else (name,):
+                setattr(student.bbox_head, each, part)
+        for _ in range(2):
+            assert step(distiller)['logits'] == (5 * 7) ** power - (2 * 3) ** power
+        assert [*distiller.teacher.state_dict()] == [*student.state_dict()]
+
+
+class Lazy(Scale):
+    """Makes a function when it is first asked for one."""
+
+    @functools.cached_property
+    def act(self) -> Any:
+        return functools.partial(torch.mul, torch.tensor(2.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        product: Tensor = self.act(super().forward(x))
+        return product
+
+
+def test_a_function_that_is_made_late_takes_no_methods_place() -> None:
+    student = Toy()
+    student.bbox_head = Lazy(3.0)
+    with distilled(student, OTHERS) as distiller:
+        for _ in range(2):
+            assert step(distiller)['logits'] == 2 * 29
 
 
 def test_another_function_of_the_same_code_is_noticed() -> None:

@@ -82,6 +82,28 @@ def test_parts_of_what_a_call_returned_are_the_teachers(odd: Any) -> None:
             assert step(distiller) == dict(logits=RIGHT['logits'])
 
 
+def test_a_part_of_nothing_is_the_same_for_both() -> None:
+    class Some(Toy):
+        rows = 2
+
+        def logits(self, inputs: Tensor) -> Any:
+            features = self.extract_feat(inputs[: self.rows])
+            return self.bbox_head(features.view(-1, 3))
+
+    class Total(nn.Module):
+        def forward(self, student: Tensor, teacher: Tensor, **_: Any) -> Tensor:
+            return (student - teacher).abs().sum()
+
+    student, total = Some(), dict(type=Total)
+    terms = dict(
+        features=dict(total, _delete_=True), logits=dict(total, site='bbox_head')
+    )
+    with distilled(student, OTHERS, terms=terms) as distiller:
+        for student.rows in (2, 1, 0, 2):
+            count = student.rows * 3
+            assert step(distiller) == dict(features=3 * count, logits=29 * count)
+
+
 @pytest.mark.parametrize('place', ['backbone', 'bbox_head', 'relu'])
 def test_a_backward_hook_changes_no_value(place: str) -> None:
     student = OddToy(lambda model, x: model.bbox_head(model.extract_feat(x)))

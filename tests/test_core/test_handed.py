@@ -9,7 +9,7 @@ from typing import Any, Callable
 import numpy as np
 import pytest
 import torch
-from helpers import Scale, only
+from helpers import Remembering, Scale, only
 from torch import Tensor, nn
 from toys import OTHERS, Gap, Toy, distilled, set_factors, step
 
@@ -230,19 +230,6 @@ def test_a_call_depends_on_what_another_has_left() -> None:
         teacher: Any = distiller.teacher
         set_factors(teacher, {'backbone': 11.0})
         assert step(distiller)['logits'] == 11 * 7 - 2 * 3
-
-
-class Remembering(Scale):
-    """Adds half of what it returned in the iteration before."""
-
-    def __init__(self) -> None:
-        super().__init__(3.0)
-        self.memory: Any = torch.zeros(())
-
-    def forward(self, x: Tensor) -> Tensor:
-        result = super().forward(x) + self.memory * 0.5
-        self.memory = result.detach()
-        return result
 
 
 @pytest.mark.parametrize('frozen', [False, True])

@@ -6,10 +6,11 @@ from typing import Any, Callable, ClassVar
 
 import pytest
 import torch
-from helpers import Scale
+from helpers import Remembering, Scale
 from torch import Tensor, nn
-from toys import OTHERS, TERMS, Gap, Toy, distilled, step
+from toys import OTHERS, TERMS, Gap, Toy, distilled, set_factors, step
 
+from mmselfdistill.core.build import build_distiller
 from mmselfdistill.core.teacher import make_teacher
 from mmselfdistill.core.twin import Twin
 
@@ -120,6 +121,62 @@ def test_a_new_heads_numbers_are_the_students() -> None:
         for temperature in (1.0, 2.0, 3.0):
             student.bbox_head = Tempered(temperature)
             assert step(distiller)['logits'] == (5 * 7 - 2 * 3) * temperature
+
+
+def test_a_head_of_the_first_generation_is_read_in_the_second() -> None:
+    student = Toy()
+    student.bbox_head = Tempered(1.0)
+    distiller = build_distiller(student, TERMS)
+    distiller.trial = make_teacher(student)
+    distiller.attach()
+    step(distiller)
+    student.bbox_head = Tempered(1.0)
+    distiller.teacher = make_teacher(student)
+    set_factors(distiller.teacher, OTHERS)
+    assert step(distiller)['logits'] == 29
+    student.bbox_head.temperature = 0.5
+    assert step(distiller)['logits'] == 29 / 2
+    distiller.detach()
+
+
+class Counting(Toy):
+    """Counts its iterations in a buffer, a new tensor each time."""
+
+    def __init__(self, counts: bool) -> None:
+        super().__init__()
+        self.counts = counts
+        self.register_buffer('steps', torch.zeros(()))
+        self.bbox_head = Remembering()
+
+    def forward(
+        self, inputs: Tensor, data_samples: Any = None, mode: str = 'tensor'
+    ) -> Any:
+        losses = super().forward(inputs, data_samples, mode)
+        if self.counts:
+            self.steps = self.steps + 1
+        return losses
+
+
+def test_a_buffer_that_is_assigned_leaves_the_teacher_its_memory() -> None:
+    found = []
+    for counts in (False, True):
+        with distilled(Counting(counts), OTHERS) as distiller:
+            found.append([step(distiller)['logits'] for _ in range(5)])
+    assert found[0] == found[1]
+    assert found[0][:3] == [29, 29 * 1.5, 29 * 1.75]
+
+
+def test_a_buffer_that_is_given_and_then_assigned_is_the_teachers() -> None:
+    class Assigning(GivingToy):
+        def logits(self, inputs: Tensor) -> Any:
+            logits = super().logits(inputs)
+            self.constant = self.constant + 0
+            return logits
+
+    with distilled(Assigning(lambda model: model.constant), {}) as distiller:
+        fill(distiller.teacher)
+        for _ in range(4):
+            assert step(distiller)['logits'] == GAP
 
 
 class ManyHeads(Toy):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from typing import Any
 
 import pytest
 import torch
-from helpers import Scale, added, assert_bitwise, values_of
+from helpers import Remembering, Scale, added, assert_bitwise, values_of
 from images import ImageToy, Numbered, brighter, images, losses
 from mmengine.structures import PixelData
 from mmseg.models import SegDataPreProcessor
@@ -48,17 +50,43 @@ def test_the_terms_are_computed_on_both_kinds_of_images() -> None:
         assert distiller.unlabeled.used == 3
 
 
-class Remembering(Scale):
-    """Adds half of what it returned in the call before."""
+class Listing(Remembering):
+    """The same, with its memory in a list that is empty at first."""
 
     def __init__(self) -> None:
-        super().__init__(3.0)
-        self.memory: Any = torch.zeros(())
+        super().__init__()
+        self.held: list[torch.Tensor] = []
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        result: torch.Tensor = super().forward(x) + self.memory * 0.5
-        self.memory = result.detach()
+        self.memory = self.held.pop() if self.held else torch.zeros(())
+        result = super().forward(x)
+        self.held.append(result.detach())
+        self.memory = 0.0
         return result
+
+
+@pytest.mark.parametrize('head', [Remembering, Listing])
+def test_a_memory_goes_from_images_with_labels_to_those_without(head: Any) -> None:
+    student = ImageToy().eval()
+    student.bbox_head = head()
+    labeled, ours, theirs = float(images().mean()), 0.0, 0.0
+    with distilled(student, OTHERS, **settings()) as distiller:
+        for number in (1, 2, 3):
+            found, expected = gaps(distiller), {}
+            for name, mean in ('', labeled), ('_unlabeled', labeled + number):
+                ours, theirs = 6 * mean + ours / 2, 35 * mean + theirs / 2
+                expected[f'logits{name}'] = theirs - ours
+            assert {k: v for k, v in found.items() if 'logits' in k} == expected
+
+
+def test_a_memory_of_a_teacher_that_rests_is_refused_here_too() -> None:
+    student = ImageToy().eval()
+    student.bbox_head = Remembering()
+    with distilled(student, OTHERS, every=2, **settings()) as distiller:
+        losses(distiller)
+        losses(distiller)
+        with pytest.raises(RuntimeError, match='in which the teacher was not run'):
+            losses(distiller)
 
 
 def test_a_norm_that_trains_leaves_the_teacher_its_memory() -> None:
@@ -229,6 +257,31 @@ def test_buffers_of_ones_own_modules_are_as_statistics(statistics: bool) -> None
             assert own.queue.tolist()[-1] == last
 
 
+class Dividing(nn.Module):
+    """Divides by a scale that it has just moved in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer('scale', torch.ones(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            self.scale += 1
+        divided: torch.Tensor = x / self.scale
+        return divided
+
+
+def test_a_buffer_that_is_moved_and_used_has_its_gradient() -> None:
+    student: Any = ImageToy()
+    student.bbox_head = nn.Sequential(Scale(3.0), Dividing())
+    with distilled(student, {}, **settings()) as distiller:
+        for number in (1, 2):
+            found = losses(distiller)
+            sum(loss for key, loss in found.items() if 'loss' in key).backward()
+            # once, by the images with labels
+            assert float(student.bbox_head[1].scale) == 1 + number
+
+
 def test_statistics_are_tracked_again_after_an_error() -> None:
     class Failing(ImageToy):
         fails = False
@@ -295,6 +348,7 @@ def test_a_trial_teacher_of_the_first_generation_is_let_go(
     with distilled(student, OTHERS, **settings()) as distiller:
         assert distiller.unlabeled is not None
         distiller.teacher, distiller.trial = None, distiller.teacher
+        trial = weakref.ref(distiller.trial)
         if fails:
             # after the pass on images with labels
             with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
@@ -303,8 +357,9 @@ def test_a_trial_teacher_of_the_first_generation_is_let_go(
             assert distiller.trial is not None
         assert {*gaps(distiller).values()} == {0.0}
         assert distiller.trial is None
+        gc.collect()
+        assert trial() is None
         for each in distiller.comparisons():
-            assert each._twin is None
             assert {*each.shapes} == {'features', 'logits'}
         assert distiller.unlabeled.used == 0
 

@@ -163,6 +163,28 @@ def test_another_run_has_no_metrics_of_the_last_ones_teacher(runs: Runs) -> None
     assert found == [True, False]
 
 
+def test_a_run_that_goes_back_to_its_first_generation_has_no_teacher(
+    runs: Runs,
+) -> None:
+    hook = mmselfdistill.GenerationHook(interval=2, by_epoch=False)
+    cfg = runs.config('gfl', iters=4)
+    cfg.default_hooks.self_distill = hook
+    cfg.default_hooks.checkpoint.interval = 1
+    taught: list[bool] = []
+
+    def before(runner: Runner) -> None:
+        taught.append(runs.hook(runner).distiller.teacher is not None)
+        if len(taught) == 4:
+            raise BreakError
+
+    runner = watched(Runner(**cfg, experiment_name='goes-back'), before)
+    with pytest.raises(BreakError):
+        runner.train()
+    runner.resume(f'{cfg.work_dir}/iter_1.pth')
+    runner.train()
+    assert taught == [False, False, True, True, False, True, True]
+
+
 def test_the_first_iteration_after_a_failure_is_checked(runs: Runs) -> None:
     checked: list[bool] = []
 
