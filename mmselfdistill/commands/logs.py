@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 from bisect import bisect
+from fractions import Fraction
 from pathlib import Path
-from typing import Any, Iterator, Mapping
+from typing import Any, Dict, Iterable, Iterator, List, Mapping
 
 from mmengine.config import Config
 from mmengine.runner.utils import calc_dynamic_intervals
+
+from mmselfdistill.commands import stretch
+
+Log = List[Dict[str, Any]]  # the entries of one start of a run
 
 
 def config_of(folder: Path) -> Config:
@@ -25,7 +31,7 @@ def config_at(path: Path) -> Config:
     return Config.fromfile(path, import_custom_modules=False)
 
 
-def entries_of(path: Path) -> list[dict[str, Any]]:
+def entries_of(path: Path) -> Log:
     """Return the entries of a log.
 
     Raises:
@@ -43,16 +49,71 @@ def entries_of(path: Path) -> list[dict[str, Any]]:
     return entries
 
 
-def counts_epochs(entries: list[dict[str, Any]]) -> bool:
-    """Say whether metrics were logged by epoch: iterations are more than epochs."""
+def of_last_run(logs: Mapping[Path, Log]) -> dict[Path, Log]:
+    """Return the logs of the last run: its start, and those that resumed it."""
+    found: dict[Path, Log] = {}
+    for path, log in logs.items():
+        first, *others = (entry['step'] for entry in log if 'loss' in entry)
+        begins = bool(others) and first <= others[0] - first
+        if begins and not config_at(path.with_name('config.py')).get('resume'):
+            # nothing was logged before it: another run, which was not resumed
+            found = {}
+        found[path] = log
+    return found
+
+
+def counts_epochs(entries: Log, cfg: Mapping[str, Any]) -> bool:
+    """Say whether metrics were logged by epoch.
+
+    The config says it, where it has one of MMEngine's loops. Otherwise iterations are
+    more than epochs.
+
+    Args:
+        entries (list[dict]): Of all starts of a run.
+        cfg (Mapping): Its config; empty if there is none.
+    """
     epochs = [entry['epoch'] for entry in entries if 'epoch' in entry]
     at = [entry['step'] for entry in entries if 'loss' not in entry]
+    train_cfg = cfg.get('train_cfg') or {}
+    known = train_cfg and stretch.loop_of(train_cfg) in stretch.INTERVALS
+    if known and max(at, default=0) > 0:
+        logger = (cfg.get('default_hooks') or {}).get('logger') or {}
+        by_epoch = bool(logger.get('log_metric_by_epoch', True))
+        return stretch.counts_epochs(train_cfg) and by_epoch
     # a run of iterations is in its first epoch throughout, and has ended none
     return bool(epochs) and (not at or 0 < max(at) <= max(epochs))
 
 
+def place(logs: Iterable[Log], by_epoch: bool) -> None:
+    """Write into each entry of training its epoch or iteration, as ``at``.
+
+    A log processor that counts iterations logs no epoch. It is worked out from the
+    length of one.
+    """
+    logs = list(logs)
+    length = _length_of_epoch(logs) if by_epoch else 1
+    for entry in (entry for log in logs for entry in log if 'loss' in entry):
+        at = entry['step']
+        if by_epoch:
+            at = entry['epoch'] if 'epoch' in entry else math.ceil(at / length)
+        entry['at'] = at
+
+
+def _length_of_epoch(logs: list[Log]) -> Fraction:
+    """Return the most iterations of an epoch that are seen before validations."""
+    length = Fraction(1)
+    for log in logs:
+        done = 0
+        for entry in log:
+            if 'loss' in entry:
+                done = entry['step']
+            elif entry['step'] > 0:
+                length = max(length, Fraction(done, entry['step']))
+    return length
+
+
 def validations(
-    log: list[dict[str, Any]], cfg: Mapping[str, Any], last: int
+    log: Log, cfg: Mapping[str, Any], last: int
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield metrics after the epoch or iteration of each.
 

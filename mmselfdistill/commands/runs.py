@@ -17,6 +17,8 @@ from mmselfdistill.commands.logs import (
     config_of,
     counts_epochs,
     entries_of,
+    of_last_run,
+    place,
     validations,
 )
 from mmselfdistill.core.keys import LOSS, TASK_WEIGHT
@@ -117,26 +119,22 @@ class Run:
                 f'{folder}: no run has logged its training there (expected '
                 'TIMESTAMP/vis_data/scalars.json in it)'
             )
-        by_epoch = counts_epochs([entry for log in logs.values() for entry in log])
+        logs = of_last_run(logs)
+        cfgs = {path: config_at(path.with_name('config.py')) for path in logs}
+        entries = [entry for log in logs.values() for entry in log]
+        by_epoch = counts_epochs(entries, [*cfgs.values()][-1])
+        place(logs.values(), by_epoch)
         train: dict[int, dict[str, float]] = {}
         metrics: dict[int, dict[str, float]] = {}
         for path, log in logs.items():
-            cfg = config_at(path.with_name('config.py'))
             steps = [entry for entry in log if 'loss' in entry]
             for entry in steps:
-                entry['at'] = entry['epoch' if by_epoch else 'step']
                 entry.setdefault('time', math.nan)
             first = steps[0]
-            begins = (
-                len(steps) > 1 and first['step'] <= steps[1]['step'] - first['step']
-            )
-            if begins and not cfg.get('resume'):
-                # nothing was logged before it: another run, which was not resumed
-                train, metrics = {}, {}
             train = {k: v for k, v in train.items() if k < first['step']}
             metrics = {k: v for k, v in metrics.items() if k < first['at']}
             train.update({entry['step']: entry for entry in steps})
-            for at, entry in validations(log, cfg, max(metrics, default=0)):
+            for at, entry in validations(log, cfgs[path], max(metrics, default=0)):
                 metrics.setdefault(at, {}).update(entry)
         name = name or folder.resolve().name
         return cls(name, by_epoch, [train[k] for k in sorted(train)], metrics)

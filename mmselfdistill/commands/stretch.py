@@ -26,10 +26,11 @@ INTERVALS = dict(EpochBasedTrainLoop=1, IterBasedTrainLoop=1000)
 
 def counts_epochs(train_cfg: Mapping[str, Any]) -> bool:
     """Return whether a training loop counts epochs."""
-    return _loops_name(train_cfg) != 'IterBasedTrainLoop'
+    return loop_of(train_cfg) != 'IterBasedTrainLoop'
 
 
-def _loops_name(train_cfg: Mapping[str, Any]) -> str:
+def loop_of(train_cfg: Mapping[str, Any]) -> str:
+    """Return the name of a training loop, without its package."""
     counts = train_cfg.get('by_epoch', True)
     default = 'EpochBasedTrainLoop' if counts else 'IterBasedTrainLoop'
     return name_of(train_cfg.get('type', default)).rpartition('.')[2]
@@ -75,7 +76,7 @@ def stretched(cfg: Config, length: int) -> Config:
 
 
 def _loop(train_cfg: Mapping[str, Any], factor: float) -> dict[str, Any]:
-    name = _loops_name(train_cfg)
+    name = loop_of(train_cfg)
     before = dict(train_cfg)
     if name in INTERVALS:
         before.setdefault('val_interval', INTERVALS[name])

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from mmengine.config import Config
+from mmengine.runner import Runner
 from run_files import log
 
 from mmselfdistill.commands.logs import config_at, counts_epochs, entries_of
@@ -83,10 +84,68 @@ def test_without_a_config_it_is_the_last_iteration_that_was_logged(
 
 def test_epochs_are_counted_where_the_metrics_count_them() -> None:
     steps = iterations(10, 20, epoch=2)
-    assert counts_epochs(steps)
-    assert counts_epochs([*steps, dict(mIoU=1.0, step=2)])
-    assert not counts_epochs([*steps, dict(mIoU=1.0, step=20)])
-    assert not counts_epochs([*steps, dict(mIoU=1.0, step=0)])
+    # without a config, or of a loop of one's own
+    for cfg in ({}, dict(train_cfg=dict(type='MyLoop'))):
+        assert counts_epochs(steps, cfg)
+        assert counts_epochs([*steps, dict(mIoU=1.0, step=2)], cfg)
+        assert not counts_epochs([*steps, dict(mIoU=1.0, step=20)], cfg)
+        assert not counts_epochs([*steps, dict(mIoU=1.0, step=0)], cfg)
+
+
+@pytest.mark.parametrize('more', [{}, dict(epoch=1)])
+@pytest.mark.parametrize(
+    ('by_epoch', 'metric_by_epoch'), [(True, True), (True, False), (False, False)]
+)
+def test_a_config_says_whether_epochs_are_counted(
+    by_epoch: bool, metric_by_epoch: bool, more: dict[str, Any]
+) -> None:
+    cfg = dict(
+        train_cfg=dict(by_epoch=by_epoch, max_epochs=1, max_iters=1),
+        default_hooks=dict(logger=dict(log_metric_by_epoch=metric_by_epoch)),
+    )
+    # an epoch of one iteration: nothing but the config tells
+    entries = [*iterations(1, **more), dict(mIoU=1.0, step=1)]
+    assert counts_epochs(entries, cfg) == (by_epoch and metric_by_epoch)
+
+
+def test_a_run_by_epochs_that_logs_its_iterations(tmp_path: Path) -> None:
+    """Epochs of 100 iterations, or of 130, as MMSegmentation's log processor counts."""
+    cfg = dict(train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=4))
+    for length, folder in ((100, tmp_path / 'a'), (130, tmp_path / 'b')):
+        entries: list[dict[str, Any]] = []
+        for epoch in range(4):
+            logged = (epoch * length + at for at in (50, 100))
+            scored = dict(mIoU=10.0 * epoch, step=epoch + 1)
+            entries += [*iterations(*logged), scored]
+        # the second epoch was begun again
+        write(folder / '1', cfg, *entries[:5])
+        write(folder / '2', dict(cfg, resume=True), *entries[3:])
+        run = Run.read(folder)
+        curve = run.curve('mIoU')
+        assert curve.unit == 'epochs'
+        assert curve.scores == {1: 0.0, 2: 10.0, 3: 20.0, 4: 30.0}
+        assert [entry['at'] for entry in run.train] == [1, 1, 2, 2, 3, 3, 4, 4]
+        # half a second each, up to the last that is logged
+        hours = curve.hours_at([4])
+        assert hours * 3600 == pytest.approx([run.train[-1]['step'] / 2])
+
+
+def test_a_segmentor_that_trains_by_epochs(data: Path, tmp_path: Path) -> None:
+    cfg = Config.fromfile(data / 'mmseg.py')
+    cfg.train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=3)
+    cfg.train_dataloader.sampler.type = 'DefaultSampler'
+    cfg.val_dataloader = cfg.train_dataloader
+    cfg.val_evaluator = dict(type='IoUMetric')
+    cfg.val_cfg = dict(type='ValLoop')
+    cfg.default_hooks = dict(logger=dict(type='LoggerHook', interval=1))
+    cfg.work_dir = str(tmp_path / 'run')
+    assert not cfg.log_processor.by_epoch
+    Runner.from_cfg(cfg).train()
+    run = Run.read(tmp_path / 'run')
+    curve = run.curve('mIoU')
+    assert (curve.unit, sorted(curve.scores)) == ('epochs', [1, 2, 3])
+    assert [entry['at'] for entry in run.train] == [1, 1, 2, 2, 3, 3]
+    assert curve.iterations_at(2) == 4
 
 
 def test_time_at_the_end_of_an_epoch_of_a_run_that_goes_on(tmp_path: Path) -> None:
