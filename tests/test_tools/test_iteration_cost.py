@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mmengine.optim import OptimWrapper
 from torch import Tensor
 
 from mmselfdistill.containers import leaves
@@ -99,6 +100,19 @@ def test_as_many_images_without_labels_are_used() -> None:
     unlabeled = iterations.distillers['unlabeled'].unlabeled
     assert unlabeled.used == 2 and unlabeled.view is not None
     assert unlabeled.comparison.shapes['features'][0].startswith('3x')
+
+
+def test_a_config_with_mixed_precision_is_measured_without(tmp_path: Path) -> None:
+    path = tmp_path / 'amp.py'
+    path.write_text(
+        f'_base_ = {RETINANET!r}\n'
+        "optim_wrapper = dict(type='AmpOptimWrapper', loss_scale='dynamic',\n"
+        "    dtype='float16', use_fsdp=False, clip_grad=dict(max_norm=1.0))\n"
+    )
+    wrapper = make_subject(str(path), 64, 1).wrapper
+    assert type(wrapper) is OptimWrapper
+    # what belongs to either stays
+    assert wrapper.clip_grad_kwargs == dict(max_norm=1.0)
 
 
 def test_what_a_teacher_has_to_do_is_called_without_a_graph() -> None:

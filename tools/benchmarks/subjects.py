@@ -27,6 +27,8 @@ MODELS = (
 )
 # so small that random weights neither learn nor diverge while they are measured
 LEARNING_RATE = 1e-7
+# what the wrappers of mixed precision take besides
+MIXED = ('loss_scale', 'dtype', 'use_fsdp', 'cast_model_dtype')
 
 
 @dataclass
@@ -101,6 +103,8 @@ def _wrapper(model: Any, cfg: Config, amp: str) -> Any:
     settings.pop('accumulative_counts', None)
     if amp == 'none':
         settings.type = 'OptimWrapper'
+        for key in MIXED:
+            settings.pop(key, None)
     else:
         settings.update(type='AmpOptimWrapper', dtype=amp)
     return build_optim_wrapper(model, settings)
