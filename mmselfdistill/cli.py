@@ -52,7 +52,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line.
 
     Raises:
-        SystemExit: If something is wrong with what was given, in a message.
+        SystemExit: If something is wrong with what was given, or a model cannot be
+            distilled, in a message. An error in a run of `train` is raised as it is.
     """
     parser = argparse.ArgumentParser(
         prog='mmselfdistill', description='Self-distillation for detectors, segmentors.'
@@ -75,7 +76,7 @@ def main(arguments: list[str] | None = None) -> None:
         warnings.filterwarnings('ignore', 'pkg_resources is deprecated', UserWarning)
         try:
             COMMANDS[args.command][0].run(args)
-        except ValueError as error:
+        except (ValueError, RuntimeError) as error:
             if args.command == 'train':
                 raise
             raise SystemExit(str(error)) from error

@@ -55,6 +55,52 @@ def test_what_is_wrong_is_one_message(tmp_path: Path) -> None:
         main(['check', '.'])
 
 
+SCALED = """
+from mmdet.models import RetinaNet
+from mmdet.registry import MODELS
+from torch import nn, ones
+
+
+@MODELS.register_module()
+class ScaledRetinaNet(RetinaNet):
+    def __init__(self, **settings):
+        super().__init__(**settings)
+        self.scale = nn.Parameter(ones(1))
+
+    def loss(self, inputs, samples):
+        found = [self.scale * each for each in self.extract_feat(inputs)]
+        return self.bbox_head.loss(found, samples)
+"""
+
+
+@pytest.fixture
+def scaled(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A config of a model whose scale is between two recorded calls."""
+    (tmp_path / 'scaled_retinanet.py').write_text(SCALED)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    config = tmp_path / 'config.py'
+    hook = "dict(type='mmselfdistill.EMATeacherHook', schedule='constant')"
+    config.write_text(
+        f'_base_ = {str(data / "mmdet.py")!r}\n'
+        "custom_imports = dict(imports=['scaled_retinanet'])\n"
+        "model = dict(type='ScaledRetinaNet')\n"
+        f'default_hooks = dict(self_distill={hook})\n'
+        f'work_dir = {str(tmp_path / "run")!r}\n'
+    )
+    return str(config)
+
+
+@pytest.mark.parametrize('command', ['inspect', 'check', 'control'])
+def test_a_model_that_needs_a_seam_is_one_message(command: str, scaled: str) -> None:
+    with pytest.raises(SystemExit, match='named as a seam'):
+        main([command, scaled])
+
+
+def test_an_error_in_a_run_keeps_its_traceback(scaled: str) -> None:
+    with pytest.raises(RuntimeError, match='named as a seam'):
+        main(['train', scaled])
+
+
 def test_a_good_run_is_silent_on_stderr(tmp_path: Path) -> None:
     log = tmp_path / 'one/1/vis_data/scalars.json'
     log.parent.mkdir(parents=True)
