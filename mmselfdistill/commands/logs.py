@@ -18,9 +18,21 @@ Log = List[Dict[str, Any]]  # the entries of one start of a run
 
 
 def config_of(folder: Path) -> Config:
-    """Return the config of the last start of a run; an empty one if there is none."""
-    paths = sorted(folder.glob('*/vis_data/config.py'))
-    return config_at(paths[-1]) if paths else Config()
+    """Return the config of the last start of a run; an empty one if there is none.
+
+    A test in the same work dir writes a config too, but logs no loss next to it.
+    """
+    for path in reversed(list(training_logs(folder))):
+        if path.with_name('config.py').is_file():
+            return config_at(path.with_name('config.py'))
+    return Config()
+
+
+def training_logs(folder: Path) -> dict[Path, Log]:
+    """Return the logs in a work dir that have a loss, in the order of their starts."""
+    paths = sorted(folder.glob('*/vis_data/scalars.json'))
+    logs = {path: entries_of(path) for path in paths}
+    return {k: v for k, v in logs.items() if any('loss' in entry for entry in v)}
 
 
 def config_at(path: Path) -> Config:

@@ -16,9 +16,9 @@ from mmselfdistill.commands.logs import (
     config_at,
     config_of,
     counts_epochs,
-    entries_of,
     of_last_run,
     place,
+    training_logs,
     validations,
 )
 from mmselfdistill.core.keys import LOSS, TASK_WEIGHT
@@ -111,15 +111,12 @@ class Run:
         Raises:
             ValueError: If nothing of a training run is logged there.
         """
-        paths = sorted(folder.glob('*/vis_data/scalars.json'))
-        logs = {path: entries_of(path) for path in paths}
-        logs = {k: v for k, v in logs.items() if any('loss' in entry for entry in v)}
+        logs = of_last_run(training_logs(folder))
         if not logs:
             raise ValueError(
                 f'{folder}: no run has logged its training there (expected '
                 'TIMESTAMP/vis_data/scalars.json in it)'
             )
-        logs = of_last_run(logs)
         cfgs = {path: config_at(path.with_name('config.py')) for path in logs}
         entries = [entry for log in logs.values() for entry in log]
         by_epoch = counts_epochs(entries, [*cfgs.values()][-1])

@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 from run_files import MAP, epochs, log
 
-from mmselfdistill.commands.runs import Curve, Run, class_names, percent, task_loss
+from mmselfdistill.commands.runs import (
+    Curve,
+    Run,
+    class_names,
+    percent,
+    seed_of,
+    task_loss,
+)
 
 
 def test_a_resumed_run_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
@@ -87,11 +94,27 @@ def test_the_task_loss_is_that_without_its_weight() -> None:
 
 def test_classes_of_a_run_are_those_of_its_config(tmp_path: Path) -> None:
     assert class_names(tmp_path) == []
+    log(tmp_path / '1', *epochs(1, 1.0))
     path = tmp_path / '1/vis_data/config.py'
-    path.parent.mkdir(parents=True)
     dataset = "type='PascalVOCDataset'"
     text = "default_scope = 'mmseg'\nval_dataloader = dict(dataset=dict({}))\n"
     path.write_text(text.format(dataset))
     assert class_names(tmp_path)[:3] == ['background', 'aeroplane', 'bicycle']
     path.write_text(text.format(f"{dataset}, metainfo=dict(classes=('a', 'b'))"))
     assert class_names(tmp_path) == ['a', 'b']
+
+
+def test_a_test_in_the_same_work_dir_is_no_start_of_the_run(tmp_path: Path) -> None:
+    log(tmp_path / '1', *epochs(1, 1.0))
+    log(tmp_path / '2', *epochs(2, 1.0))
+    log(tmp_path / '3', {MAP: 0.5, 'step': 0})
+    for start, seed in enumerate((7, 8, 9, 10), 1):
+        path = tmp_path / str(start) / 'vis_data/config.py'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        dataset = f"metainfo=dict(classes=('{'abcd'[start - 1]}',))"
+        path.write_text(
+            f'randomness = dict(seed={seed})\n'
+            f'val_dataloader = dict(dataset=dict({dataset}))\n'
+        )
+    assert (seed_of(tmp_path), class_names(tmp_path)) == (8, ['b'])
+    assert seed_of(tmp_path / 'nowhere') is None
