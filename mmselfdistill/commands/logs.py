@@ -151,7 +151,8 @@ def validations(
 def _next_validation(train_cfg: Mapping[str, Any], first: int) -> int:
     """Return the first iteration from `first` on after which a run validates."""
     changes = [tuple(each) for each in train_cfg.get('dynamic_intervals') or ()]
-    interval = train_cfg.get('val_interval', 1)
+    default = stretch.INTERVALS.get(stretch.loop_of(train_cfg), 1)
+    interval = train_cfg.get('val_interval', default)
     milestones, intervals = calc_dynamic_intervals(interval, changes)
     begin, end = train_cfg.get('val_begin', 1), train_cfg.get('max_iters', first)
     for at in range(max(first, begin), end):

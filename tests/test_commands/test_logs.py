@@ -64,6 +64,14 @@ def test_intervals_that_change_and_a_late_begin(tmp_path: Path) -> None:
     assert scores_of(tmp_path)[1] == {int(score): score for score in scores}
 
 
+def test_without_an_interval_it_is_that_of_mmengine(tmp_path: Path) -> None:
+    # nothing is logged before the first validation
+    train_cfg = dict(LOOP, max_iters=2500)
+    entries = [*scored(10.0, 20.0), *iterations(2010), *scored(30.0)]
+    write(tmp_path / '1', dict(train_cfg=train_cfg), *entries)
+    assert scores_of(tmp_path)[1] == {1000: 10.0, 2000: 20.0, 2500: 30.0}
+
+
 def test_a_resumed_run_of_iterations_goes_on(tmp_path: Path) -> None:
     cfg: dict[str, Any] = dict(train_cfg=dict(LOOP, val_interval=20))
     write(tmp_path / '1', cfg, *scored(20.0, 40.0), *iterations(50))
