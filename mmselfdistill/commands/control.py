@@ -176,6 +176,17 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]
     return found
 
 
+def base_of(config: Path, folder: Path) -> str:
+    """Return the path by which a config in `folder` inherits `config`.
+
+    It is relative, so that both can be moved. MMEngine reads ``link/..`` as the folder
+    that holds the link: where a symbolic link is between them, the path is absolute.
+    """
+    base = os.path.relpath(config, folder)
+    real = os.path.relpath(config.resolve(), folder.resolve())
+    return base if base == real else os.path.abspath(config)
+
+
 def write_controls(config: Path, cost: float, folder: Path) -> dict[Path, str]:
     """Write the controls of a distilled config, each as a config that inherits it.
 
@@ -200,7 +211,7 @@ def write_controls(config: Path, cost: float, folder: Path) -> dict[Path, str]:
     if folder.is_file():
         raise ValueError(f'--out-dir: {folder} is a file')
     cfg = Config.fromfile(config)
-    base = os.path.relpath(config.resolve(), folder.resolve())
+    base = base_of(config, folder)
     texts: dict[Path, tuple[str, str]] = {}
     for name, what, settings in controls(cfg, cost):
         path = folder / f'{config.stem}_{name}.py'

@@ -97,6 +97,24 @@ def test_a_hook_among_custom_hooks(data: Path, tmp_path: Path) -> None:
     assert found['plain-views'].work_dir == 'work_dirs/here_plain-views'
 
 
+def test_controls_below_a_link_inherit_the_config(data: Path, tmp_path: Path) -> None:
+    config = distilled(tmp_path, data / 'mmdet.py', GENERATIONS.format(''))
+    deep = tmp_path / 'a/b/c'
+    deep.mkdir(parents=True)
+    link = tmp_path / 'link'
+    link.symlink_to(deep)
+    alias = tmp_path / 'a/alias.py'
+    alias.symlink_to(config)
+    for given, folder in ((config, link / 'out'), (alias, tmp_path / 'out')):
+        for path in write_controls(given, 1.5, folder):
+            # by either name of the folder
+            for each in (path, path.resolve()):
+                assert Config.fromfile(each).model.type == 'RetinaNet'
+    # without a link, both can be moved together
+    (path, _) = write_controls(config, 1.5, deep)
+    assert "_base_ = '../../../distilled.py'" in path.read_text()
+
+
 @pytest.mark.parametrize('kind', ['list', 'tuple'])
 def test_a_plain_run_watches_its_own_metric(
     kind: str, data: Path, tmp_path: Path
