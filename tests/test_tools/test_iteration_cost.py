@@ -11,7 +11,7 @@ from mmengine.optim import OptimWrapper
 from torch import Tensor
 
 from mmselfdistill.containers import leaves
-from tools.benchmarks.cost import main
+from tools.benchmarks.cost import jobs_of, main, parse_args
 from tools.benchmarks.iterations import (
     ASKED_FOR,
     KINDS,
@@ -49,6 +49,34 @@ def test_every_kind_is_measured_and_nothing_twice(tmp_path: Path) -> None:
     measured['versions']['source'] = 'another'
     out.write_text(json.dumps(dict(records=[measured])))
     assert Results(out).find(measured['settings']) is None
+
+
+def test_an_edited_config_is_measured_again(tmp_path: Path) -> None:
+    path = tmp_path / 'mine.py'
+    path.write_text(f'_base_ = {RETINANET!r}\n')
+    args = parse_args([str(path), '--sizes', '64', '96'])
+    before = jobs_of(args)
+    results = Results(tmp_path / 'cost.json')
+    for job in before:
+        results.add(job, seconds={})
+    assert all(results.find(job) for job in jobs_of(args))
+    # what it inherits counts too
+    path.write_text(f'_base_ = {MASK_RCNN!r}\n')
+    after = jobs_of(args)
+    assert [job['size'] for job in after] == [64, 96]
+    assert not any(results.find(job) for job in after)
+    # what cannot be read is said when it is measured
+    path.write_text('_base_ = (\n')
+    assert [job['model'] for job in jobs_of(args)] == [str(path)] * 2
+
+
+def test_published_figures_are_those_of_the_same_jobs() -> None:
+    records = Results(ROOT / 'docs/benchmarks/cost_h100.json').records
+    published = [r['settings'] for r in records if r['settings']['mode'] == 'kinds']
+    args = parse_args(['--rounds', '8'])
+    device = dict(device=published[0]['device'])
+    asked = [{**job, **device} for job in jobs_of(args)]
+    assert [job for job in asked if job in published] == asked
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,14 @@
 Several kinds of iteration of one model are timed in turns, in random order, in one
 process and on the same batch. Models have random weights and batches are noise, so
 that nothing has to be downloaded. Results are kept in a JSON: what was measured with
-the same settings is not measured again.
+the same settings, and the same text of a config of your own, is not measured again.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import hashlib
 import re
 import warnings
 from pathlib import Path
@@ -30,6 +31,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from mmselfdistill.zoo import read_config
 from tools.benchmarks.ema import measure_ema
 from tools.benchmarks.iterations import (
     ASKED_FOR,
@@ -46,10 +48,9 @@ from tools.benchmarks.syncs import measure_syncs
 DEFAULT = [kind for kind in KINDS if kind not in ASKED_FOR]
 
 
-def measure_kinds(args: argparse.Namespace, console: Console) -> None:
-    """Measure every kind of iteration of every model at every size."""
-    results = Results(args.out)
-    jobs = [
+def jobs_of(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return the settings of all that the command line asks to be measured."""
+    return [
         dict(
             mode='kinds',
             model=model,
@@ -59,10 +60,32 @@ def measure_kinds(args: argparse.Namespace, console: Console) -> None:
             rounds=args.rounds,
             kinds=args.kinds,
             device=device_name(),
+            **text,
         )
-        for model in args.configs
+        for model, text in ((model, text_of(model)) for model in args.configs)
         for size in args.sizes
     ]
+
+
+def text_of(model: str) -> dict[str, str]:
+    """Return the hash of a config given by its path, which may have been edited.
+
+    The name of a config in a zoo says which it is.
+    """
+    if '::' in model:
+        return {}
+    try:
+        text = read_config(model, None).pretty_text
+    except Exception:
+        # building the model will say what is wrong
+        return {}
+    return dict(text=hashlib.sha256(text.encode()).hexdigest()[:16])
+
+
+def measure_kinds(args: argparse.Namespace, console: Console) -> None:
+    """Measure every kind of iteration of every model at every size."""
+    results = Results(args.out)
+    jobs = jobs_of(args)
     waiting = [job for job in jobs if results.find(job) is None]
     steps = len(args.kinds) * (args.rounds + WARM_UP)
     with progress_on(console) as progress:
