@@ -65,13 +65,13 @@ def table_of(runs: Sequence[Run], metric: str) -> Table:
     for column in ('last', 'best', 'at', 'length', 's/iter.', unit):
         table.add_column(column, justify='right', no_wrap=True)
     for run, curve, spent in zip(runs, curves, hours):
-        at, best = curve.best()
+        at, _ = curve.best()
         # the last iterations may not be logged
         end = max(int(run.train[-1]['at']), curve.length)
         table.add_row(
             run.name,
-            f'{curve.scores[curve.length]:.1f}',
-            f'{best:.1f}',
+            curve.text(curve.length),
+            curve.text(at),
             str(at),
             f'{end} {curve.unit}',
             f'{curve.seconds(0, end):.3f}',

@@ -104,8 +104,9 @@ def draw_metric(
     right.set(title='validation, by time', xlabel=f'{time} of training')
     left.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     right.xaxis.set_major_locator(MaxNLocator(6))
+    in_percent = all(curve.percent for curve in curves.values())
     for axes in (left, right):
-        axes.set_ylabel(f'{metric}, %')
+        axes.set_ylabel(f'{metric}, %' if in_percent else metric)
         axes.grid(color=GRID, lw=0.6)
 
 

@@ -24,16 +24,25 @@ from mmselfdistill.commands.logs import (
 from mmselfdistill.core.keys import LOSS, TASK_WEIGHT
 from mmselfdistill.hooks.validation import PREFIX
 
-# MMDetection logs average precision and recall as 0 to 1; its panoptic quality, and
-# what MMSegmentation and MMPreTrain log, are of 0 to 100
-SHARE = re.compile(r'(^|[/_])(m?A[PR]|recall@|mMR$|JI$)|_precision$')
-# the less, the better
-LESS = re.compile(r'(^|[/_])(mMR|ece|nll|abs_rel|sq_rel|rmse|log10|rmse_log|silog)$')
+# MMDetection logs average precision and recall, and scores of tracking, as 0 to 1; its
+# panoptic quality, and what MMSegmentation and MMPreTrain log, are of 0 to 100
+SHARE = re.compile(
+    r'(^|[/_])(m?A[PR]|recall@|(mMR|JI|HOTA|AssA|DetA|MOTA|MOTP|IDF1|IDP|IDR)$)'
+    r'|_precision$'
+)
+# errors of depth, and what a tracker did wrong: the less, the better
+ERRORS = r'nll|abs_rel|sq_rel|rmse|log10|rmse_log|silog|IDSW|Frag|ML|(ID)?F[PN]'
+LESS = re.compile(rf'(^|[/_])(mMR|ece|{ERRORS})$')
+# in another unit than percent
+OWN_UNIT = re.compile(rf'(^|[/_])({ERRORS}|MT|(ID)?TP)$')
 OF_MMPRETRAIN = re.compile(r'(multi-label|retrieval)/')
 
 
 def percent(metric: str, value: float) -> float:
-    """Return a score of 0 to 100, whatever its metric is logged as."""
+    """Return a score in percent, where its metric is one that is logged as a share.
+
+    Any other stays as it is logged: in percent already, a count, or one of your own.
+    """
     share = SHARE.search(metric) and not OF_MMPRETRAIN.search(metric)
     return 100 * value if share else value
 
@@ -46,8 +55,9 @@ class Curve:
         unit (str): 'epochs' or 'iterations'.
         length (int): At which the metric is known last.
         train (list[dict]): What was logged while training, by iteration.
-        scores (dict[int, float]): The metric, 0 to 100.
+        scores (dict[int, float]): The metric.
         less (bool): Whether less is better. Defaults to False.
+        percent (bool): Whether it is in percent, and no count. Defaults to True.
     """
 
     unit: str
@@ -55,6 +65,11 @@ class Curve:
     train: list[dict[str, float]]
     scores: dict[int, float]
     less: bool = False
+    percent: bool = True
+
+    def text(self, at: int) -> str:
+        """Return the score at an epoch or iteration, for people."""
+        return f'{self.scores[at]:.1f}' if self.percent else f'{self.scores[at]:g}'
 
     def score_at(self, position: int) -> float:
         """Return the score at an epoch or iteration."""
@@ -159,7 +174,8 @@ class Run:
             )
         unit = 'epochs' if self.by_epoch else 'iterations'
         less = LESS.search(metric) is not None
-        return Curve(unit, max(scores), self.train, scores, less)
+        in_percent = OWN_UNIT.search(metric) is None
+        return Curve(unit, max(scores), self.train, scores, less, in_percent)
 
     def sides(self) -> list[Run]:
         """Return the student's run and the teacher's, of which each was validated.

@@ -35,6 +35,21 @@ def test_a_prefix_of_ones_own(tmp_path: Path) -> None:
     assert classes == [['a/b', '25.0', '50.0', '+25.0']]
 
 
+def test_a_tracker_has_shares_and_counts(tmp_path: Path) -> None:
+    found = {'mot/HOTA': 0.61, 'mot/FP': 10200, 'mot/MT': 50.5, 'abs_rel': 0.1234}
+    more = {'mot/HOTA': 0.62, 'mot/FP': 12345, 'mot/MT': 40, 'abs_rel': 0.25}
+    first, second = dict(found, step=1), dict(more, step=2)
+    log(tmp_path / 'run/1', *epochs(1, 1.0, 1.0), first, second)
+    tables = compare([tmp_path / 'run'], tmp_path / 'a.png', list(found))
+    # the last, the best, and where it was
+    assert [row[1:4] for (row,) in cells(tables)] == [
+        ['62.0', '62.0', '2'],
+        ['12345', '10200', '1'],
+        ['40', '50.5', '1'],
+        ['0.25', '0.1234', '1'],
+    ]
+
+
 def test_what_a_run_imported_is_not_imported_again(tmp_path: Path) -> None:
     log(tmp_path / 'plain/1', *epochs(1, 1.0), {MAP: 0.4, 'step': 1})
     config = tmp_path / 'plain/1/vis_data/config.py'
@@ -196,7 +211,7 @@ def test_of_errors_the_smallest_is_the_best(tmp_path: Path) -> None:
     log(tmp_path / 'a/1', *steps, dict(rmse=3.0, step=5), dict(rmse=4.0, step=10))
     assert Run.read(tmp_path / 'a').curve('rmse').best() == (5, 3.0)
     (row,) = cells(compare([tmp_path / 'a'], tmp_path / 'a.png'))[0]
-    assert row[1:4] == ['4.0', '3.0', '5']
+    assert row[1:4] == ['4', '3', '5']
 
 
 def test_each_metric_has_panels_of_its_own(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from mmselfdistill.commands.pictures import (
     draw_counts,
     draw_curves,
     draw_losses,
+    draw_metric,
 )
 from mmselfdistill.commands.predictions import Calibration
 from mmselfdistill.commands.runs import Curve
@@ -33,6 +34,14 @@ def test_every_curve_is_told_apart_and_named() -> None:
     assert len(looks) == 21
     (legend,) = axes[0].figure.legends
     assert [text.get_text().strip() for text in legend.get_texts()] == names
+
+
+def test_a_count_is_drawn_without_percent() -> None:
+    curve = Curve('epochs', 1, [dict(step=10.0, at=1.0, time=1.0, loss=1.0)], {1: 5.0})
+    for metric, each in (('mIoU, %', curve), ('mot/FP', replace(curve, percent=False))):
+        axes = plt.figure().subplots(1, 2)
+        draw_metric(*axes, metric.partition(',')[0], dict(run=each))
+        assert [each.get_ylabel() for each in axes] == [metric, metric]
 
 
 def test_the_picture_has_a_panel_for_all_that_is_known(tmp_path: Path) -> None:

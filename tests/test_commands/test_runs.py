@@ -67,6 +67,13 @@ def test_metrics_by_iteration(tmp_path: Path) -> None:
         ('lvis/AR@300', 100),
         ('teacher/coco/cat_precision', 100),
         ('crowd_human/mMR', 100),
+        ('motchallenge-metric/HOTA', 100),
+        ('motchallenge-metric/MOTA', 100),
+        ('teacher/motchallenge-metric/IDF1', 100),
+        ('motchallenge-metric/IDP', 100),
+        ('motchallenge-metric/IDSW', 1),
+        ('motchallenge-metric/IDFP', 1),
+        ('motchallenge-metric/MT', 1),
         ('coco_panoptic/PQ', 1),
         ('mIoU', 1),
         ('aAcc', 1),
@@ -75,7 +82,7 @@ def test_metrics_by_iteration(tmp_path: Path) -> None:
         ('multi-label/mAP', 1),
     ],
 )
-def test_every_score_is_in_percent(metric: str, factor: int) -> None:
+def test_shares_are_shown_in_percent(metric: str, factor: int) -> None:
     assert percent(metric, 0.25) == 0.25 * factor
 
 
