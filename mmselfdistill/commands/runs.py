@@ -23,6 +23,7 @@ from mmselfdistill.commands.logs import (
 )
 from mmselfdistill.core.keys import LOSS, TASK_WEIGHT
 from mmselfdistill.hooks.validation import PREFIX
+from mmselfdistill.zoo import scope_of
 
 # MMDetection logs average precision and recall, and scores of tracking, as 0 to 1; its
 # panoptic quality, and what MMSegmentation and MMPreTrain log, are of 0 to 100
@@ -222,8 +223,10 @@ def class_names(folder: Path) -> list[str]:
     dataset = (cfg.get('val_dataloader') or {}).get('dataset') or {}
     meta = dataset.get('metainfo') or {}
     if 'classes' not in meta and 'type' in dataset:
-        kind = DATASETS.get(f'{cfg.get("default_scope")}.{dataset["type"]}')
-        meta = getattr(kind, 'METAINFO', {})
+        kind = dataset['type']
+        # new configs name the class by its path
+        path = kind if '.' in kind else f'{scope_of(cfg)}.{kind}'
+        meta = getattr(DATASETS.get(path), 'METAINFO', {})
     return list(meta.get('classes') or [])
 
 
