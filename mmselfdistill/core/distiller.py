@@ -96,7 +96,8 @@ class Distiller:
         self.labeled = Comparison(student, plan)
         for each in self.comparisons():
             each.dtype, each.twins = teacher_dtype, self.labeled.twins
-        self.labeled.twins.rests = every > 1
+        only_unlabeled = all(term.on == 'unlabeled' for term in terms)
+        self.labeled.twins.rests = every > 1 or only_unlabeled
         self.teacher: nn.Module | None = None
         self.trial: nn.Module | None = None
         self.progress = self.run_progress = 0.0

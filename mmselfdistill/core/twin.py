@@ -27,7 +27,7 @@ class Twin:
         student (nn.Module): The bare model.
         teacher (nn.Module): A copy of it.
         shared (Sequence[str]): Paths of what stays the student's.
-        rests (bool): Whether the teacher is left out of some iterations again and
+        rests (bool): Whether the teacher is left out of some forward passes again and
             again. Defaults to False.
 
     Attributes:

@@ -79,12 +79,23 @@ def test_a_memory_goes_from_images_with_labels_to_those_without(head: Any) -> No
             assert {k: v for k, v in found.items() if 'logits' in k} == expected
 
 
-def test_a_memory_of_a_teacher_that_rests_is_refused_here_too() -> None:
+ONLY_HERE = dict(
+    features=dict(TERMS['features'], on='unlabeled'),
+    logits=dict(TERMS['logits'], on='unlabeled'),
+)
+
+
+@pytest.mark.parametrize(
+    ('kind', 'iterations'), [(dict(every=2), 2), (dict(terms=ONLY_HERE), 1)]
+)
+def test_a_memory_of_a_teacher_that_rests_is_refused_here_too(
+    kind: dict[str, Any], iterations: int
+) -> None:
     student = ImageToy().eval()
     student.bbox_head = Remembering()
-    with distilled(student, OTHERS, every=2, **settings()) as distiller:
-        losses(distiller)
-        losses(distiller)
+    with distilled(student, OTHERS, **kind, **settings()) as distiller:
+        for _ in range(iterations):
+            losses(distiller)
         with pytest.raises(RuntimeError, match='in which the teacher was not run'):
             losses(distiller)
 
