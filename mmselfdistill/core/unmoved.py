@@ -74,10 +74,10 @@ def own_buffers(
     def moved() -> set[nn.Module]:
         return {
             module
-            for (module, _), copied in zip(kept, copies)
+            for (module, buffers), copied in zip(kept, copies)
             for name, buffer in copied.items()
             if module._buffers.get(name) is not buffer
-            or (buffer is not None and buffer._version > 0)
+            or not (buffer is None or _is_untouched(buffer, buffers[name]))
         }
 
     try:
@@ -85,6 +85,11 @@ def own_buffers(
     finally:
         for module, buffers in kept:
             module._buffers.update(buffers)
+
+
+def _is_untouched(copied: Tensor, own: Tensor | None) -> bool:
+    # PyTorch does not count what goes through ``data``
+    return own is not None and copied._version == 0 and torch.equal(copied, own)
 
 
 def _is_like(buffer: Tensor | None, other: Tensor | None) -> bool:
