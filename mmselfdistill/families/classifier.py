@@ -11,6 +11,9 @@ from mmselfdistill.containers import tensors_in
 from .plan import Family, Plan, Reading, Rows, Side, Site
 from .shared import feature_seam, features, head_seams, over_objects, seams
 
+# ArcFace: its head subtracts a margin from the score of the label
+_COSINES = 'head.norm_product.forward'
+
 
 class Classifier(Family):
     """A model whose ``head`` gives an image the scores of its classes.
@@ -23,7 +26,8 @@ class Classifier(Family):
     ========== ================================================================
     features   of the neck or backbone: (N, C) or (N, C, H, W): PKD
     logits     (N, C) of each output of the head: KL, and binary KL over the
-               teacher's positives of heads that give an image several labels
+               teacher's positives of heads that give an image several labels; of
+               ArcFace the scaled cosines, without the margin of the label
     ========== ================================================================
     """
 
@@ -37,7 +41,8 @@ class Classifier(Family):
     @classmethod
     def plan(cls, model: nn.Module) -> Plan:
         """Say how features, head and classifier are recorded and read."""
-        head, seam = model.get_submodule('head'), _classifier(model)
+        head: Any = model.get_submodule('head')
+        seam = _classifier(model)
         # a ReID head calls both itself, after its own forward
         steps = ['head.bn.forward'] if hasattr(head, 'bn') else []
 
@@ -45,7 +50,8 @@ class Classifier(Family):
             found = [x for call in side.of(seam) for x in tensors_in(call.output)]
             # a hook may exchange the loss during the run
             kind = 'sigmoid' if _has_several_labels(head) else 'softmax'
-            return [Reading(logits, kind) for logits in found]
+            scale = head.scale if seam == _COSINES else 1
+            return [Reading(scale * logits, kind) for logits in found]
 
         def weigh(side: Side) -> list[Rows]:
             if _has_several_labels(head):
@@ -69,6 +75,8 @@ def _has_several_labels(head: Any) -> bool:
 
 def _classifier(model: nn.Module) -> str:
     head: Any = getattr(model, 'head', None)
+    if hasattr(head, 'norm_product'):
+        return _COSINES
     if hasattr(head, 'pre_logits'):
         # MMPretrain's heads return their scores
         return 'head.forward'

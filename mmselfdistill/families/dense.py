@@ -56,7 +56,7 @@ class DenseDetector(Family):
     ========== ================================================================
     features   neck, one (N, C, H, W) a level: PKD
     logits     (positions, C) of all anchors, levels and images. Quality-focal
-               KL, over the teacher's positives: background does not count. Of
+               KL of all, divided by a soft count of the teacher's positives. Of
                heads that train classes only at objects (YOLO), weighted by the
                teacher's objectness. Heatmaps of centres or corners likewise
     boxes      (positions, 4) by the teacher's confidence: KL of distributions,

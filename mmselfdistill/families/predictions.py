@@ -96,6 +96,9 @@ def _boxes(head: Any, outputs: Outputs) -> Predictions:
     elif hasattr(head, 'cls_prob_module'):
         # TOOD returns the corners of boxes
         found.boxes, found.box_kind = as_sides(found.boxes), 'sides'
+    elif coder == 'TBLRBBoxCoder':
+        # FSAF: top, bottom, left, right, in parts of a square
+        found.boxes, found.box_kind = found.boxes[:, [2, 0, 3, 1]], 'sides'
     elif coder == 'DistancePointBBoxCoder' and in_units:
         found.box_kind = 'sides'
     return found

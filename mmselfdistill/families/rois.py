@@ -131,6 +131,9 @@ def _objects(head: Any, scores: Tensor) -> Tensor:
     """Return the probability (RoIs) of any object."""
     if _is_seesaw(head, scores):
         return foreground(scores[:, -2:], 'softmax')
+    if getattr(head, 'num_instance', 1) > 1:
+        # CrowdDet's background is its first class
+        return foreground(scores.flip(1), 'softmax')
     return foreground(scores, _kind(head, scores))
 
 

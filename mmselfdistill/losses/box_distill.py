@@ -28,8 +28,9 @@ def box_distill_loss(
     The loss of one box is
 
     - for 'bins', the mean over the four sides of
-      :math:`T^2 \mathrm{KL}(p \| q)` of the distributions over distance
-      (LD, arXiv 2102.12252);
+      :math:`T^2 \mathrm{KL}(p \| q)` of the distributions over distance, a sum
+      over the bins (LD, arXiv 2102.12252, whose code takes the mean over them:
+      (reg_max + 1) times less);
     - for 'offsets' and 'cxcywh', the mean over the four numbers of :math:`|s - t|`;
     - for 'sides', :math:`1 - \mathrm{GIoU}` of the two boxes
       (arXiv 1902.09630), of distances up to :math:`10^9`.

@@ -95,6 +95,37 @@ model.head.loss_module = MODELS.build(dict(type='CrossEntropyLoss', **sigmoid))
 say()
 """
 
+MARGIN = """
+import sys, torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+import mmpretrain.models
+from mmpretrain.structures import DataSample
+from mmselfdistill.core.build import build_distiller
+from mmselfdistill.core.teacher import make_teacher, still
+init_default_scope('mmpretrain')
+torch.manual_seed(0)
+cfg = Config.fromfile(sys.argv[1]).model
+cfg.head = dict(type='ArcFaceClsHead', num_classes=10, in_channels=64)
+model = MODELS.build(cfg)
+distiller = build_distiller(model)
+distiller.teacher = make_teacher(model)
+still(model)
+distiller.attach()
+with torch.no_grad():
+    for parameter in distiller.teacher.parameters():
+        parameter += 0.03 * torch.randn_like(parameter)
+inputs, found = torch.randn(2, 3, 32, 32), []
+for labels in ((3, 5), (5, 3)):
+    samples = [DataSample().set_gt_label([label]) for label in labels]
+    losses = model(inputs=inputs, data_samples=samples, mode='loss')
+    found.append((float(losses['loss']), float(losses['sd_logits'])))
+p, q = (m(inputs).softmax(1).double() for m in (distiller.teacher, model))
+kl = (p * (p / q).log()).sum(1).mean()
+print(found[0][0] != found[1][0], found[0][1] == found[1][1])
+print(abs(float(found[0][1] / kl) - 1) < 1e-3, float(kl) > 1e-3)
+"""
+
 
 @pytest.fixture(scope='module')
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
@@ -128,6 +159,15 @@ def test_logits_are_compared_as_the_head_is_trained(
     assert logits == 'True True'
     # where an image has several labels, the teacher's positives are counted
     assert kind == ('softmax True' if labels == 'one label' else 'sigmoid False')
+
+
+def test_a_margin_of_the_label_is_no_belief_of_the_teacher(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    config = CONFIGS / 'resnet18_1xb64-20e_digits-32x32.py'
+    printed = python(environment, tmp_path, '-c', MARGIN, config)
+    # the task's loss depends on the labels; the teacher's is that of inference
+    assert printed.splitlines()[-2:] == ['True True', 'True True']
 
 
 def test_a_head_of_several_labels_is_known_by_its_loss_or_its_threshold(

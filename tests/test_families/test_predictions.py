@@ -6,8 +6,10 @@ import inspect
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 import torch
 from mmdet.models.dense_heads import FoveaHead
+from mmdet.models.task_modules.coders import TBLRBBoxCoder
 from torch import Tensor
 
 from mmselfdistill.families.predictions import read_head
@@ -83,6 +85,27 @@ def test_yolo_maps_are_box_objectness_and_classes() -> None:
     assert torch.equal(found.boxes[:, :2], whole[:, :2].sigmoid())
     expected = whole[:, 4].sigmoid() * whole[:, 5:].sigmoid().amax(1)
     torch.testing.assert_close(found.foreground(), expected)
+
+
+@pytest.mark.parametrize('size', [16.0, 64.0, 128.0])
+def test_fsaf_predicts_the_four_sides_in_parts_of_its_square(size: float) -> None:
+    coder = TBLRBBoxCoder(normalizer=4.0)
+    head = SimpleNamespace(cls_out_channels=5, bbox_coder=coder, use_sigmoid_cls=True)
+    squares = torch.tensor([[0.0, 0.0, 32.0, 32.0]]).expand(2 * (16 + 4), 4)
+    boxes = []
+    for growth in (1.0, 1.1):
+        half = size * growth / 2
+        box = squares.new_tensor([[16 - half, 16 - half / 2, 16 + half, 16 + half]])
+        encoded = coder.encode(squares, box.expand_as(squares))
+        maps = encoded[:32].view(2, 4, 4, 4).permute(0, 3, 1, 2)
+        small = encoded[32:].view(2, 2, 2, 4).permute(0, 3, 1, 2)
+        outputs = dict(cls_scores=levels(5), bbox_preds=[maps, small])
+        found = read_head(head, outputs)
+        assert found.boxes is not None and found.box_kind == 'sides'
+        boxes.append(found.boxes)
+    # as large as the overlap of the boxes says, whatever their size
+    loss = BoxDistillLoss()(*boxes, kind='sides')
+    torch.testing.assert_close(loss, torch.full_like(loss, 1 - 1 / 1.1**2))
 
 
 def test_fovea_predicts_logarithms_though_it_has_the_coder_of_distances() -> None:

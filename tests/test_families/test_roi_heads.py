@@ -146,3 +146,13 @@ def test_the_background_is_no_object(
     assert logits.kind == ('sigmoid' if columns == 3 else 'softmax')
     (rows,) = _of_boxes(head, call)
     torch.testing.assert_close(rows.weight, objects(scores))
+
+
+def test_crowddets_background_is_its_first_class() -> None:
+    softmax = SimpleNamespace(use_sigmoid=False)
+    head = SimpleNamespace(num_classes=1, num_instance=2, loss_cls=softmax)
+    scores = torch.randn(5, 4)
+    (rows,) = _of_boxes(head, call_of(scores, torch.zeros(5, 8)))
+    # each RoI has two persons, and each background and person
+    persons = scores.view(10, 2).softmax(1)[:, 1]
+    torch.testing.assert_close(rows.weight, persons)
