@@ -130,7 +130,7 @@ class _Reader:
             for name, value in self._held.items()
             if name not in self._left_out
             and not holds_rate(name, value)
-            and _is_kept(value)
+            and is_kept(value)
         }
         self._size = len(self._held)
         self._fixed = tuple(name for name, value in kept.items() if _is_fixed(value))
@@ -198,7 +198,8 @@ def _nothing(_: dict[str, Any]) -> tuple[Any, ...]:
     return ()
 
 
-def _is_kept(value: Any) -> bool:
+def is_kept(value: Any) -> bool:
+    """Say whether what a module holds is looked at, and no vocabulary or config."""
     if isinstance(value, CONTAINERS):
         return len(value) <= _MOST and not isinstance(value, ConfigDict)
     if isinstance(value, np.ndarray):

@@ -25,6 +25,7 @@ from mmselfdistill.core.attributes import (
     Place,
     are_equal,
     copy_of,
+    is_kept,
     moment,
     tensors_at,
 )
@@ -99,7 +100,8 @@ class Handed:
         """
         found, copies = {}, _Copies()
         # what is empty yet, or not there, a call may fill
-        places = dict.fromkeys(self._containers(), _NONE) if again else {}
+        small = (p for p in self._containers() if is_kept(self._held[p[0]][p[1]]))
+        places = dict.fromkeys(small, _NONE) if again else {}
         for (key, name), record in {**places, **self._last}.items():
             value = self._held[key].get(name, _ABSENT)
             holds = _is_same(moment(value), record.theirs)

@@ -26,6 +26,9 @@ from mmselfdistill.images import Batches
 from mmselfdistill.seeds import seed_of
 from mmselfdistill.views import View
 
+# the label that transforms fill with, around a rotated image
+_FILL = 255
+
 
 class Unlabeled:
     """A source of images without labels, and how the student runs on them.
@@ -105,7 +108,7 @@ class Unlabeled:
         """
         if self._held is None:
             batch = next(self.batches)
-            # the pipeline was given a map of zeros
+            # before they are on the device
             filled = [_is_filled(sample) for sample in batch['data_samples']]
             data = self._preprocessed(batch)
             inputs, samples = data['inputs'], data['data_samples']
@@ -113,7 +116,7 @@ class Unlabeled:
             metas = [dict(each.metainfo) for each in bare]
             for meta, sample, is_filled in zip(metas, samples, filled):
                 if is_filled:
-                    meta['shown'] = label_map(sample)[0] == 0
+                    meta['shown'] = label_map(sample)[0] != _FILL
             self._held = inputs, bare, metas
         held = self._held
         if advance:
@@ -239,7 +242,7 @@ def _preprocessor(student: Any, model: Any) -> Any:
 
 def _is_filled(sample: Any) -> bool:
     found = label_map(sample)
-    return found is not None and bool(found.any())
+    return found is not None and bool((found == _FILL).any())
 
 
 def without_labels(samples: Sequence[Any], inputs: Any = None) -> list[Any]:
