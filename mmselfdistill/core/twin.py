@@ -68,8 +68,7 @@ class Twin:
                 twin.__dict__.pop(name, None)
         self.versions.update((id(ours), twin) for ours, twin in modules)
         self.handed = Handed(modules, rests)
-        # norms are off
-        self.unmoved = Unmoved(m for m in teacher.modules() if not is_norm(m))
+        self.unmoved = Unmoved(teacher)
         self.code = Code(student, teacher)
         self._tables: list[Any] = [
             table

@@ -182,10 +182,11 @@ class Unlabeled:
             torch.manual_seed(seed_of(*seed, get_rank()))
             yield
             if first:
+                changed = moved()
                 self._moving = [
                     module
                     for module in self._moving
-                    if keeps_statistics(module) or module in moved()
+                    if keeps_statistics(module) or module in changed
                 ]
 
 

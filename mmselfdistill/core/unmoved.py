@@ -8,23 +8,27 @@ from typing import Callable, Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
+from mmselfdistill.core.modes import is_norm
+
 
 class Unmoved:
-    """Puts back the buffers that modules change when they are called.
+    """Puts back the buffers that a teacher's modules change when they are called.
+
+    Those of norms are left out: they are off.
 
     Args:
-        modules (Iterable[nn.Module]): Those whose buffers are looked at, and none in
-            them.
+        teacher (nn.Module): The teacher.
     """
 
-    def __init__(self, modules: Iterable[nn.Module]) -> None:
+    def __init__(self, teacher: nn.Module) -> None:
+        modules = [module for module in teacher.modules() if not is_norm(module)]
         self._tables = [module._buffers for module in modules]
         # as each was, and its number of changes then
         self._kept: dict[int, tuple[Tensor, int, Tensor]] = {}
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Let the modules be called, and put back what that changed."""
+        """Let the teacher be called, and put back what that changed."""
         before = [(table, [*table.items()]) for table in self._tables if table]
         buffers = [b for _, items in before for _, b in items if b is not None]
         with torch.no_grad():
