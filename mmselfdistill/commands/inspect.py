@@ -177,13 +177,17 @@ def _more(subject: Subject, ours: int, stock: int) -> list[str]:
     count = len(inputs) if isinstance(inputs, (list, Tensor)) else 2
     sites = ', '.join(site.name for site in plan.sites) or 'none'
     repeated = [seam.path for seam in plan.seams if seam.repeat]
+    every = subject.hook.every
+    when = 'while all terms are computed'
+    if every > 1:
+        when = f'in the mean of {every} steps, in one of which all terms are computed'
     source = subject.hook.unlabeled
     lines = [
         f'Sites: {sites}, and any module by its path.',
         f'The teacher repeats, as far as a term needs it: {", ".join(repeated)}.',
         f"Self-distillation is {(ours - stock) / ours:.0%} of a step's operations "
-        f'({ours / stock:.2f} of stock): of convolutions and matrix products, while '
-        f'all terms are computed, with {count} images of {size} x {size} pixels.',
+        f'({ours / stock:.2f} of stock): of convolutions and matrix products, '
+        f'{when}, with {count} images of {size} x {size} pixels.',
     ]
     if source is not None:
         lines.insert(0, f'Images without labels come from: {source["data"]}.')

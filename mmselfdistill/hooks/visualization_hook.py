@@ -35,7 +35,8 @@ class DistillVisualizationHook(Hook):
       pixel, or where labels differ, if there are no probabilities;
     - classifiers: the scores of the likeliest classes.
 
-    Nothing is drawn before the first teacher, nor for other models: a warning says so.
+    Nothing is drawn before the first teacher, nor for other models, of which a warning
+    tells.
     After a picture that cannot be drawn, or sent, the rest of its validation has none.
     Of images of one name in several folders, the second is named ``..._2``.
 

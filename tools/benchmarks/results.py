@@ -131,7 +131,7 @@ def table_of_kinds(record: Record) -> Table:
 def summary(records: list[Record]) -> Table:
     """Return the table of all models: what a teacher and what we add to stock."""
     table = Table(title='Medians (quartiles) of ratios, measured in turns')
-    kinds = ('limit', 'naive', 'ours', 'features', 'logits', 'silent')
+    kinds = ('limit', 'naive', 'ours', 'features', 'logits', 'unlabeled', 'silent')
     table.add_column('model', no_wrap=True)
     table.add_column('stock, ms', justify='right')
     for kind in kinds:
