@@ -92,6 +92,7 @@ class View:
         images: Tensor,
         generator: torch.Generator,
         sizes: Sequence[Size] | None = None,
+        made_up: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return what the student sees, and what the teacher sees.
 
@@ -100,9 +101,11 @@ class View:
             generator (torch.Generator): On their device.
             sizes (Sequence, optional): Height and width of each without its padding.
                 Defaults to None: there is none.
+            made_up (Tensor, optional): (N, 1, H, W), pixels that no other image gets.
+                Defaults to None: there are none.
         """
         draw = _Draw(images, generator, sizes)
-        clean = self._mixed(images, draw) if self.cutmix > 0 else images
+        clean = self._mixed(images, draw, made_up) if self.cutmix > 0 else images
         std, mean = _spread(clean, sizes)
         seen = clean
         if self.brightness > 0:
@@ -124,12 +127,14 @@ class View:
             seen = torch.where(draw.blocks(self.mask, self.mask_size), mean, seen)
         return seen, clean
 
-    def _mixed(self, images: Tensor, draw: _Draw) -> Tensor:
+    def _mixed(self, images: Tensor, draw: _Draw, made_up: Tensor | None) -> Tensor:
         mixes = draw.uniform(0, 1) < self.cutmix
         # a permutation without a fixed point: the next image, in a circle
         pasted = draw.rectangle(draw.uniform(0, 0.5)) & mixes
         # not of its padding
         pasted = pasted & draw.within().roll(1, 0)
+        if made_up is not None:
+            pasted = pasted & ~made_up.roll(1, 0)
         return torch.where(pasted, images.roll(1, 0), images)
 
 

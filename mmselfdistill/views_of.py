@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Iterator, Mapping, Sequence
 
+import torch
 from mmengine.dist import get_rank
 from torch import Tensor
 
@@ -13,7 +14,11 @@ from mmselfdistill.views import Size, View
 
 
 def views_of(
-    view: View | None, inputs: Any, samples: Any, seed: Sequence[int]
+    view: View | None,
+    inputs: Any,
+    samples: Any,
+    seed: Sequence[int],
+    metas: Sequence[Mapping[str, Any]] = (),
 ) -> tuple[dict[int, Tensor], list[tuple[Tensor, Tensor]]]:
     """Return the views of all images that a model is given.
 
@@ -23,6 +28,8 @@ def views_of(
             containers.
         samples (Sequence): The batch's data samples: padding is not perturbed.
         seed (Sequence[int]): What the draws depend on, besides the rank.
+        metas (Sequence): What is known of each image without labels: of pixels that are
+            not ``shown``, no other image gets any. Defaults to ().
 
     Returns:
         tuple: What the student sees, by the ``id`` of the image; and pairs of what the
@@ -39,7 +46,7 @@ def views_of(
         flat = each.flatten(0, -4)
         draw = generator_of(each.device, *seed, get_rank(), number)
         sizes = _sizes(own, len(flat))
-        seen, clean = view(flat, draw, sizes)
+        seen, clean = view(flat, draw, sizes, _made_up(metas, flat))
         seen = _padded(seen, clean, sizes).view_as(each).contiguous()
         shown[id(each)] = seen
         pairs.append((seen, clean.view_as(each).contiguous()))
@@ -70,9 +77,25 @@ def _sizes(samples: Any, count: int) -> list[Size] | None:
     # a mapping is of several tensors, a tensor of labels alone
     listed = samples if isinstance(samples, (list, tuple)) else ()
     frames = [f for each in listed for f in getattr(each, 'video_data_samples', [each])]
-    shapes = [getattr(frame, 'img_shape', None) for frame in frames]
+    # who pads notes it; elsewhere a transform may not have noted how it has resized
+    padded = [
+        f for f in frames if hasattr(f, 'batch_input_shape') or hasattr(f, 'pad_shape')
+    ]
+    shapes = [getattr(frame, 'img_shape', None) for frame in padded]
     found = [(int(shape[0]), int(shape[1])) for shape in shapes if shape is not None]
     return found if len(found) == count else None
+
+
+def _made_up(metas: Sequence[Mapping[str, Any]], images: Tensor) -> Tensor | None:
+    """Return which pixels a transform has made up, (N, 1, H, W), or None if none."""
+    if len(metas) != len(images) or not any('shown' in meta for meta in metas):
+        return None
+    found = torch.zeros_like(images[:, :1], dtype=torch.bool)
+    for place, meta in zip(found, metas):
+        shown = meta.get('shown')
+        if shown is not None:
+            place[0, : shown.shape[0], : shown.shape[1]] = ~shown
+    return found
 
 
 def _padded(seen: Tensor, clean: Tensor, sizes: Sequence[Size] | None) -> Tensor:

@@ -29,7 +29,7 @@ def show(x: Any, samples: Any = None, *seed: int, **steps: Any) -> Any:
 
 
 def sample(*shape: int) -> Any:
-    return SimpleNamespace(img_shape=shape)
+    return SimpleNamespace(img_shape=shape, batch_input_shape=(12, 10))
 
 
 def padded() -> tuple[Tensor, list[Any]]:
@@ -54,6 +54,8 @@ def test_padding_stays_as_it_was() -> None:
     assert float(inside.float().mean()) > 0.9
     # what has no shape is perturbed as a whole
     others: list[Any] = [None, [], samples[:1], [samples[0], SimpleNamespace()], {}, x]
+    # nor where nobody has padded: a transform may have left the shape of the file
+    others.append([SimpleNamespace(img_shape=each.img_shape) for each in samples])
     for other in others:
         (seen,) = show(x, other, 4, noise=1.0)[0].values()
         assert bool((seen != x).all())
@@ -115,6 +117,19 @@ def test_what_is_pasted_ends_where_the_image_that_it_is_of_does() -> None:
     changed = (clean != x)[:, 0].any(2)
     assert not changed[2::3, 8:].any() and changed[2::3, :8].any()
     assert changed[::3, 8:].any()
+
+
+def test_nothing_that_a_transform_made_up_is_pasted() -> None:
+    # the right half of every other image is filled
+    x = images(200, 1, 16, 16)
+    x[1::2, :, :, 8:] = 0
+    shown = torch.ones(16, 16, dtype=torch.bool)
+    shown[:, 8:] = False
+    metas = [{}, dict(shown=shown)] * 100
+    _, ((_, clean),) = views_of(View(cutmix=1.0), x, None, [4], metas)
+    changed = (clean != x)[:, 0].any(1)
+    assert not changed[::2, 8:].any() and changed[::2, :8].any(0).all()
+    assert changed[1::2].any(0).all()
 
 
 def test_what_is_shown_is_contiguous() -> None:

@@ -48,9 +48,9 @@ def _norms(
 ) -> _Norms:
     """Return what each pair's sum is divided by, averaged over ranks.
 
-    So that several processes give the gradient of one with the whole batch; but an
-    average below 1 counts as 1. Each pair has its place: another rank may have taken a
-    branch that this one did not.
+    So that several processes give the gradient of one with the whole batch, where a
+    loss has a number for each row; but an average below 1 counts as 1. Each pair has
+    its place: another rank may have taken a branch that this one did not.
     """
     places = [(name, i) for name in pairs for i in range(len(shapes[name]))]
     if get_world_size() == 1 or not places:

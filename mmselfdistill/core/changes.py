@@ -27,6 +27,7 @@ class Changes:
         self._seen: dict[int, tuple[Tensor, int]] = {}
         self._returned: dict[int, str] = {}
         self._objects: dict[int, tuple[Any, dict[str, Any]]] = {}
+        self._within: list[tuple[str, Tensor, int]] = []
 
     def begin(self, call: Call) -> None:
         """Note what a call is given."""
@@ -43,6 +44,18 @@ class Changes:
         self.note(call.path)
         self._keep(tensors_in(call.output))
         self._returned.update((id(value), call.path) for _, value in call.returned)
+
+    def end_within(self, call: Call) -> None:
+        """Note what a call returned that was made within another."""
+        self._within += [
+            (call.path, tensor, tensor._version)
+            for tensor in tensors_in(call.output)
+            if not tensor.is_inference()
+        ]
+
+    def changed_within(self) -> set[str]:
+        """Return the paths of such calls whose output was changed afterwards."""
+        return {path for path, made, version in self._within if made._version > version}
 
     def _keep(self, tensors: Iterable[Tensor]) -> None:
         for tensor in tensors:

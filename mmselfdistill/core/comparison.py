@@ -69,6 +69,7 @@ class Comparison:
         acting (list): The student's own hooks that return new values.
         found (list[str]): Seams that the first iteration found.
         mutating (set[str]): Seams that change what an earlier one returned.
+        changed (set[str]): Those within others whose output is changed afterwards.
         reuse (Reuse): What the teacher need not run.
         dtype (torch.dtype | None): To which the teacher's calls are autocast; None: as
             the student's are.
@@ -83,6 +84,7 @@ class Comparison:
         self.acting: list[Callable[..., Any]] = []
         self.found: list[str] = []
         self.mutating: set[str] = set()
+        self.changed: set[str] = set()
         self.reuse = Reuse(student)
         self.dtype: torch.dtype | None = None
         self.twins = Twins(student, plan.shared)
@@ -136,7 +138,8 @@ class Comparison:
         plan, calls = flow.completed()
         self.found = [seam.path for seam in plan.seams[len(self.plan.seams) :]]
         self.plan = plan
-        self.mutating, self.acting = flow.recording.changes.inside, flow.acting
+        changes, self.acting = flow.recording.changes, flow.acting
+        self.mutating, self.changed = changes.inside, changes.changed_within()
         return output, calls
 
     def first_pairs(

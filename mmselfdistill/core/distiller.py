@@ -231,7 +231,7 @@ class Distiller:
         if active or first:
             inputs, samples, metas = unlabeled.next(advance=active)
             seeds = (*self._seeds(), _UNLABELED)
-            shown, views = views_of(unlabeled.view, inputs, samples, seeds)
+            shown, views = views_of(unlabeled.view, inputs, samples, seeds, metas)
             inputs = replaced(inputs, shown)
             with unlabeled.apart(self._seeds(), active):
                 _, found = self._compare(

@@ -99,6 +99,8 @@ def _recording(
         call.end(output)
         if outermost:
             recording.changes.end(call)
+        else:
+            recording.changes.end_within(call)
         return output
 
     return wrapper

@@ -42,6 +42,7 @@ def try_terms(
             # a loss may draw numbers, or keep what it has seen
             with forked_rng(), own_buffers(term.loss.modules()):
                 try_term(term, pairs[term.name], comparison.plan)
+            _check_unchanged(term, comparison)
             # once, where a term is on both kinds of images
             if labeled or term.on == 'unlabeled':
                 _warn_of_kind(term, pairs[term.name])
@@ -94,6 +95,22 @@ def try_term(term: Term, pairs: Sequence[Pair], plan: Plan) -> None:
         if plan.site(site) is None:
             raise ValueError(useless)
         print_log(useless, logger='current', level=logging.WARNING)
+
+
+def _check_unchanged(term: Term, comparison: Comparison) -> None:
+    """See that a module that a user named still has what it returned.
+
+    Raises:
+        ValueError: If what follows has changed it.
+    """
+    site = term.site.name
+    own = comparison.plan.site(site) is None
+    if own and comparison.changed.intersection(term.site.seams):
+        raise ValueError(
+            f'terms.{term.name}: what {site!r} returns is changed in place by what '
+            'follows it, such as an activation with inplace=True: that would be '
+            'compared. Name a module that what changes it is in, or set inplace=False'
+        )
 
 
 def _warn_of_kind(term: Term, pairs: Sequence[Pair]) -> None:

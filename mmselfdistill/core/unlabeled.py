@@ -110,6 +110,7 @@ class Unlabeled:
             batch = next(self.batches)
             # before they are on the device
             filled = [_is_filled(sample) for sample in batch['data_samples']]
+            _note_sizes(batch['inputs'], batch['data_samples'])
             data = self._preprocessed(batch)
             inputs, samples = data['inputs'], data['data_samples']
             bare = without_labels(samples, inputs)
@@ -244,6 +245,15 @@ def _preprocessor(student: Any, model: Any) -> Any:
 def _is_filled(sample: Any) -> bool:
     found = label_map(sample)
     return found is not None and bool((found == _FILL).any())
+
+
+def _note_sizes(images: Sequence[Any], samples: Sequence[Any]) -> None:
+    """Note each image's size where the transform that resized it has not."""
+    for image, sample in zip(images, samples):
+        size = tuple(getattr(image, 'shape', ())[-2:])
+        noted = getattr(sample, 'img_shape', None)
+        if noted is not None and len(size) == 2 and tuple(noted[:2]) != size:
+            sample.set_metainfo(dict(img_shape=size))
 
 
 def without_labels(samples: Sequence[Any], inputs: Any = None) -> list[Any]:

@@ -68,7 +68,11 @@ def _has_several_labels(head: Any) -> bool:
     # the loss, or what it smooths the labels for
     loss = getattr(head, 'loss_module', None)
     losses = (loss, getattr(loss, 'ce', None))
-    sigmoid = any(getattr(each, 'use_sigmoid', False) for each in losses)
+    # MMPretrain's focal loss has sigmoids, and does not say so
+    sigmoid = any(
+        getattr(each, 'use_sigmoid', type(each).__name__ == 'FocalLoss')
+        for each in losses
+    )
     # MMPretrain's heads of several labels choose them by a threshold
     return sigmoid or hasattr(head, 'thr')
 

@@ -181,9 +181,10 @@ def sure_pixels(logits: Tensor, kind: str, confidence: float, shown: Tensor) -> 
     .. math::
         q_n = \frac{1}{\sum_i m_{ni}} \sum_i m_{ni} [\max_c p_{nci} > \tau]
 
-    with :math:`\tau` the confidence and :math:`m` 0 in padding. It multiplies the loss
-    of all pixels of the image (DAFormer, arXiv 2111.14887, with 0.968). Of a single
-    sigmoid, the larger probability of yes and no is taken.
+    with :math:`\tau` the confidence and :math:`m` 0 in padding; 0 where nothing is
+    shown. It multiplies the loss of all pixels of the image (DAFormer, arXiv
+    2111.14887, with 0.968). Of a single sigmoid, the larger probability of yes and no
+    is taken.
 
     Args:
         logits (Tensor): The teacher's, (N, C, H, W).
@@ -196,7 +197,8 @@ def sure_pixels(logits: Tensor, kind: str, confidence: float, shown: Tensor) -> 
         largest = logits.softmax(1).amax(1)
     else:
         largest = (logits.abs() if logits.shape[1] == 1 else logits).amax(1).sigmoid()
-    return ((largest > confidence) * shown).sum((1, 2)) / shown.sum((1, 2))
+    # of a crop from beside a rotated image nothing is shown
+    return ((largest > confidence) * shown).sum((1, 2)) / shown.sum((1, 2)).clamp(min=1)
 
 
 def decoded(model: Any, inputs: Tensor, samples: Sequence[Any]) -> Tensor:

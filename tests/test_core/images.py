@@ -41,7 +41,7 @@ def images(value: float = 0.0) -> Tensor:
 
 
 def brighter(
-    seen: Tensor, draw: torch.Generator, sizes: Any = None
+    seen: Tensor, draw: torch.Generator, sizes: Any = None, made_up: Any = None
 ) -> tuple[Tensor, Tensor]:
     """A view: the student sees one more everywhere."""
     return seen + 1, seen

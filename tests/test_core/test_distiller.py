@@ -212,6 +212,21 @@ def test_a_loss_that_does_not_fit_is_named_before_it_is_due(built: Small) -> Non
         assert_not_instrumented(setting.model)
 
 
+def test_what_follows_changes_in_place_is_refused(built: Small) -> None:
+    # its activation writes over what it returned
+    changed = dict(type='FeatureMSELoss', site='backbone.layer1.0.bn1')
+    message = (
+        r"^terms\.mine: what 'backbone\.layer1\.0\.bn1' returns is changed in place"
+    )
+    with Setting(built, dict(mine=changed)) as setting:
+        with pytest.raises(ValueError, match=message):
+            setting.losses()
+        assert_not_instrumented(setting.model)
+    whole = dict(type='FeatureMSELoss', site='backbone.layer1.0')
+    with Setting(built, dict(mine=whole)) as setting:
+        assert 'loss_sd_mine' in setting.losses()
+
+
 def test_a_site_without_gradient_is_refused_or_warned_of(built: Small) -> None:
     frozen = dict(type='FeatureMSELoss', site='backbone.layer1')
     layer: Any = built[0].backbone.layer1

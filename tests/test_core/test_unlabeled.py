@@ -11,6 +11,7 @@ import pytest
 import torch
 from helpers import Remembering, Scale, added, assert_bitwise, values_of
 from images import ImageToy, Numbered, brighter, images, losses
+from mmengine.model import ImgDataPreprocessor
 from mmengine.structures import PixelData
 from mmseg.models import SegDataPreProcessor
 from mmseg.structures import SegDataSample
@@ -141,7 +142,7 @@ def test_a_batch_that_is_held_does_not_come_after_a_restart() -> None:
 
 
 def test_its_own_view_and_that_of_images_with_labels() -> None:
-    more = settings(view=lambda seen, draw, sizes: (seen + 2, seen))
+    more = settings(view=lambda seen, *_: (seen + 2, seen))
     with distilled(ImageToy().eval(), {}, view=brighter, **more) as distiller:
         for _ in range(2):
             assert gaps(distiller) == dict(
@@ -152,7 +153,7 @@ def test_its_own_view_and_that_of_images_with_labels() -> None:
 def test_the_views_of_an_iteration_are_other_draws() -> None:
     seeds: list[int] = []
 
-    def noted(seen: torch.Tensor, draw: torch.Generator, sizes: Any) -> Any:
+    def noted(seen: torch.Tensor, draw: torch.Generator, *_: Any) -> Any:
         seeds.append(draw.initial_seed())
         return seen + 1, seen
 
@@ -163,7 +164,7 @@ def test_the_views_of_an_iteration_are_other_draws() -> None:
 
 
 def test_a_mixed_image_is_the_same_for_the_teacher() -> None:
-    def mixed(seen: torch.Tensor, draw: torch.Generator, sizes: Any) -> Any:
+    def mixed(seen: torch.Tensor, *_: Any) -> Any:
         clean = seen.flip(0)
         return clean + 1, clean
 
@@ -411,6 +412,27 @@ def test_padding_is_known_without_a_map_of_labels() -> None:
         assert shown is not None and shown.shape == (2, 64, 64)
         assert shown[0, :40].all() and shown[1, :, :16].all()
         assert shown.sum((1, 2)).tolist() == [40 * 64, 64 * 16]
+
+
+class Resized(Unequal):
+    """The same, of a transform that has not noted to which size it has resized."""
+
+    def __next__(self) -> dict[str, Any]:
+        batch = super().__next__()
+        for sample in batch['data_samples']:
+            sample.set_metainfo(dict(img_shape=(10, 10, 3)))
+        return batch
+
+
+def test_the_size_of_an_image_is_that_of_its_tensor() -> None:
+    student = ImageToy()
+    # it notes no size
+    student.data_preprocessor = ImgDataPreprocessor()
+    with distilled(student, {}, unlabeled=dict(batches=Resized())) as distiller:
+        assert distiller.unlabeled is not None
+        inputs, samples, _ = distiller.unlabeled.next(False)
+        assert inputs.shape[-2:] == (64, 64)
+        assert [each.img_shape for each in samples] == [(40, 64), (64, 16)]
 
 
 class Rotated(Unequal):

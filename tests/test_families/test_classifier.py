@@ -79,6 +79,7 @@ for head in (
     dict(type='MultiLabelLinearClsHead', loss=dict(type='FocalLoss')),
     dict(type='LinearClsHead', loss=dict(smoothed, mode='multi_label', **sigmoid)),
     dict(type='LinearClsHead', loss=dict(smoothed, mode='original')),
+    dict(type='LinearClsHead', loss=dict(type='FocalLoss')),
 ):
     cfg.head = dict(head, **sizes)
     model = MODELS.build(cfg)
@@ -170,14 +171,14 @@ def test_a_margin_of_the_label_is_no_belief_of_the_teacher(
     assert printed.splitlines()[-2:] == ['True True', 'True True']
 
 
-def test_a_head_of_several_labels_is_known_by_its_loss_or_its_threshold(
+def test_sigmoids_of_a_head_are_known_by_its_loss_or_its_threshold(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
     config = CONFIGS / 'resnet18_1xb64-20e_digits-32x32.py'
     printed = python(environment, tmp_path, '-c', KINDS, config)
-    kinds = printed.splitlines()[-4:]
+    kinds = printed.splitlines()[-5:]
     several = 'sigmoid False'
-    assert kinds == [several, several, 'softmax True', several]
+    assert kinds == [several, several, 'softmax True', several, several]
 
 
 def test_trains_from_the_shipped_config(

@@ -169,6 +169,9 @@ def test_a_no_of_a_single_sigmoid_is_as_sure_as_a_yes() -> None:
     several = torch.cat([maps[0], maps[0]], 1)
     share = sure_pixels(several, 'sigmoid', 0.9, maps[1])
     torch.testing.assert_close(share, torch.tensor([1 / 4, 0.0]))
+    # a crop from beside a rotated image
+    share = sure_pixels(several, 'sigmoid', 0.9, torch.zeros(2, 2, 2))
+    torch.testing.assert_close(share, torch.zeros(2))
 
 
 def test_padding_is_what_an_image_lacks_of_its_batch() -> None:
