@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mmselfdistill.containers import replaced
 from mmselfdistill.core.added import joined, weighted_terms
-from mmselfdistill.core.attached import DistilledForward
+from mmselfdistill.core.attached import Attachment
 from mmselfdistill.core.comparison import Batch, Comparison
 from mmselfdistill.core.keys import SKIPPED, UNLABELED
 from mmselfdistill.core.modes import use_batch_statistics
@@ -59,6 +59,7 @@ class Distiller:
             autocast. Defaults to None: as the student's are.
 
     Attributes:
+        attachment (Attachment): Of it to the student.
         labeled (Comparison): Of batches with labels.
         teacher (nn.Module | None): The teacher; without one, no term is active.
         trial (nn.Module | None): A teacher for the checks of the first iteration,
@@ -96,8 +97,9 @@ class Distiller:
         self.labeled = Comparison(student, plan)
         for each in self.comparisons():
             each.dtype, each.twins = teacher_dtype, self.labeled.twins
-        only_unlabeled = all(term.on == 'unlabeled' for term in terms)
-        self.labeled.twins.rests = every > 1 or only_unlabeled
+        self.labeled.twins.rests = every > 1 or (
+            unlabeled is not None and self._reads(True) != self._reads(False)
+        )
         self.teacher: nn.Module | None = None
         self.trial: nn.Module | None = None
         self.progress = self.run_progress = 0.0
@@ -105,29 +107,21 @@ class Distiller:
         self.predicts = False
         self.forwards = 0
         self.computed = 0
-        self._stock: Callable[..., Any] | None = None
+        self.attachment = Attachment(student)
+
+    def _reads(self, labeled: bool) -> set[str]:
+        """Return the seams that are read of images with labels, or without."""
+        other = 'unlabeled' if labeled else 'labeled'
+        terms = [t for t in self.terms if t.on != other and self.whole_weight(t) > 0]
+        return {path for term in terms for path in term.site.on(labeled).seams}
 
     def attach(self) -> bool:
         """Start to extend the student's ``forward``; say whether it was not yet."""
-        if self._stock is not None:
-            return False
-        self._stock = self.student.forward
-        self._replaced = vars(self.student).get('forward')
-        vars(self.student)['forward'] = DistilledForward(self, self._stock)
-        return True
+        return self.attachment.put_on(self)
 
     def detach(self) -> None:
         """Leave the student as it was."""
-        if self._stock is not None:
-            vars(self.student).pop('forward')
-            if self._replaced is not None:
-                vars(self.student)['forward'] = self._replaced
-            self._stock = None
-
-    @property
-    def attached(self) -> bool:
-        """Whether the student's ``forward`` is the extended one."""
-        return getattr(vars(self.student).get('forward'), 'distiller', None) is self
+        self.attachment.take_off()
 
     def restart(self) -> None:
         """Check the next iteration as the first."""

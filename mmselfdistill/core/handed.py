@@ -123,14 +123,17 @@ class Handed:
 
     def end(self) -> None:
         """Note what both sides hold after the calls."""
-        for (key, name), record in self._last.items():
+        for (key, name), record in [*self._last.items()]:
             theirs = moment(self._held[key].get(name))
             moved = not _is_same(theirs, record.theirs)
             # what the teacher's calls left alone was changed outside of the student's
             end = moment(self._ours[key].get(name)) if moved else record.read
-            self._last[key, name] = _Record(
-                record.read, end, theirs, record.made or moved
-            )
+            new = _Record(record.read, end, theirs, record.made or moved)
+            if new == _NONE:
+                # the settings of a model's layers are many, and hold no tensor
+                del self._last[key, name]
+            else:
+                self._last[key, name] = new
 
     def give(self, attributes: Sequence[Held], versions: Mapping[int, Any]) -> None:
         """Give the teacher's modules what the student's held when a call began.

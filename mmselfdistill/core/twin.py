@@ -89,10 +89,13 @@ class Twin:
         if same or theirs is None or f'{path}.{name}.'.startswith(self._shared):
             return
         # a call may have been given the one before, which the forward pass exchanged
-        for old, _ in pairs[:-1]:
-            self.versions.pop(id(old), None)
-            self.memory.pop(address(old), None)
         self._paired[place] = [*pairs[-1:], (ours, theirs)]
+        elsewhere = [each for found in self._paired.values() for each, _ in found]
+        for old, _ in pairs[:-1]:
+            # two modules may hold one buffer
+            if not any(old is each for each in elsewhere):
+                self.versions.pop(id(old), None)
+                self.memory.pop(address(old), None)
         self.versions[id(ours)] = theirs
         if address(ours):
             self.memory[address(ours)] = ours, theirs

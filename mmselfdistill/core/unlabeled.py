@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from mmselfdistill.compat import DEVICE_ERRORS
 from mmselfdistill.containers import tensors_in
 from mmselfdistill.core.comparison import Comparison
-from mmselfdistill.core.modes import keeps_statistics
 from mmselfdistill.core.streams import forked_rng
 from mmselfdistill.core.terms import Term
 from mmselfdistill.core.unmoved import own_buffers
@@ -174,21 +173,13 @@ class Unlabeled:
             seed (Sequence[int]): The run's seed, and the iteration.
             active (bool): Whether it is more than a trial.
         """
-        first = not self.comparison.checked
-        if first:
-            # a norm of one's own, a queue: the first pass shows which buffers move
+        if not self.comparison.checked:
+            # a norm of one's own or a queue too, which may begin to move later
             self._moving = [m for m in self.comparison.student.modules() if m._buffers]
         held = [] if self.statistics and active else self._moving
-        with forked_rng(), own_buffers(m for m in held if m.training) as moved:
+        with forked_rng(), own_buffers(m for m in held if m.training):
             torch.manual_seed(seed_of(*seed, get_rank()))
             yield
-            if first:
-                changed = moved()
-                self._moving = [
-                    module
-                    for module in self._moving
-                    if keeps_statistics(module) or module in changed
-                ]
 
 
 def check_takes_images(student: nn.Module) -> None:

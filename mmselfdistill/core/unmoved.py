@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import Callable, Iterable, Iterator
+from typing import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,8 @@ class Unmoved:
         self._tables = [module._buffers for module in modules]
         # as each was, and its number of changes then
         self._kept: dict[int, tuple[Tensor, int, Tensor]] = {}
+        # those that calls change through ``data``, which PyTorch does not count
+        self._uncounted: set[int] | None = None
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -40,6 +42,8 @@ class Unmoved:
                 table.update(
                     (key, b) for key, b in items if _is_like(b, table.get(key))
                 )
+            if self._uncounted is None:
+                self._uncounted = {id(b) for b in buffers if self._is_changed(b)}
             for buffer in buffers:
                 self._put_back(buffer)
 
@@ -49,51 +53,32 @@ class Unmoved:
             return known
         return buffer, buffer._version, buffer.clone()
 
+    def _is_changed(self, buffer: Tensor) -> bool:
+        _, version, copied = self._kept[id(buffer)]
+        return buffer._version == version and not torch.equal(buffer, copied)
+
     @torch.no_grad()
     def _put_back(self, buffer: Tensor) -> None:
         _, version, copied = self._kept[id(buffer)]
-        if buffer._version != version and _is_like(buffer, copied):
+        moved = buffer._version != version or id(buffer) in (self._uncounted or ())
+        if moved and _is_like(buffer, copied):
             buffer.copy_(copied)
             self._kept[id(buffer)] = buffer, buffer._version, copied
 
 
 @contextmanager
-def own_buffers(
-    modules: Iterable[nn.Module],
-) -> Iterator[Callable[[], set[nn.Module]]]:
-    """Let modules change copies of their buffers, and give them their own back.
-
-    Yields:
-        Callable: Returns those that have changed theirs.
-    """
+def own_buffers(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Let modules change copies of their buffers, and give them their own back."""
     kept = [(module, dict(module._buffers)) for module in modules]
     # their own are not copied back in place: a backward pass may need what was used
-    copies = [
-        {name: b if b is None else b.clone() for name, b in buffers.items()}
-        for _, buffers in kept
-    ]
-    for (module, _), copied in zip(kept, copies):
-        module._buffers.update(copied)
-
-    def moved() -> set[nn.Module]:
-        return {
-            module
-            for (module, buffers), copied in zip(kept, copies)
-            for name, buffer in copied.items()
-            if module._buffers.get(name) is not buffer
-            or not (buffer is None or _is_untouched(buffer, buffers[name]))
-        }
-
+    for module, buffers in kept:
+        copies = {name: b if b is None else b.clone() for name, b in buffers.items()}
+        module._buffers.update(copies)
     try:
-        yield moved
+        yield
     finally:
         for module, buffers in kept:
             module._buffers.update(buffers)
-
-
-def _is_untouched(copied: Tensor, own: Tensor | None) -> bool:
-    # PyTorch does not count what goes through ``data``
-    return own is not None and copied._version == 0 and torch.equal(copied, own)
 
 
 def _is_like(buffer: Tensor | None, other: Tensor | None) -> bool:

@@ -23,6 +23,7 @@ from .run import (
     check_alone,
     check_called,
     check_loop,
+    check_priority,
     progress_of,
     release,
     seed_of_all_ranks,
@@ -127,7 +128,7 @@ class DistillHook(Hook):
         self._loaded: dict[str, Any] | None = None
         # the run that was set up, and whether it has begun
         self._loop: BaseLoop | None = None
-        self._begun = self._starts = False
+        self._begun = self._starts = self._resumed = False
         self._forwards = 0
         self._evaluated: Evaluated | None = None
         self._of_teacher: dict[str, Any] = {}
@@ -142,6 +143,7 @@ class DistillHook(Hook):
     def set_up(self, runner: Runner) -> None:
         """Build the terms: losses may have parameters for the run's optimizer."""
         check_alone(runner, DistillHook)
+        check_priority(self)
         check_loop(runner)
         check_metrics(self, runner)
         unlabeled = self.unlabeled and load_unlabeled(self.unlabeled, runner)
@@ -179,9 +181,10 @@ class DistillHook(Hook):
             self.distiller.unlabeled.batches.seed = seed_of_all_ranks(runner)
         # what a teacher cannot be made of fails here, not hours later
         teacher = make_teacher(student)
-        state = resumed_state(runner, self._loaded)
+        state = resumed_state(runner, self._loaded, self._begun)
         if state is not None:
             self._restore(state, teacher)
+            self._resumed = True
         elif not (self._begun and runner.iter > 0):
             self.generation = self.updates = 0
             self.distiller.teacher = self.init_teacher(runner, teacher)
@@ -233,7 +236,9 @@ class DistillHook(Hook):
         if self.distiller.unlabeled:
             self.distiller.unlabeled.batches.close()
         wanted = any(map(self.distiller.whole_weight, self.distiller.terms))
-        if wanted and self.distiller.forwards and not self.distiller.computed:
+        # a run that was resumed may have computed some before
+        computed = self._resumed or self.distiller.computed
+        if wanted and self.distiller.forwards and not computed:
             runner.logger.warning(
                 'self_distill: no term was computed in this run: it ended before its '
                 'first teacher, or before a schedule began.'
@@ -293,7 +298,9 @@ class DistillHook(Hook):
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Keep our state until the teacher is built, for a run that is resumed."""
-        self._loaded = loaded_part(runner, checkpoint)
+        # not one that a test loads, or that is loaded during the run
+        begins = self.distiller is not None and not self._begun
+        self._loaded = loaded_part(checkpoint, runner._resume and begins)
 
     def _restore(self, state: dict[str, Any], teacher: nn.Module) -> None:
         assert self.distiller is not None

@@ -185,9 +185,8 @@ class GenerationHook(DistillHook):
         assert self.distiller is not None and self._beginning is not None
         student = bare_model(runner)
         if self.distiller.teacher is None:
-            self.distiller.detach()
-            self.distiller.teacher = make_teacher(student, self.distiller.acting())
-            self.distiller.attach()
+            with self.distiller.attachment.set_aside():
+                self.distiller.teacher = make_teacher(student, self.distiller.acting())
         if self._taught != generation:
             # else a boundary was interrupted, and its student is fresh already
             copy_into(self.distiller.teacher, student)

@@ -34,7 +34,7 @@ def train_losses(runner: Runner, distiller: Distiller) -> None:
     They learn with the optimizer's own default settings, and follow its schedules.
 
     Raises:
-        ValueError: If the run has several optimizers.
+        ValueError: If the run has several optimizers, or could not be resumed.
     """
     device = next(distiller.student.parameters()).device
     losses = losses_of(distiller)
@@ -44,6 +44,12 @@ def train_losses(runner: Runner, distiller: Distiller) -> None:
     parameters = [p for loss in losses.values() for p in loss.parameters()]
     if not parameters:
         return
+    if not isinstance(runner, Runner):
+        raise ValueError(
+            f'terms: {", ".join(losses)} have parameters, and {type(runner).__name__} '
+            'loads the optimizer before any hook can add these: the run could not be '
+            'resumed. Use Runner, or a loss without a projector'
+        )
     wrappers = optim_wrappers(runner)
     if len(wrappers) > 1:
         raise ValueError(

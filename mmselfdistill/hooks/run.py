@@ -8,7 +8,7 @@ from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper, OptimWrapperDict
-from mmengine.runner import EpochBasedTrainLoop, Runner
+from mmengine.runner import EpochBasedTrainLoop, Runner, get_priority
 from torch import nn
 
 from mmselfdistill.core.distiller import Distiller
@@ -38,6 +38,19 @@ def check_one(names: Sequence[str]) -> None:
             f'self_distill: a run has one hook of mmselfdistill, but got {names}; '
             'remove all but one from default_hooks and custom_hooks. One that is '
             'inherited is replaced under its own key, by dict(_delete_=True, type=...)'
+        )
+
+
+def check_priority(hook: Hook) -> None:
+    """See that a hook of ours comes before MMEngine's own.
+
+    Raises:
+        ValueError: If the config gives it another place.
+    """
+    if get_priority(hook.priority) >= get_priority('VERY_HIGH'):
+        raise ValueError(
+            f'self_distill: priority={hook.priority!r} would let other hooks save, log '
+            f'and validate before {type(hook).__name__} has done its part; remove it'
         )
 
 
@@ -126,7 +139,7 @@ def check_called(distiller: Distiller, since: int) -> None:
             'iteration: its train_step computes the loss in another way, and '
             'nothing would be distilled'
         )
-    if distiller.forwards == since and not distiller.attached:
+    if distiller.forwards == since and not distiller.attachment.is_outermost:
         raise RuntimeError(
             f'self_distill: the forward of {name} was replaced during the run, and '
             'nothing would be distilled any more. Replace it before training begins'
@@ -152,6 +165,14 @@ def tidy_scalars(runner: Runner, made: Mapping[str, Any] | None) -> None:
                 del scalars[key]
             else:
                 scalars[key].max_length = HISTORY
+
+
+def metainfo_of(dataset: Any) -> Mapping[str, Any]:
+    """Return what a dataset says of its classes; of several, what the first does."""
+    found = getattr(dataset, 'metainfo', None)
+    if isinstance(found, (list, tuple)):
+        found = found[0] if found else None
+    return found if isinstance(found, Mapping) else {}
 
 
 def optim_wrappers(runner: Runner) -> list[OptimWrapper]:

@@ -16,6 +16,7 @@ from mmselfdistill.compat import why_unreadable
 from mmselfdistill.core.teacher import broadcast_from_rank_0, mismatches, tensors_of
 
 from .base import DistillHook
+from .run import metainfo_of
 
 
 @HOOKS.register_module()
@@ -55,8 +56,7 @@ class SelfDistillHook(DistillHook):
         of = f', of its {part}' if part else ''
         runner.logger.info(f'The teacher{of} is {self.teacher}.')
         dataset: Any = runner.train_loop.dataloader.dataset
-        ours = (getattr(dataset, 'metainfo', None) or {}).get('classes')
-        other = other_classes(classes, ours)
+        other = other_classes(classes, metainfo_of(dataset).get('classes'))
         if other:
             runner.logger.warning(f'teacher: {self.teacher}: {other}')
         return teacher

@@ -40,23 +40,28 @@ def state_of(distiller: Distiller) -> dict[str, Any]:
     )
 
 
-def loaded_part(runner: Runner, checkpoint: dict[str, Any]) -> dict[str, Any]:
+def loaded_part(checkpoint: dict[str, Any], resumes: bool) -> dict[str, Any]:
     """Return what a run may need of a checkpoint that it loads, the weights left out.
 
+    Args:
+        checkpoint (dict): What was loaded.
+        resumes (bool): Whether it is to go on from it.
+
     Raises:
-        ValueError: If the run is resumed, and there is no state of ours.
+        ValueError: If it is, and there is no state of ours.
     """
-    if runner._resume:
+    if resumes:
         read_state(checkpoint)
     return {key: checkpoint[key] for key in ('meta', STATE_KEY) if key in checkpoint}
 
 
 def resumed_state(
-    runner: Runner, loaded: dict[str, Any] | None
+    runner: Runner, loaded: dict[str, Any] | None, begun: bool
 ) -> dict[str, Any] | None:
     """Return our state if the run goes on where this was saved, or None.
 
-    ``Runner.resume`` sets no flag: it moves the loop, once the file is loaded.
+    ``Runner.resume`` sets no flag: it moves the loop, once the file is loaded. A flag
+    of the run's own is about its beginning alone.
 
     Raises:
         ValueError: If it goes on there, and there is no state of ours.
@@ -64,7 +69,8 @@ def resumed_state(
     if loaded is None:
         return None
     at = loaded.get('meta', {}).get('iter')
-    resumes = runner._resume or (runner.iter > 0 and runner.iter == at)
+    flag = runner._resume and not begun
+    resumes = flag or (runner.iter > 0 and runner.iter == at)
     return read_state(loaded) if resumes else None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from pathlib import Path
 from typing import Any, Sequence
@@ -15,6 +16,7 @@ from mmselfdistill.core.distiller import Distiller
 from mmselfdistill.errors import check_bool, check_number, check_whole
 
 from .base import DistillHook
+from .run import metainfo_of
 from .settings import check_arguments
 from .validation import predict
 
@@ -97,13 +99,15 @@ class DistillVisualizationHook(Hook):
         if distiller is None or distiller.teacher is None or not outputs:
             return
         try:
-            one, other = outputs[0], predict(runner, distiller, data_batch)[0]
+            # MMPretrain writes what it predicts into the samples that it is given
+            one = copy.deepcopy(outputs[0])
+            other = predict(runner, distiller, copy.deepcopy(data_batch))[0]
             # what is validated may be the teacher
             student, teacher = (other, one) if distiller.predicts else (one, other)
             # a run that draws nothing does not import matplotlib's figures
             from mmselfdistill.visualization.samples import draw_samples
 
-            meta = getattr(runner.val_dataloader.dataset, 'metainfo', None) or {}
+            meta = metainfo_of(runner.val_dataloader.dataset)
             picture = draw_samples(
                 student, teacher, meta, self.score_thr, self.backend_args
             )

@@ -67,14 +67,18 @@ def _in_folder(folder: str) -> list[str]:
 
 def _below(folder: str) -> Iterator[str]:
     """Yield the files below a folder; links are followed, but not back to above."""
+    # the way to each folder, as it is without links
+    ways = {folder: frozenset([osp.realpath(folder)])}
     for place, folders, files in os.walk(folder, onerror=_skip, followlinks=True):
+        way = ways.pop(place)
         above = f'{osp.realpath(place)}/'
-        folders[:] = [
-            name
-            for name in folders
-            if name[0] != '.'
-            and not above.startswith(f'{osp.realpath(osp.join(place, name))}/')
-        ]
+        for name in [*folders]:
+            path = osp.join(place, name)
+            true = osp.realpath(path)
+            if name[0] == '.' or true in way or above.startswith(f'{true}/'):
+                folders.remove(name)
+            else:
+                ways[path] = way | {true}
         for name in files:
             if name[0] != '.':
                 yield osp.relpath(osp.join(place, name), folder)

@@ -158,6 +158,30 @@ def test_a_forward_that_the_user_patched_is_extended_and_put_back() -> None:
     assert student.forward is patched
 
 
+def test_a_forward_that_the_user_wraps_later_stays_and_is_not_distilled() -> None:
+    student = Toy()
+    distiller = build_distiller(student, TERMS)
+    distiller.teacher = make_teacher(student)
+    set_factors(distiller.teacher, OTHERS)
+    distiller.attach()
+    inner = student.forward
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        return {**inner(*args, **kwargs), 'loss_more': torch.ones(())}
+
+    student.forward = wrapped  # type: ignore[method-assign]
+    with distiller.attachment.set_aside():
+        assert 'forward' not in vars(student)
+    assert step(distiller) == GAPS
+    distiller.detach()
+    # nor where a hook puts back what it had found
+    for forward in (wrapped, inner):
+        student.forward = forward  # type: ignore[method-assign]
+        losses = student(signs(), mode='loss')
+        assert losses.keys() - {'loss_more'} == {'loss_cls'}
+    assert distiller.computed == 1
+
+
 def copied(model: Toy) -> Any:
     return copy.deepcopy(model)
 

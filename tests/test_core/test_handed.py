@@ -349,6 +349,20 @@ class Building(Scale):
         return super().forward(x) * self.mask
 
 
+def test_settings_without_tensors_are_noted_in_the_first_iteration_alone() -> None:
+    student = Toy()
+    student.bbox_head = Reading([1, 2], len)
+    with distilled(student, OTHERS) as distiller:
+        for _ in range(3):
+            assert step(distiller)['logits'] == 2 * LOGITS
+            assert distiller.labeled.twins.of(distiller.teacher).handed._last == {}
+    student.bbox_head = Remembering()
+    with distilled(student, OTHERS) as distiller:
+        step(distiller)
+        twin = distiller.labeled.twins.of(distiller.teacher)
+        assert [name for _, name in twin.handed._last] == ['memory']
+
+
 def test_what_is_built_once_is_no_memory() -> None:
     student = Toy()
     student.bbox_head = Building(3.0)

@@ -179,6 +179,27 @@ def test_a_buffer_that_is_given_and_then_assigned_is_the_teachers() -> None:
             assert step(distiller)['logits'] == GAP
 
 
+def test_a_buffer_that_two_modules_hold_is_the_teachers_after_one_lets_go() -> None:
+    class Adapting(GivingToy):
+        def __init__(self) -> None:
+            super().__init__(lambda model: model.adapter.constant)
+            self.adapter = Scale(1.0)
+            self.adapter.register_buffer('constant', self.constant)
+
+        def forward(
+            self, inputs: Tensor, data_samples: Any = None, mode: str = 'tensor'
+        ) -> Any:
+            losses = super().forward(inputs, data_samples, mode)
+            self.constant = self.constant + 0
+            return losses
+
+    with distilled(Adapting(), {}) as distiller:
+        fill(distiller.teacher)
+        distiller.teacher.adapter.constant.copy_(distiller.teacher.constant)  # type: ignore[union-attr]
+        for _ in range(5):
+            assert step(distiller)['logits'] == GAP
+
+
 class ManyHeads(Toy):
     def __init__(self) -> None:
         super().__init__()

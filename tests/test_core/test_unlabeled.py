@@ -87,7 +87,13 @@ ONLY_HERE = dict(
 
 
 @pytest.mark.parametrize(
-    ('kind', 'iterations'), [(dict(every=2), 2), (dict(terms=ONLY_HERE), 1)]
+    ('kind', 'iterations'),
+    [
+        (dict(every=2), 2),
+        (dict(terms=ONLY_HERE), 1),
+        # on images with labels, the head is not run
+        (dict(terms=dict(TERMS, logits=ONLY_HERE['logits'])), 1),
+    ],
 )
 def test_a_memory_of_a_teacher_that_rests_is_refused_here_too(
     kind: dict[str, Any], iterations: int
@@ -267,6 +273,35 @@ def test_buffers_of_ones_own_modules_are_as_statistics(statistics: bool) -> None
             assert float(own.mean) == number * twice * mean + drawn + number
             last = largest + number if statistics else 1.0
             assert own.queue.tolist()[-1] == last
+
+
+@pytest.mark.parametrize('frozen', [True, False])
+def test_buffers_that_begin_to_move_later_are_put_back_too(frozen: bool) -> None:
+    class Late(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.begun = False
+            self.register_buffer('sum', torch.zeros(()))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if self.training and self.begun:
+                self.sum += x.detach().mean()
+            return x
+
+    sums = []
+    for more in ({}, settings()):
+        student: Any = ImageToy()
+        student.dropout = late = Late()
+        late.begun = frozen
+        with distilled(student, {}, **more) as distiller:
+            for number in range(3):
+                # unfrozen, or done with its warm-up
+                late.train(not frozen or number > 0)
+                late.begun = frozen or number > 0
+                distiller.student(images(), mode='loss')
+        sums.append(float(late.sum))
+    # of two iterations, a mean of 1 each
+    assert sums == [2.0, 2.0]
 
 
 class Dividing(nn.Module):

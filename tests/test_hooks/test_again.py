@@ -250,6 +250,20 @@ def test_silence_is_no_surprise_where_it_was_asked_for(
     assert log.read_text().count('no term was computed') == warned
 
 
+def test_a_run_that_is_resumed_behind_its_schedule_has_nothing_to_say(
+    runs: Runs,
+) -> None:
+    hook = dict(EMA, schedule=dict(type='constant', end=0.5))
+    cfg = runs.config('segformer', hook, iters=4)
+    cfg.default_hooks.checkpoint.interval = 1
+    runs.train(cfg, stop_at=3)
+    cfg.resume = True
+    runner = runs.train(cfg)
+    assert runner.iter == 4 and runs.hook(runner).distiller.computed == 0
+    logs = [path.read_text() for path in Path(cfg.work_dir).rglob('*.log')]
+    assert not any('no term was computed' in log for log in logs)
+
+
 def test_a_run_that_is_over_has_nothing_to_say(runs: Runs) -> None:
     cfg = runs.config('segformer', EMA, iters=1)
     runs.train(cfg)

@@ -182,6 +182,13 @@ def test_two_hooks(runs: Runs) -> None:
         assert word in message
 
 
+@pytest.mark.parametrize('priority', [49, 'VERY_LOW', 'VERY_HIGH'])
+def test_a_place_behind_other_hooks(priority: Any, runs: Runs) -> None:
+    cfg = runs.config('gfl', dict(EVERY_2, priority=priority), iters=4)
+    message = refused(runs, cfg)
+    assert message.startswith('self_distill: priority=') and 'remove it' in message
+
+
 @LOOPS.register_module()
 class Endless(BaseLoop):
     """A loop of one's own that does not say how long it is."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import mmcv
 import numpy as np
+import pytest
 import torch
 from mmdet.testing import demo_mm_inputs
 from mmengine.config import Config
@@ -77,6 +78,14 @@ def test_resumed_generations_begin_with_the_first_learning_rate(
     _, first = train(tmp_path, stop_at=2, resume=False)
     _, rest = train(tmp_path, stop_at=8, resume=True)
     torch.testing.assert_close(first + rest, decay + decay)
+
+
+def test_what_could_not_be_resumed_is_refused(tmp_path: Path) -> None:
+    projected = dict(type='FeatureMSELoss', projector=32)
+    hook = dict(type='mmselfdistill.EMATeacherHook', terms=dict(features=projected))
+    message = 'terms: features have parameters, and FlexibleRunner loads the optimizer'
+    with pytest.raises(ValueError, match=message):
+        train(tmp_path, 1, resume=False, hook=hook)
 
 
 def test_images_without_labels_go_on_where_the_run_was_stopped(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from mmengine.hooks import Hook
 from mmengine.registry import MODELS
 from torch.nn.modules.module import register_module_forward_hook
 
@@ -125,6 +126,28 @@ def test_teacher_is_the_student_of_the_boundary(
     first = expected[0][1] if expected else total
     assert compared == list(range(first, total))
     assert boundaries(cfg) == expected
+
+
+def test_a_wrapper_of_the_users_outlives_a_boundary(runs: Runs) -> None:
+    class Adding(Hook):
+        def before_train(self, runner: Runner) -> None:
+            model: Any = runner.model
+            inner = model.forward
+
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                return {**inner(*args, **kwargs), 'loss_extra': torch.ones(())}
+
+            model.forward = forward
+
+    runner = runs.build(runs.config('gfl', BY_ITERS, iters=7))
+    runner.register_hook(Adding())
+    runner.train()
+    assert logged(runner, 'loss_extra') == [1.0] * 7
+    assert len(logged(runner, 'loss_sd_logits')) == 7
+    assert logged(runner, 'loss_sd_logits')[-1] > 0
+    # the teacher is a copy of the model without it
+    teacher = runs.hook(runner).distiller.teacher
+    assert teacher is not None and 'forward' not in vars(teacher)
 
 
 def test_schedule_runs_over_each_generation(runs: Runs) -> None:

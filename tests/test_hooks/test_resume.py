@@ -171,6 +171,32 @@ def test_by_the_runners_own_method_of_a_plain_run(runs: Runs) -> None:
     assert runs.hook(runs.train(cfg)).updates == 4
 
 
+def test_weights_that_are_loaded_during_a_run_are_no_resumption(runs: Runs) -> None:
+    plain = runs.config('gfl', iters=2)
+    runs.train(plain)
+    path = f'{plain.work_dir}/iter_2.pth'
+
+    class Loading(Hook):
+        def before_train(self, runner: Runner) -> None:
+            runner.load_checkpoint(path)
+
+    # as a launcher that always resumes: there is nothing to resume yet
+    cfg = runs.config('gfl', EMA, iters=3)
+    cfg.resume = True
+    runner = runs.build(cfg)
+    runner.register_hook(Loading())
+    runner.train()
+    assert runs.hook(runner).updates == 3
+    # it goes on where it is, and has the teacher that it has
+    runner.train_loop._max_iters = 4
+    runner.train()
+    assert runs.hook(runner).updates == 4
+    # to test another one of the same run
+    again = runs.build(Config(dict(cfg, resume=True, load_from=path)))
+    with pytest.raises(ValueError, match='holds no state of mmselfdistill'):
+        again.train()
+
+
 def test_weights_that_were_saved_before_the_first_step_are_weights_alone(
     runs: Runs,
 ) -> None:

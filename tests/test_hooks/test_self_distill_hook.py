@@ -113,6 +113,20 @@ def test_classes_in_another_order_are_named(runs: Runs, tmp_path: Path) -> None:
         assert text.count(order) == warned
 
 
+def test_parts_of_a_data_set_may_say_different_things(
+    runs: Runs, tmp_path: Path
+) -> None:
+    torch.save(weights_of(runs, 'gfl', 5), tmp_path / 'teacher.pth')
+    cfg = runs.config('gfl', fixed(tmp_path / 'teacher.pth'), iters=1)
+    part = cfg.train_dataloader.dataset
+    own = part.get('metainfo', {})
+    parts = [dict(part, metainfo=dict(own, of=name)) for name in ('one', 'other')]
+    cfg.train_dataloader.dataset = dict(type='mmdet.ConcatDataset', datasets=parts)
+    runner = runs.train(cfg)
+    assert isinstance(runner.train_dataloader.dataset.metainfo, list)
+    assert runs.hook(runner).distiller.computed == 1
+
+
 def test_leaves_the_student_as_it_was(runs: Runs, tmp_path: Path) -> None:
     torch.save(weights_of(runs, 'mask_rcnn', 5), tmp_path / 'teacher.pth')
     plain = runs.config('mask_rcnn', iters=1)

@@ -18,6 +18,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS
 from mmengine.runner import Runner
 from mmengine.visualization import TensorboardVisBackend
+from mmseg.models import SegDataPreProcessor
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import mmselfdistill
@@ -84,12 +85,21 @@ def by_hand(cfg: Config, runner: Runner, weights: Any) -> list[Any]:
         return [model.val_step(batch)[0] for batch in runner.val_dataloader]
 
 
+@MODELS.register_module()
+class Passing(SegDataPreProcessor):  # type: ignore[misc]
+    """Predictions are written into what the loader gave, as MMPretrain's are."""
+
+    def cast_data(self, data: Any) -> Any:
+        return data
+
+
 @pytest.mark.parametrize(
     ('name', 'validate'),
     [
         ('mask_rcnn', 'student'),
         ('deeplabv3plus', 'student'),
         ('deeplabv3plus', 'teacher'),
+        ('the samples of the batch', 'student'),
     ],
 )
 def test_pictures_are_of_student_and_teacher(
@@ -97,7 +107,11 @@ def test_pictures_are_of_student_and_teacher(
 ) -> None:
     # a model that has seen eight images is sure of nothing
     pictures = dict(PICTURES, score_thr=0.0)
+    in_batch = name == 'the samples of the batch'
+    name = 'deeplabv3plus' if in_batch else name
     cfg = config_of(runs, name, dict(GENERATION, validate=validate), pictures)
+    if in_batch:
+        cfg.model.data_preprocessor.type = 'Passing'
     if name == 'mask_rcnn':
         cfg.model.test_cfg.rcnn.max_per_img = 4
     runner = runs.train(cfg)

@@ -69,6 +69,16 @@ def test_a_link_that_leads_back_is_not_followed(tmp_path: Path) -> None:
     assert find_images(str(tmp_path)) == [str(tmp_path / name) for name in expected]
 
 
+def test_links_of_two_folders_to_each_other_end(tmp_path: Path) -> None:
+    touch(tmp_path, 'root/1.png', 'one/2.png', 'other/3.png')
+    links = [('root/a', 'one'), ('root/b', 'other'), ('one/back', 'root')]
+    for link, folder in [*links, ('other/back', 'root')]:
+        (tmp_path / link).symlink_to(tmp_path / folder, target_is_directory=True)
+    root = tmp_path / 'root'
+    expected = [root / '1.png', root / 'a' / '2.png', root / 'b' / '3.png']
+    assert find_images(str(root)) == [*map(str, expected)]
+
+
 def test_a_folder_that_cannot_be_read_is_left_out_and_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,68 @@
+"""A teacher has the buffers after its calls that it had before."""
+
+from __future__ import annotations
+
+from typing import Any, Callable
+
+import pytest
+import torch
+from helpers import Scale
+from torch import Tensor, nn
+from toys import Toy, distilled, step
+
+
+def in_place(mean: Tensor) -> None:
+    mean += 1
+
+
+def through_data(mean: Tensor) -> None:
+    mean.data.add_(1)
+
+
+def as_data(mean: Tensor) -> None:
+    mean.data = mean.data + 1
+
+
+class Moving(Scale):
+    """Multiplies by a mean that it moves in each call."""
+
+    def __init__(self, move: Callable[[Tensor], None]) -> None:
+        super().__init__(3.0)
+        self.move = move
+        self.register_buffer('mean', torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.move(self.mean)
+        return super().forward(x) * self.mean
+
+
+@pytest.mark.parametrize('move', [in_place, through_data, as_data])
+def test_buffers_are_put_back_however_they_are_moved(move: Any) -> None:
+    student = Toy()
+    student.bbox_head = Moving(move)
+    with distilled(student, {}) as distiller:
+        teacher: Any = distiller.teacher
+        # the student's is one larger each time, and the teacher's is 2 in each call
+        for number in range(4):
+            assert step(distiller)['logits'] == 6 * number
+            assert float(teacher.bbox_head.mean) == 1
+
+
+def test_a_buffer_that_a_call_exchanges_is_the_teachers_own_again() -> None:
+    class Exchanging(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer('mean', torch.ones(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.mean = self.mean + 1
+            return 3 * x * self.mean
+
+    student = Toy()
+    student.bbox_head = nn.Sequential(Scale(1.0), Exchanging())
+    with distilled(student, {}) as distiller:
+        teacher: Any = distiller.teacher
+        own = teacher.bbox_head[1].mean
+        for number in range(3):
+            assert step(distiller)['logits'] == 6 * number
+            assert teacher.bbox_head[1].mean is own and float(own) == 1
