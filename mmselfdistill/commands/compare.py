@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mmselfdistill.commands.predictions import Judged, judge, read_predictions
-from mmselfdistill.commands.runs import Run, class_names, seed_of
+from mmselfdistill.commands.runs import Run, class_names, seed_of, sorts_categories
 from mmselfdistill.hooks.validation import PREFIX
 
 # the ends of the names of metrics that stand for a run
@@ -122,6 +122,17 @@ def table_of_calibration(runs: Sequence[Run], judged: Sequence[Judged]) -> Table
     return table
 
 
+def _of_unknown_classes(folders: Sequence[Path], names: Sequence[str]) -> str | None:
+    """Return what to say of runs whose classes are not known."""
+    unknown = [name for at, name in zip(folders, names) if not class_names(at)]
+    if not unknown:
+        return None
+    return (
+        f'The classes of {", ".join(unknown)} are not known: taken for all categories '
+        'of the annotations, in their order. Wrong if the run has fewer of them.'
+    )
+
+
 def names_of(folders: Sequence[Path], names: Sequence[str]) -> list[str]:
     """Return a name for each run: as given, the folder's, or its path.
 
@@ -191,7 +202,13 @@ def compare(
     if predictions and len(predictions) != len(runs):
         raise ValueError(f'--predictions: {len(predictions)} for {len(runs)} runs')
     judged = [
-        judge(read_predictions(path), annotations, min_score, class_names(folder))
+        judge(
+            read_predictions(path),
+            annotations,
+            min_score,
+            class_names(folder),
+            by_id=sorts_categories(folder),
+        )
         for path, folder in zip(predictions, folders)
     ]
     tables = [table_of(shown, metric) for metric in chosen]
@@ -202,6 +219,8 @@ def compare(
         tables.append(table_of_classes(runs, classes))
     if judged:
         tables.append(table_of_calibration(runs, judged))
+        if annotations is not None:
+            tables[-1].caption = _of_unknown_classes(folders, called)
     # matplotlib takes a second to import
     from mmselfdistill.commands.pictures import draw_comparison
 
@@ -248,15 +267,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Compare the runs of the command line."""
+    picture = args.picture if args.picture.suffix else args.picture.with_suffix('.png')
     tables = compare(
         args.runs,
-        args.picture,
+        picture,
         args.metric,
         args.names,
         args.predictions,
         args.annotations,
         args.min_score,
     )
+    # a run may be called run[lr=0.01], and a class :car:
+    console = Console(markup=False, emoji=False)
     for table in tables:
-        Console().print(table)
-    print(f'Picture: {args.picture}')
+        console.print(table)
+    print(f'Picture: {picture}')

@@ -14,10 +14,15 @@ from mmengine.registry import HOOKS
 from mmselfdistill.commands.cost import measured_cost, schedules_of, times_as_long
 from mmselfdistill.commands.stretch import length_of, stretched
 from mmselfdistill.errors import check_number
-from mmselfdistill.hooks import GenerationHook
+from mmselfdistill.hooks import DistillVisualizationHook, GenerationHook
 from mmselfdistill.hooks.base import DistillHook
 from mmselfdistill.hooks.validation import PREFIX
-from mmselfdistill.zoo import find_config, find_self_distill, pop_self_distill
+from mmselfdistill.zoo import (
+    find_config,
+    find_self_distill,
+    name_of,
+    pop_self_distill,
+)
 
 HEADER = '# Written by `mmselfdistill control`.'
 # settings that name a metric
@@ -69,6 +74,7 @@ def controls(cfg: Config, cost: float) -> list[Control]:
     longer = stretched(same, length)
     plain = copy.deepcopy(longer)
     pop_self_distill(plain)
+    _pop_pictures(plain)
     text = (
         f'{length} {unit}, {times:.3f} times {old}; an iteration with a teacher takes '
         f'{cost:.3f} plain ones'
@@ -130,6 +136,21 @@ def with_hook(cfg: Config, values: dict[str, Any]) -> Config:
     assert hook is not None
     hook.update(values)
     return found
+
+
+def _pop_pictures(cfg: Config) -> None:
+    """Take the pictures of student and teacher out of a config: there is no teacher."""
+    name = DistillVisualizationHook.__name__
+    default = cfg.get('default_hooks') or {}
+    for key, hook in [*default.items()]:
+        if hook and name_of(hook['type']).rpartition('.')[2] == name:
+            del default[key]
+    if cfg.get('custom_hooks'):
+        cfg.custom_hooks = [
+            hook
+            for hook in cfg.custom_hooks
+            if name_of(hook['type']).rpartition('.')[2] != name
+        ]
 
 
 def of_student(cfg: Config) -> Config:

@@ -32,7 +32,12 @@ def training_logs(folder: Path) -> dict[Path, Log]:
     """Return the logs in a work dir that have a loss, in the order of their starts."""
     paths = sorted(folder.glob('*/vis_data/scalars.json'))
     logs = {path: entries_of(path) for path in paths}
-    return {k: v for k, v in logs.items() if any('loss' in entry for entry in v)}
+    return {k: v for k, v in logs.items() if any(map(is_training, v))}
+
+
+def is_training(entry: Mapping[str, Any]) -> bool:
+    """Say whether an entry is one of training: a validation may log a loss too."""
+    return 'loss' in entry and 'val_loss' not in entry
 
 
 def config_at(path: Path) -> Config:
@@ -65,7 +70,7 @@ def of_last_run(logs: Mapping[Path, Log]) -> dict[Path, Log]:
     """Return the logs of the last run: its start, and those that resumed it."""
     found: dict[Path, Log] = {}
     for path, log in logs.items():
-        first, *others = (entry['step'] for entry in log if 'loss' in entry)
+        first, *others = (entry['step'] for entry in log if is_training(entry))
         begins = bool(others) and first <= others[0] - first
         if begins and not config_at(path.with_name('config.py')).get('resume'):
             # nothing was logged before it: another run, which was not resumed
@@ -85,7 +90,7 @@ def counts_epochs(entries: Log, cfg: Mapping[str, Any]) -> bool:
         cfg (Mapping): Its config; empty if there is none.
     """
     epochs = [entry['epoch'] for entry in entries if 'epoch' in entry]
-    at = [entry['step'] for entry in entries if 'loss' not in entry]
+    at = [entry['step'] for entry in entries if not is_training(entry)]
     train_cfg = cfg.get('train_cfg') or {}
     known = train_cfg and stretch.loop_of(train_cfg) in stretch.INTERVALS
     if known and max(at, default=0) > 0:
@@ -104,7 +109,7 @@ def place(logs: Iterable[Log], by_epoch: bool) -> None:
     """
     logs = list(logs)
     length = _length_of_epoch(logs) if by_epoch else 1
-    for entry in (entry for log in logs for entry in log if 'loss' in entry):
+    for entry in (entry for log in logs for entry in log if is_training(entry)):
         at = entry['step']
         if by_epoch:
             at = entry['epoch'] if 'epoch' in entry else math.ceil(at / length)
@@ -117,7 +122,7 @@ def _length_of_epoch(logs: list[Log]) -> Fraction:
     for log in logs:
         done = 0
         for entry in log:
-            if 'loss' in entry:
+            if is_training(entry):
                 done = entry['step']
             elif entry['step'] > 0:
                 length = max(length, Fraction(done, entry['step']))
@@ -139,22 +144,29 @@ def validations(
     """
     done = 0
     for entry in log:
-        if 'loss' in entry:
+        if is_training(entry):
             done = entry['step']
         elif entry['step'] > 0:
             yield entry['step'], entry
         else:
-            last = _next_validation(cfg.get('train_cfg') or {}, max(done, last + 1))
+            last = _next_validation(cfg, max(done, last + 1))
             yield last, entry
 
 
-def _next_validation(train_cfg: Mapping[str, Any], first: int) -> int:
+def _next_validation(cfg: Mapping[str, Any], first: int) -> int:
     """Return the first iteration from `first` on after which a run validates."""
+    train_cfg = cfg.get('train_cfg') or {}
     changes = [tuple(each) for each in train_cfg.get('dynamic_intervals') or ()]
     default = stretch.INTERVALS.get(stretch.loop_of(train_cfg), 1)
     interval = train_cfg.get('val_interval', default)
     milestones, intervals = calc_dynamic_intervals(interval, changes)
     begin, end = train_cfg.get('val_begin', 1), train_cfg.get('max_iters', first)
+    hooks = [
+        *(cfg.get('default_hooks') or {}).values(),
+        *(cfg.get('custom_hooks') or ()),
+    ]
+    # they make the run longer
+    end *= max((hook.get('generations') or 1 for hook in hooks if hook), default=1)
     for at in range(max(first, begin), end):
         if at % intervals[bisect(milestones, at + 1) - 1] == 0:
             return at

@@ -36,6 +36,8 @@ STYLE: Any = {
     'axes.titleweight': 'bold',
     'legend.frameon': False,
     'savefig.dpi': 110,
+    # a run or a class may have a $ in its name
+    'text.parse_math': False,
 }
 
 

@@ -107,6 +107,7 @@ def judge(
     min_score: float,
     names: Sequence[str] = (),
     bins: int = BINS,
+    by_id: bool = False,
 ) -> Judged:
     """Judge the predictions of a detector or a segmentor.
 
@@ -118,6 +119,8 @@ def judge(
             (): a segmentor's are numbered, and boxes have all categories of the
             annotations, in their order there.
         bins (int): Of the confidence. Defaults to 10.
+        by_id (bool): Whether labels are numbered by the ids of the categories, and not
+            by their order in the annotations. Defaults to False.
 
     Raises:
         ValueError: If there are boxes without annotations of their images, or label
@@ -129,7 +132,9 @@ def judge(
         raise ValueError(
             '--annotations: boxes need the COCO annotations of their images'
         )
-    return _judge_boxes(samples, annotations, min_score, names, bins)
+    if not annotations.is_file():
+        raise ValueError(f'--annotations: there is no file {str(annotations)!r}')
+    return _judge_boxes(samples, annotations, min_score, names, bins, by_id)
 
 
 def _judge_boxes(
@@ -138,12 +143,15 @@ def _judge_boxes(
     min_score: float,
     names: Sequence[str],
     bins: int,
+    by_id: bool,
 ) -> Judged:
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
     with quietly():
         truth = COCO(str(annotations))
+        if by_id:
+            truth.dataset['categories'].sort(key=lambda each: each['id'])
         categories = _categories(truth, annotations, names)
         found = _boxes_of(samples, truth, annotations, categories)
         evaluation = COCOeval(truth, truth.loadRes(found), 'bbox')

@@ -10,12 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from mmengine.config import Config
+from mmengine.fileio import list_from_file
 from mmengine.registry import DATASETS
+from mmengine.utils import import_modules_from_strings
 
 from mmselfdistill.commands.logs import (
     config_at,
     config_of,
     counts_epochs,
+    is_training,
     of_last_run,
     place,
     training_logs,
@@ -28,14 +32,17 @@ from mmselfdistill.zoo import scope_of
 # MMDetection logs average precision and recall, and scores of tracking, as 0 to 1; its
 # panoptic quality, and what MMSegmentation and MMPreTrain log, are of 0 to 100
 SHARE = re.compile(
-    r'(^|[/_])(m?A[PR]|recall@|(mMR|JI|HOTA|AssA|DetA|MOTA|MOTP|IDF1|IDP|IDR)$)'
-    r'|_precision$'
+    r'(^|[/_])(m?A[PR]|(base|novel|all)_ap|recall@|R\d+$)'
+    r'|(^|[/_])(mMR|JI|HOTA|AssA|DetA|MOTA|MOTP|IDF1|IDP|IDR)$'
+    r'|_precision(@\d+)?$'
+)
+PERCENT = re.compile(
+    r'(^|[/_])([am](Acc|IoU|Dice|Fscore|Precision|Recall)|[PSR]Q(_(th|st))?|ece)$'
+    r'|(^|/)(accuracy|single-label|multi-label|retrieval)/'
 )
 # errors of depth, and what a tracker did wrong: the less, the better
 ERRORS = r'nll|abs_rel|sq_rel|rmse|log10|rmse_log|silog|IDSW|Frag|ML|(ID)?F[PN]'
-LESS = re.compile(rf'(^|[/_])(mMR|ece|{ERRORS})$')
-# in another unit than percent
-OWN_UNIT = re.compile(rf'(^|[/_])({ERRORS}|MT|(ID)?TP)$')
+LESS = re.compile(rf'(^|[/_])(mMR|ece|{ERRORS})$|loss')
 OF_MMPRETRAIN = re.compile(r'(multi-label|retrieval)/')
 
 
@@ -43,9 +50,15 @@ def percent(metric: str, value: float) -> float:
     """Return a score in percent, where its metric is one that is logged as a share.
 
     Any other stays as it is logged: in percent already, a count, or one of your own.
+    COCO's metrics are -1, so nan here, where there is nothing to find.
     """
-    share = SHARE.search(metric) and not OF_MMPRETRAIN.search(metric)
-    return 100 * value if share else value
+    if not _is_share(metric):
+        return value
+    return math.nan if value == -1 else 100 * value
+
+
+def _is_share(metric: str) -> bool:
+    return bool(SHARE.search(metric)) and not OF_MMPRETRAIN.search(metric)
 
 
 @dataclass
@@ -58,7 +71,7 @@ class Curve:
         train (list[dict]): What was logged while training, by iteration.
         scores (dict[int, float]): The metric.
         less (bool): Whether less is better. Defaults to False.
-        percent (bool): Whether it is in percent, and no count. Defaults to True.
+        percent (bool): Whether it is known to be in percent. Defaults to True.
     """
 
     unit: str
@@ -140,7 +153,7 @@ class Run:
         train: dict[int, dict[str, float]] = {}
         metrics: dict[int, dict[str, float]] = {}
         for path, log in logs.items():
-            steps = [entry for entry in log if 'loss' in entry]
+            steps = [entry for entry in log if is_training(entry)]
             for entry in steps:
                 entry.setdefault('time', math.nan)
             first = steps[0]
@@ -175,7 +188,7 @@ class Run:
             )
         unit = 'epochs' if self.by_epoch else 'iterations'
         less = LESS.search(metric) is not None
-        in_percent = OWN_UNIT.search(metric) is None
+        in_percent = _is_share(metric) or PERCENT.search(metric) is not None
         return Curve(unit, max(scores), self.train, scores, less, in_percent)
 
     def sides(self) -> list[Run]:
@@ -208,8 +221,8 @@ class Run:
         return {
             key[: -len(end)].partition('/')[2]: percent(key, value)
             for key, value in last.items()
-            # MMDetection logs a class without objects as nan
-            if key.endswith(end) and not math.isnan(value)
+            # MMDetection logs a class without objects as nan, and a mean in this form
+            if key.endswith(end) and not math.isnan(value) and 'mean_' not in key
         }
 
 
@@ -217,17 +230,48 @@ def class_names(folder: Path) -> list[str]:
     """Return the classes that a run was validated on, in order; [] if unknown.
 
     MMEngine writes a run's config next to its log. There they are those that the config
-    gives its data set, or the data set's own.
+    gives its data set, or a file of them, or the data set's own.
     """
     cfg = config_of(folder)
-    dataset = (cfg.get('val_dataloader') or {}).get('dataset') or {}
-    meta = dataset.get('metainfo') or {}
-    if 'classes' not in meta and 'type' in dataset:
+    dataset = _validated(cfg)
+    classes = (dataset.get('metainfo') or {}).get('classes')
+    if classes is None and 'type' in dataset:
         kind = dataset['type']
         # new configs name the class by its path
-        path = kind if '.' in kind else f'{scope_of(cfg)}.{kind}'
-        meta = getattr(DATASETS.get(path), 'METAINFO', {})
-    return list(meta.get('classes') or [])
+        scope = scope_of(cfg)
+        path = kind if '.' in kind or not scope else f'{scope}.{kind}'
+        found = DATASETS.get(path) or _of_ones_own(path, cfg)
+        classes = getattr(found, 'METAINFO', {}).get('classes')
+    if isinstance(classes, str):
+        is_file = Path(classes).is_file()
+        classes = list_from_file(classes) if is_file else [classes]
+    return list(classes or [])
+
+
+def sorts_categories(folder: Path) -> bool:
+    """Say whether a run's data set numbers classes by the ids of their categories.
+
+    Others, as COCO's, go by their order in the file.
+    """
+    kind: str = _validated(config_of(folder)).get('type', '')
+    return kind.rpartition('.')[2] == 'Objects365V1Dataset'
+
+
+def _validated(cfg: Config) -> Any:
+    """Return the config of the data set of a validation: of several, of the first."""
+    found = (cfg.get('val_dataloader') or {}).get('dataset') or {}
+    while 'dataset' in found or found.get('datasets'):
+        found = found['dataset'] if 'dataset' in found else found['datasets'][0]
+    return found
+
+
+def _of_ones_own(path: str, cfg: Config) -> Any:
+    """Return a data set that the run imports, or None."""
+    try:
+        import_modules_from_strings(**(cfg.get('custom_imports') or {'imports': []}))
+    except Exception:  # it may need what is not on this machine
+        return None
+    return DATASETS.get(path)
 
 
 def seed_of(folder: Path) -> int | None:

@@ -20,6 +20,7 @@ HOOK_POSITIONS = (
     'begin_iter',
     'save_begin',
 )
+ACTIONS = ('action_epoch', 'action_iter')
 # MMEngine's loops validate so often if they are not asked otherwise
 INTERVALS = dict(EpochBasedTrainLoop=1, IterBasedTrainLoop=1000)
 
@@ -72,6 +73,11 @@ def stretched(cfg: Config, length: int) -> Config:
     for hook in [*default.values(), *(found.get('custom_hooks') or [])]:
         if hook:
             hook.update(_moved(hook, HOOK_POSITIONS, factor))
+            if isinstance(hook.get('schedule'), (list, tuple)):
+                # MMPretrain's SwitchRecipeHook
+                hook['schedule'] = [
+                    _moved(each, ACTIONS, factor) for each in hook['schedule']
+                ]
     return found
 
 
@@ -107,6 +113,11 @@ def _schedulers(given: Any, factor: float) -> Any:
     if name.startswith('Exponential') and 'gamma' in moved:
         # multiplied in each step: as far down in more of them
         moved['gamma'] = moved['gamma'] ** (1 / factor)
+    if name.startswith('Step') and 'step_size' in moved:
+        # a step of few epochs cannot be as much longer: as far down over all
+        moved['step_size'] = max(1, moved['step_size'])
+        longer = moved['step_size'] / given['step_size']
+        moved['gamma'] = moved.get('gamma', 0.1) ** (longer / factor)
     return moved
 
 

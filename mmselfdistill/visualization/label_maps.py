@@ -82,6 +82,6 @@ def _colour_bar(panels: Panels, difference: Any, meaning: str) -> None:
 
 
 def _colour(palette: Sequence[Sequence[int]] | None, label: int) -> Any:
-    if palette and label < len(palette):
+    if palette is not None and label < len(palette):
         return np.array(palette[label]) / 255
     return np.array(colormaps['tab20'](label % 20)[:3])

@@ -22,7 +22,10 @@ _LINE = 13  # of the labels in an image, in pixels
 
 def class_name(classes: Sequence[str] | None, label: Any) -> str:
     """Return the name of a class, or its number where it has none."""
-    return str(classes[label]) if classes and label < len(classes) else str(label)
+    # they may be an array
+    if classes is None or label >= len(classes):
+        return str(label)
+    return str(classes[label])
 
 
 class Panels:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Mapping
 
 import numpy as np
+from matplotlib import rc_context
 from mmengine.fileio import get
 
 from mmselfdistill.visualization.boxes import draw_boxes
@@ -50,14 +51,19 @@ def draw_samples(
             f'of their image, but a {type(student).__name__} has {found}'
         )
     image = _read(student.img_path, backend_args)
-    return draw(image, student, teacher, meta, score_thr)
+    # a class may have a $ in its name
+    with rc_context({'text.parse_math': False}):
+        return draw(image, student, teacher, meta, score_thr)
 
 
 def _read(path: str, backend_args: dict[str, Any] | None) -> Any:
     import mmcv
 
     content = get(path, backend_args=backend_args)
-    return mmcv.imfrombytes(content, channel_order='rgb')
+    try:
+        return mmcv.imfrombytes(content, channel_order='rgb')
+    except Exception as error:  # OpenCV's own
+        raise ValueError(f'OpenCV cannot decode the image {path}') from error
 
 
 def _boxes(

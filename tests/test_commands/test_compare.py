@@ -16,6 +16,7 @@ from mmengine.config import Config
 from rich.console import Console
 from run_files import MAP, detections, epochs, log, truth
 
+from mmselfdistill.cli import main
 from mmselfdistill.commands.compare import compare
 from mmselfdistill.commands.predictions import read_predictions
 from mmselfdistill.commands.runs import Run
@@ -175,6 +176,43 @@ def test_predictions_of_each_run(tmp_path: Path) -> None:
     assert calibration == [['one', '1', '25.00 %'], ['other', '1', '75.00 %']]
     with pytest.raises(ValueError, match='--predictions: 1 for 2 runs'):
         compare(folders, tmp_path / 'a.png', predictions=files[:1])
+
+
+def test_boxes_of_unknown_classes_are_said(tmp_path: Path) -> None:
+    annotations, files = truth(tmp_path), []
+    for name in ('one', 'other'):
+        log(tmp_path / name / '1', *epochs(1, 1.0), {MAP: 0.2, 'step': 1})
+        files.append(tmp_path / f'{name}.pkl')
+        found = [detections(2, ((0, 0, 10, 10), 0, 0.75))]
+        files[-1].write_bytes(pickle.dumps(found))
+    config = tmp_path / 'one/1/vis_data/config.py'
+    text = 'val_dataloader = dict(dataset=dict({}))\n'
+    config.write_text(text.format("type='CocoDataset', metainfo=dict(classes=['a'])"))
+    folders = [tmp_path / 'one', tmp_path / 'other']
+    both: Any = dict(predictions=files, annotations=annotations)
+    caption = compare(folders, tmp_path / 'a.png', **both)[-1].caption
+    assert str(caption).startswith('The classes of other are not known: ')
+    # numbered by their ids: what was a is b
+    config.write_text(text.format("type='mmdet.Objects365V1Dataset'"))
+    with pytest.raises(ValueError, match="has none of the run's classes"):
+        compare(folders, tmp_path / 'a.png', **both)
+
+
+def test_names_are_shown_as_they_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = 'run[lr=0.01]', 'run[/x]', 'a$lr_{$'
+    for name in names:
+        entry = {MAP: 0.2, 'coco/[car] :car:_precision': 0.1, 'step': 1}
+        log(tmp_path / name.replace('/', '_') / '1', *epochs(1, 1.0), entry)
+    folders = [str(tmp_path / name.replace('/', '_')) for name in names]
+    picture = tmp_path / 'picture'
+    main(['compare', *folders, '--names', *names, '--picture', str(picture)])
+    shown = capsys.readouterr().out
+    for text in (*names, '[car] :car:'):
+        assert f' {text} ' in shown
+    assert f'Picture: {picture}.png' in shown.replace('\n', '')
+    assert (tmp_path / 'picture.png').is_file()
 
 
 def test_a_teacher_that_was_validated_is_a_row_of_its_own(tmp_path: Path) -> None:

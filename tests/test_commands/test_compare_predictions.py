@@ -61,6 +61,17 @@ def test_boxes_of_a_part_of_the_classes(tmp_path: Path) -> None:
         judge([detections(1, (BOXES[1][1], 1, 0.9))], truth(tmp_path), 0.3, ['b'])
 
 
+def test_labels_that_are_numbered_by_the_ids_of_their_categories(
+    tmp_path: Path,
+) -> None:
+    # b has the smaller id, and is the second in the file
+    samples = [detections(1, (BOXES[1][1], 0, 0.9)), detections(2)]
+    judged = judge(samples, truth(tmp_path), 0.3, names=['a', 'b'], by_id=True)
+    assert judged.classes == pytest.approx({'b': 100, 'a': 0})
+    with pytest.raises(ValueError, match='--annotations: there is no file'):
+        judge(samples, tmp_path / 'gone.json', 0.3)
+
+
 @pytest.mark.parametrize('encoded', [False, True])
 def test_a_model_without_boxes_is_judged_by_its_masks(
     encoded: bool, tmp_path: Path

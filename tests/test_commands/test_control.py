@@ -83,12 +83,14 @@ def test_a_hook_among_custom_hooks(data: Path, tmp_path: Path) -> None:
     path.write_text(
         f'_base_ = {str(data / "mmdet.py")!r}\n'
         "custom_hooks = [dict(type='EMAHook', begin_epoch=2), "
-        "dict(type='mmselfdistill.EMATeacherHook', view=dict(blur=1.0))]\n"
+        "dict(type='mmselfdistill.EMATeacherHook', view=dict(blur=1.0)), "
+        "dict(type='mmselfdistill.DistillVisualizationHook')]\n"
         "work_dir = 'work_dirs/here'\n"
     )
     found = written(path, 2.0)
     # 4 x (1 + 0.5) epochs
     ema = dict(type='EMAHook', begin_epoch=3)
+    # pictures of student and teacher are none of a plain run
     assert found['plain'].train_cfg.max_epochs == 6
     assert found['plain'].custom_hooks == [ema]
     views = dict(found['plain-views'].custom_hooks[1])

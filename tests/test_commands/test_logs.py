@@ -64,6 +64,15 @@ def test_intervals_that_change_and_a_late_begin(tmp_path: Path) -> None:
     assert scores_of(tmp_path)[1] == {int(score): score for score in scores}
 
 
+def test_generations_make_a_run_longer(tmp_path: Path) -> None:
+    hook = dict(type='mmselfdistill.GenerationHook', generations=2)
+    hooks = dict(self_distill=hook, timer=None)
+    train_cfg = dict(LOOP, max_iters=8, val_interval=4)
+    entries = [*iterations(3), *scored(4.0, 8.0), *iterations(10), *scored(12.0, 16.0)]
+    write(tmp_path / '1', dict(train_cfg=train_cfg, default_hooks=hooks), *entries)
+    assert scores_of(tmp_path)[1] == {4: 4.0, 8: 8.0, 12: 12.0, 16: 16.0}
+
+
 def test_without_an_interval_it_is_that_of_mmengine(tmp_path: Path) -> None:
     # nothing is logged before the first validation
     train_cfg = dict(LOOP, max_iters=2500)

@@ -71,6 +71,9 @@ def test_metrics_by_iteration(tmp_path: Path) -> None:
         ('motchallenge-metric/MOTA', 100),
         ('teacher/motchallenge-metric/IDF1', 100),
         ('motchallenge-metric/IDP', 100),
+        ('coco/novel_ap50', 100),
+        ('reid-metric/R10', 100),
+        ('refcoco+_precision@5', 100),
         ('motchallenge-metric/IDSW', 1),
         ('motchallenge-metric/IDFP', 1),
         ('motchallenge-metric/MT', 1),
@@ -84,6 +87,41 @@ def test_metrics_by_iteration(tmp_path: Path) -> None:
 )
 def test_shares_are_shown_in_percent(metric: str, factor: int) -> None:
     assert percent(metric, 0.25) == 0.25 * factor
+
+
+def test_cocos_sign_for_nothing_to_find_is_no_score() -> None:
+    assert math.isnan(percent('coco/bbox_mAP_l', -1))
+    assert percent('mine/balance', -1) == -1
+
+
+@pytest.mark.parametrize(
+    ('metric', 'text'),
+    [
+        ('coco/bbox_mAP', '87.3'),
+        ('reid-metric/R1', '87.3'),
+        ('mIoU', '0.9'),
+        ('teacher/accuracy/top1', '0.9'),
+        ('boxes/ece', '0.9'),
+        # of an unknown unit
+        ('my/dice', '0.8731'),
+        ('val/loss', '0.8731'),
+    ],
+)
+def test_only_what_is_known_is_called_percent(
+    metric: str, text: str, tmp_path: Path
+) -> None:
+    log(tmp_path / '1', *epochs(1, 1.0), {metric: 0.8731, 'step': 1})
+    curve = Run.read(tmp_path).curve(metric)
+    assert (curve.text(1), curve.percent) == (text, text != '0.8731')
+    assert curve.less == ('loss' in metric or 'ece' in metric)
+
+
+def test_a_loss_of_a_validation_is_none_of_training(tmp_path: Path) -> None:
+    scores = [dict(mIoU=30.0, loss=0.4, val_loss=0.4, step=at) for at in (1, 2)]
+    log(tmp_path / '1', *epochs(1, 1.0, 1.0), *scores)
+    run = Run.read(tmp_path)
+    assert [entry['loss'] for entry in run.train] == [2.0, 2.0]
+    assert run.curve('mIoU').scores == {1: 30.0, 2: 30.0}
 
 
 def test_an_unknown_score_is_not_the_best(tmp_path: Path) -> None:
@@ -107,8 +145,41 @@ def test_classes_of_a_run_are_those_of_its_config(tmp_path: Path) -> None:
     text = "default_scope = 'mmseg'\nval_dataloader = dict(dataset=dict({}))\n"
     path.write_text(text.format(dataset))
     assert class_names(tmp_path)[:3] == ['background', 'aeroplane', 'bicycle']
-    path.write_text(text.format(f"{dataset}, metainfo=dict(classes=('a', 'b'))"))
+    own = f"{dataset}, metainfo=dict(classes=('a', 'b'))"
+    path.write_text(text.format(own))
     assert class_names(tmp_path) == ['a', 'b']
+    # of data sets in others, the first
+    inside = f"type='ConcatDataset', datasets=[dict({own}), dict({dataset})]"
+    path.write_text(text.format(f"type='RepeatDataset', dataset=dict({inside})"))
+    assert class_names(tmp_path) == ['a', 'b']
+    # MMEngine reads a file of names, and takes any other text for a name
+    names = tmp_path / 'names.txt'
+    names.write_text('car\nred bus\n')
+    path.write_text(text.format(f"{dataset}, metainfo=dict(classes='{names}')"))
+    assert class_names(tmp_path) == ['car', 'red bus']
+    path.write_text(text.format(f"{dataset}, metainfo=dict(classes='car')"))
+    assert class_names(tmp_path) == ['car']
+
+
+def test_classes_of_a_data_set_of_ones_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = """
+from mmengine.dataset import BaseDataset
+from mmengine.registry import DATASETS
+
+@DATASETS.register_module()
+class Fruit(BaseDataset):
+    METAINFO = dict(classes=('apple', 'fig'))
+"""
+    (tmp_path / 'fruit_of_ones_own.py').write_text(source)
+    log(tmp_path / '1', *epochs(1, 1.0))
+    text = "val_dataloader = dict(dataset=dict(type='Fruit'))\ncustom_imports = {}\n"
+    path = tmp_path / '1/vis_data/config.py'
+    path.write_text(text.format("dict(imports=['fruit_of_ones_own'])"))
+    assert class_names(tmp_path) == []
+    monkeypatch.syspath_prepend(tmp_path)
+    assert class_names(tmp_path) == ['apple', 'fig']
 
 
 def test_a_test_in_the_same_work_dir_is_no_start_of_the_run(tmp_path: Path) -> None:

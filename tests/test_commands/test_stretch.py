@@ -83,6 +83,30 @@ def test_the_learning_rate_is_that_of_the_same_share_of_the_run() -> None:
     assert after[-1] == pytest.approx(0, abs=1e-3)
 
 
+@pytest.mark.parametrize('step', [1, 2, 7])
+def test_short_steps_go_as_far_down(step: int) -> None:
+    schedulers = [dict(type='StepLR', step_size=step, gamma=0.9)]
+    cfg = Config(dict(train_cfg=dict(max_epochs=60), param_scheduler=schedulers))
+    (found,) = stretched(cfg, 78)['param_scheduler']
+    assert found['step_size'] == {1: 1, 2: 3, 7: 9}[step]
+    # in one epoch of the old and of the new run
+    before, after = 0.9 ** (1 / step), found['gamma'] ** (1 / found['step_size'])
+    assert after == pytest.approx(before ** (60 / 78))
+
+
+def test_recipes_are_switched_at_the_same_share_of_the_run() -> None:
+    recipes = [dict(action_epoch=37, loss=None), dict(action_iter=112)]
+    hook = dict(type='SwitchRecipeHook', schedule=recipes)
+    ours = dict(type='mmselfdistill.EMATeacherHook', schedule='linear')
+    cfg = Config(dict(train_cfg=dict(max_epochs=300), custom_hooks=[hook, ours]))
+    found = stretched(cfg, 390)['custom_hooks']
+    assert found[0]['schedule'] == [
+        dict(action_epoch=48, loss=None),
+        dict(action_iter=146),
+    ]
+    assert found[1] == ours
+
+
 def test_a_schedule_for_each_optimizer() -> None:
     both = dict(
         generator=[dict(type='StepLR', step_size=40)],

@@ -52,6 +52,13 @@ def test_class_scores(image: Any, tmp_path: Path) -> None:
     assert np.array_equal(found, draw_class_scores(image, *scores.numpy(), None))
 
 
+def test_an_image_that_is_none_is_named(tmp_path: Path) -> None:
+    (tmp_path / 'a.png').write_bytes(b'no image')
+    each = sample(tmp_path, pred_score=torch.ones(2))
+    with pytest.raises(ValueError, match=r'OpenCV cannot decode .*a\.png'):
+        draw_samples(each, each, {})
+
+
 def test_predictions_of_another_kind(image: Any, tmp_path: Path) -> None:
     other = sample(tmp_path, pred_track=torch.zeros(1))
     with pytest.raises(TypeError, match=r'a BaseDataElement has img_path, pred_track$'):
