@@ -92,8 +92,11 @@ zoo: install $(venv)/zoo
 		exit $$failed
 
 bench-accuracy: install
-	PYTHONWARNINGS=ignore $(python) -m tools.benchmarks.accuracy $(ACCURACY_ARGS)
-	$(python) -m tools.benchmarks.accuracy_report work_dirs/accuracy.json --out work_dirs
+	@# what was measured is reported where a run has failed, too
+	PYTHONWARNINGS=ignore $(python) -m tools.benchmarks.accuracy $(ACCURACY_ARGS); \
+	status=$$?; \
+	$(python) -m tools.benchmarks.accuracy_report work_dirs/accuracy.json \
+		--out work_dirs && exit $$status
 
 bench-cost: install
 	PYTHONWARNINGS=ignore $(python) -m tools.benchmarks.cost --models '$(FILTER)' $(COST_ARGS)

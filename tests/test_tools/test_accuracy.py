@@ -3,6 +3,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -16,7 +18,7 @@ import pytest
 import torch
 from pycocotools import mask as coco_mask
 
-from tools.benchmarks import accuracy, scenes
+from tools.benchmarks import accuracy, arms, scenes
 from tools.benchmarks.accuracy_report import Cell, Compared, corrupted_table, table
 from tools.benchmarks.arms import (
     MODELS,
@@ -24,11 +26,11 @@ from tools.benchmarks.arms import (
     ROOT,
     compose,
     digest,
+    settings_hash,
     settings_of,
 )
 from tools.benchmarks.calibration import binned, calibration_error, matched
 from tools.benchmarks.corruption import CORRUPTIONS
-from tools.dataset_converters import digits
 
 FEW = dict(train=12, unlabeled=4)
 
@@ -95,10 +97,9 @@ def test_scenes_are_of_one_seed_and_of_todays_drawing(
     made = (first / 'digits.json').stat().st_mtime_ns
     assert regime.scenes(tmp_path, 20261127) == first
     assert (first / 'digits.json').stat().st_mtime_ns == made
-    for module in (digits, scenes):
-        monkeypatch.setattr(module, 'VERSION', 99)
+    monkeypatch.setattr(scenes, 'VAL', 3)
     regime.scenes(tmp_path, 20261127)
-    assert json.loads((first / 'digits.json').read_text())['version'] == 99
+    assert len([*first.glob('val2017/*')]) == 3
 
 
 def test_a_longer_arm_stretches_the_whole_schedule(tmp_path: Path) -> None:
@@ -170,11 +171,42 @@ def test_arms_are_compared_to_the_best_control_seed_by_seed() -> None:
     row = '| ema | 3 | 24.0 | 11.1 | +2.0 ± 2.5 (plain (average), 3 seeds) |'
     assert row in table(cell)
     assert str(Compared([1.0])) == '-'
+    # a run without a teacher is a control, whatever the regime lists
     drawn = {name: found.mean for name, found in cell.rows_drawn()}
     alone = 'the hook alone, over plain'
-    assert drawn == pytest.approx({'plain with views, over plain': -1, alone: 4})
+    assert drawn == pytest.approx({alone: 4, f'{alone} with views': 5})
     two = {key: run for key, run in results.items() if key[-1] != '2'}
     assert Cell('retinanet', 'clean', two).rows_drawn() == []
+
+
+def test_runs_of_other_settings_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    results = {
+        f'retinanet/few/{arm}/{seed}': run_of(10 + seed, 10)
+        for arm in ('plain', 'unlabeled')
+        for seed in range(3)
+    }
+    for key in ('unlabeled/0', 'unlabeled/1', 'plain/2'):
+        arm = key.partition('/')[0]
+        settings = settings_hash('retinanet', 'few', arm)
+        results[f'retinanet/few/{key}']['settings'] = settings
+    # a run that does not say it may be of any
+    assert Cell('retinanet', 'few', results).outdated() == ''
+    monkeypatch.setitem(arms.EARLY, 'begin', 0.7)
+    found = Cell('retinanet', 'few', results).outdated()
+    assert found == 'Of other settings than now, by seed: unlabeled 0, 1'
+    # what is measured in the runs is not what is trained
+    monkeypatch.setitem(REGIMES, 'few', replace(REGIMES['few'], title='another'))
+    assert Cell('retinanet', 'few', results).outdated() == found
+
+
+def test_a_cell_without_a_control_is_shown_without_a_gain() -> None:
+    results = {f'retinanet/few/default/{s}': run_of(10 + s, 9) for s in range(2)}
+    cell = Cell('retinanet', 'few', results)
+    assert '| default | 2 | 10.5 | 0.7 |  | nan | 1 |' in table(cell)
+    results['retinanet/few/plain/1'] = run_of(8, 8)
+    rows = table(Cell('retinanet', 'few', results)).split('\n')
+    # of which seeds a mean is, where they differ
+    assert [row.split('|')[2].strip() for row in rows[2:]] == ['1: 1', '1: 1', '2: 0 1']
 
 
 def test_a_control_that_few_seeds_have_replaces_none() -> None:
@@ -254,9 +286,11 @@ def test_a_run_that_fails_ends_no_other(
     jobs = [('unet', 'few', 'plain', seed) for seed in (0, 1)]
     for *_, seed in jobs:
         # taken for scenes, which are not there
-        made_by = tmp_path / f'100-1000-0-0-{seed}' / 'digits.json'
-        made_by.parent.mkdir()
-        made_by.write_text(json.dumps(dict(version=digits.VERSION)))
+        made_of = tmp_path / f'100-1000-0-0-{seed}' / 'scenes.json'
+        made_of.parent.mkdir()
+        # the worker has the benchmark's own number of scenes
+        wanted = dict(scenes.made_of(seed, 100, 1000, 0.0, 0.0), val=1000)
+        made_of.write_text(json.dumps(wanted))
     args = argparse.Namespace(
         results=tmp_path / 'results.json', scenes=tmp_path, workers=1
     )
@@ -282,6 +316,27 @@ def test_a_run_is_measured_and_kept(
     accuracy.write(tmp_path / 'results.json', kept)
     again = accuracy.read(tmp_path / 'results.json')
     assert accuracy.missing([job], again, tmp_path) == []
+
+
+def test_a_worker_that_is_killed_fails_no_other_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(accuracy, 'train', kill_or_train)
+    jobs = [('unet', 'few', 'plain', seed) for seed in range(4)]
+    args = argparse.Namespace(
+        results=tmp_path / 'results.json', scenes=tmp_path, workers=1
+    )
+    # the second is killed whenever it is begun
+    assert accuracy.run(jobs, args) == [jobs[1]]
+    assert sorted(accuracy.read(args.results)) == [
+        f'unet/few/plain/{seed}' for seed in (0, 2, 3)
+    ]
+
+
+def kill_or_train(job: accuracy.Job, scenes: Path) -> dict[str, Any]:
+    if job[-1] == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return dict(metrics=dict(mIoU=1.0), seconds=1.0)
 
 
 def runs(pid: int) -> bool:

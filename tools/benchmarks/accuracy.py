@@ -18,6 +18,7 @@ import tempfile
 import threading
 import time
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, Iterator, Tuple
 
@@ -27,11 +28,21 @@ from mmselfdistill.commands.runs import Run
 from mmselfdistill.hooks.validation import PREFIX
 
 from . import calibration  # noqa: F401  (registers its metrics)
-from .arms import MODELS, REGIMES, compose, digest, settings_of
+from .arms import (
+    MODELS,
+    REGIMES,
+    TITLES,
+    compose,
+    digest,
+    settings_hash,
+    settings_of,
+)
 from .corruption import corrupted_scores
 from .results import write_whole
 
 Job = Tuple[str, str, str, int]
+# in how many pools a run is begun again whose pool was broken
+_POOLS = 2
 
 
 def train(job: Job, scenes: Path) -> dict[str, Any]:
@@ -62,6 +73,7 @@ def train(job: Job, scenes: Path) -> dict[str, Any]:
             logging.getLogger(name).handlers.clear()
     return dict(
         digest=wanted,
+        settings=settings_hash(*job[:3]),
         metrics=metrics,
         best=best,
         corrupted=corrupted,
@@ -109,12 +121,13 @@ def missing(
     jobs: list[Job], results: dict[str, dict[str, Any]], scenes: Path
 ) -> list[Job]:
     """Return the runs that have no result of today's config."""
-    return [
-        job
-        for job in jobs
-        if results.get('/'.join(map(str, job)), {}).get('digest')
-        != digest(config_of(job, scenes))
-    ]
+
+    def is_known(job: Job) -> bool:
+        # the scenes of a run that has no result are drawn when it begins
+        found = results.get('/'.join(map(str, job)))
+        return found is not None and found['digest'] == digest(config_of(job, scenes))
+
+    return [job for job in jobs if not is_known(job)]
 
 
 def end_with_parent() -> None:
@@ -140,20 +153,37 @@ def _completed(futures: dict[Future[Any], Job]) -> Iterator[Future[Any]]:
 
 def run(jobs: list[Job], args: argparse.Namespace) -> list[Job]:
     """Train what has no result yet, some at a time, and return what failed."""
-    results = read(args.results)
-    todo = missing(jobs, results, args.scenes)
+    todo = missing(jobs, read(args.results), args.scenes)
     failed: list[Job] = []
-    spawn = multiprocessing.get_context('spawn')
-    pool = ProcessPoolExecutor(args.workers, spawn, end_with_parent)
-    with pool, Progress() as progress:
+    with Progress() as progress:
         bar = progress.add_task('Training', total=len(todo))
-        futures = {pool.submit(train, job, args.scenes): job for job in todo}
+        for last in [False] * _POOLS + [True]:
+            ended = _train_all(todo, args, progress, bar, last)
+            failed += ended['failed']
+            # a process that was killed takes its pool with it: its run comes last now
+            again = [job for job in todo if job in ended['again']]
+            todo = [*again[args.workers :], *again[: args.workers]]
+    return failed
+
+
+def _train_all(
+    jobs: list[Job], args: argparse.Namespace, progress: Progress, bar: Any, last: bool
+) -> dict[str, list[Job]]:
+    """Train runs in one pool; return those that failed, and those to begin again."""
+    ended: dict[str, list[Job]] = dict(failed=[], again=[])
+    if not jobs:
+        return ended
+    spawn = multiprocessing.get_context('spawn')
+    with ProcessPoolExecutor(args.workers, spawn, end_with_parent) as pool:
+        futures = {pool.submit(train, job, args.scenes): job for job in jobs}
         for future in _completed(futures):
-            job = futures[future]
+            job, error = futures[future], future.exception()
+            if isinstance(error, BrokenProcessPool) and not last:
+                ended['again'].append(job)
+                continue
             progress.advance(bar)
-            error = future.exception()
             if error:
-                failed.append(job)
+                ended['failed'].append(job)
                 why = f'failed: {type(error).__name__}: {error}'
                 progress.console.print(*job, why, soft_wrap=True, markup=False)
                 continue
@@ -162,7 +192,7 @@ def run(jobs: list[Job], args: argparse.Namespace) -> list[Job]:
             write(args.results, results)
             score = found['metrics'][MODELS[job[0]].metric]
             progress.console.print(*job, f'{score:.4g}', found['seconds'])
-    return failed
+    return ended
 
 
 def main() -> None:
@@ -170,7 +200,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or '').split('\n')[0])
     parser.add_argument('--models', nargs='+', choices=MODELS, default=list(MODELS))
     parser.add_argument('--regimes', nargs='+', choices=REGIMES, default=list(REGIMES))
-    parser.add_argument('--arms', nargs='+', help='Defaults to all of a regime')
+    parser.add_argument(
+        '--arms', nargs='+', choices=TITLES, help='Defaults to all of a regime'
+    )
     parser.add_argument('--seeds', nargs='+', type=int, default=list(range(8)))
     parser.add_argument('--workers', type=int, default=2, help='runs at a time')
     parser.add_argument('--scenes', type=Path, default=Path('work_dirs/scenes'))

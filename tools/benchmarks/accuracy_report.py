@@ -23,7 +23,7 @@ from scipy.stats import t
 
 from mmselfdistill.hooks.validation import PREFIX
 
-from .arms import MODELS, REGIMES, TITLES
+from .arms import MODELS, REGIMES, TITLES, is_control, settings_hash
 from .corruption import CORRUPTIONS
 
 matplotlib.use('Agg')
@@ -103,20 +103,35 @@ class Cell:
 
     def arms(self) -> tuple[list[str], list[str]]:
         """Return the controls and the arms with a teacher that were run."""
-        known = REGIMES[self.regime]
-        controls = [arm for arm in known.controls if arm in self.runs]
-        kinds = ['', AVERAGE, BEST] if known.validations > 1 else ['', AVERAGE]
+        known = [arm for arm in TITLES if arm in self.runs]
+        controls = [arm for arm in known if is_control(self.model, arm)]
+        several = REGIMES[self.regime].validations > 1
+        kinds = ['', AVERAGE, BEST] if several else ['', AVERAGE]
         return (
             [arm + kind for arm in controls for kind in kinds],
-            [arm for arm in self.runs if arm not in known.controls],
+            [arm for arm in self.runs if arm not in controls],
         )
+
+    def outdated(self) -> str:
+        """Say which runs are of other settings than the benchmark has now."""
+        found = []
+        for arm, runs in self.runs.items():
+            today = settings_hash(self.model, self.regime, arm)
+            # older results do not say it
+            others = [k for k, v in runs.items() if v.get('settings', today) != today]
+            if others:
+                found.append(f'{arm} {", ".join(map(str, sorted(others)))}')
+        seeds = '; '.join(found)
+        return f'Of other settings than now, by seed: {seeds}' if seeds else ''
 
     def best_control(self, arm: str) -> str:
         """Return the control over which an arm gains the least, seed by seed.
 
-        Of the controls that have the most seeds in common with it.
+        Of the controls that have the most seeds in common with it; '' without any.
         """
         found = {other: self.compared(arm, other) for other in self.arms()[0]}
+        if not found:
+            return ''
         most = max(len(each.differences) for each in found.values())
         return min(
             (other for other, each in found.items() if len(each.differences) == most),
@@ -154,20 +169,26 @@ class Cell:
 
     def _gain(self, arm: str) -> str:
         control = self.best_control(arm)
+        if not control:
+            return ''
         found = self.compared(arm, control)
         return f'{found} ({control}, {len(found.differences)} seeds)'
 
     def rows(self) -> Iterator[list[str]]:
         """Yield the rows of the table, controls first."""
         controls, arms = self.arms()
+        seeds = {tuple(sorted(runs)) for runs in self.runs.values()}
         for arm in [*controls, *arms]:
-            scores = list(self.scores(arm).values())
+            by_seed = self.scores(arm)
+            scores = list(by_seed.values())
+            # a mean of other seeds is not to be compared
+            which = f': {" ".join(map(str, sorted(by_seed)))}' if len(seeds) > 1 else ''
             gain = '' if arm in controls else self._gain(arm)
             runs = self.runs[run_of(arm)].values()
             seconds = [run['seconds'] for run in runs]
             yield [
                 arm,
-                str(len(scores)),
+                f'{len(scores)}{which}',
                 f'{statistics.fmean(scores):.1f}',
                 f'{statistics.stdev(scores):.1f}' if len(scores) > 1 else '-',
                 gain,
@@ -211,7 +232,7 @@ def corrupted_table(cell: Cell) -> str:
 def cells_of(results: dict[str, Any]) -> list[Cell]:
     """Return the models and regimes that were run, in the order of the benchmark."""
     cells = [Cell(m, r, results) for m in MODELS for r in REGIMES]
-    return [cell for cell in cells if cell.runs and cell.arms()[0]]
+    return [cell for cell in cells if cell.runs]
 
 
 def draw(cells: list[Cell], path: Path) -> None:
@@ -249,7 +270,7 @@ def main() -> None:
     cells = cells_of(json.loads(args.results.read_text()))
     for cell in cells:
         print(f'\n### {cell.model}, {cell.regime}\n\n{table(cell)}')
-        print(f'\n{corrupted_table(cell)}')
+        print(f'\n{corrupted_table(cell)}\n{cell.outdated()}')
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
         draw(cells, args.out / 'benchmark.png')

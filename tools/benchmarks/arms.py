@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 
+from mmselfdistill.commands import logs, runs
 from mmselfdistill.hooks.unlabeled import DEFAULT_VIEW
 from tools.dataset_converters import digits
 from tools.demo_arms import with_data
@@ -224,9 +225,25 @@ def digest(cfg: Config) -> str:
     # runs on another device count all the same
     software = {key: each for key, each in versions().items() if key != 'device'}
     found.update(json.dumps(software).encode())
-    for source in (calibration, corruption, scenes, digits):
+    for source in (calibration, corruption, scenes, digits, runs, logs):
         found.update(Path(str(source.__file__)).read_bytes())
+    found.update(Path(__file__).with_name('accuracy.py').read_bytes())
     return found.hexdigest()[:16]
+
+
+def settings_hash(model: str, regime: str, arm: str) -> str:
+    """Return a hash of what is trained on what, the same for all seeds."""
+    known = asdict(REGIMES[regime])
+    for name in ('title', 'controls', 'arms'):
+        del known[name]
+    each = MODELS[model], settings_of(MODELS[model], arm)
+    text = json.dumps([known, asdict(each[0]), each[1]], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def is_control(model: str, arm: str) -> bool:
+    """Say whether an arm has no teacher."""
+    return settings_of(MODELS[model], arm).get('loss_weight') == 0
 
 
 # the lines of docs/when_it_helps.md

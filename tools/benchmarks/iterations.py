@@ -108,9 +108,8 @@ class Iterations:
                 if kind == 'naive':
                     self.teacher(**spare, mode='loss')
                 while needed:
-                    call = needed.pop(0)
-                    method: Any = attrgetter(call.path)(self.teacher)
-                    method(*call.args, **call.kwargs)
+                    # let go of after it: what it holds is not charged for
+                    _repeat(self.teacher, needed.pop(0))
             loss = self.subject.loss(batch)
             self.subject.wrapper.update_params(loss)
         seconds, peak = result
@@ -130,6 +129,10 @@ class Iterations:
             yield
         finally:
             distiller.detach()
+
+
+def _repeat(teacher: Any, call: Call) -> None:
+    attrgetter(call.path)(teacher)(*call.args, **call.kwargs)
 
 
 class Needed:

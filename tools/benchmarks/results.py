@@ -5,10 +5,10 @@ from __future__ import annotations
 import datetime
 import json
 import statistics
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Dict
 
-import mmengine
 import torch
 from rich.table import Table
 
@@ -18,6 +18,7 @@ from tools.benchmarks.iterations import MEANINGS
 from tools.benchmarks.subjects import device_name
 
 Record = Dict[str, Any]
+_PACKAGES = ('mmengine', 'mmcv', 'mmdet', 'mmseg', 'numpy', 'cv2')
 
 
 class Results:
@@ -73,11 +74,18 @@ def versions() -> dict[str, str]:
     return dict(
         mmselfdistill=mmselfdistill.__version__,
         source=source_hash()[:16],
-        mmengine=mmengine.__version__,
         torch=torch.__version__,
         cuda=str(torch.version.cuda),
         device=device_name(),
+        **{name: _version(name) for name in _PACKAGES},
     )
+
+
+def _version(package: str) -> str:
+    try:
+        return str(import_module(package).__version__)
+    except ImportError:
+        return 'absent'
 
 
 def ratio(record: Record, kind: str, base: str) -> list[float]:

@@ -6,6 +6,7 @@ layout: an object has a wrong class, or no label.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from tools.dataset_converters.digits import VERSION, all_or_nothing, write_digits
+from tools.dataset_converters import digits
+from tools.dataset_converters.digits import all_or_nothing, write_digits
 
 SIZE = 64  # pixels a side
 VAL = 1000  # scenes that every run is measured on
@@ -35,12 +37,33 @@ def write_scenes(
         wrong (float): Share of the objects that get another class, any but their own.
         missing (float): Share of the objects that lose their label.
     """
-    made_by = root / 'digits.json'
-    if made_by.is_file() and json.loads(made_by.read_text())['version'] == VERSION:
+    wanted = made_of(seed, train, unlabeled, wrong, missing)
+    made_of_path = root / 'scenes.json'
+    if made_of_path.is_file() and json.loads(made_of_path.read_text()) == wanted:
         return
     with all_or_nothing(root) as partial:
         write_digits(partial, train, VAL, SIZE, seed, unlabeled)
         spoil(partial, seed, wrong, missing)
+        (partial / 'scenes.json').write_text(json.dumps(wanted))
+
+
+def made_of(
+    seed: int, train: int, unlabeled: int, wrong: float, missing: float
+) -> dict[str, Any]:
+    """Return all that scenes depend on, the code that draws them too."""
+    source = hashlib.sha256()
+    for path in (__file__, str(digits.__file__)):
+        source.update(Path(path).read_bytes())
+    return dict(
+        seed=seed,
+        train=train,
+        unlabeled=unlabeled,
+        wrong=wrong,
+        missing=missing,
+        val=VAL,
+        size=SIZE,
+        source=source.hexdigest()[:16],
+    )
 
 
 def spoil(root: Path, seed: int, wrong: float, missing: float) -> None:
