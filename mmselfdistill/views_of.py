@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Iterator, Mapping, Sequence
 
 import torch
+import torch.nn.functional as F
 from mmengine.dist import get_rank
 from torch import Tensor
 
@@ -94,6 +95,11 @@ def _made_up(metas: Sequence[Mapping[str, Any]], images: Tensor) -> Tensor | Non
     for place, meta in zip(found, metas):
         shown = meta.get('shown')
         if shown is not None:
+            size = tuple(meta.get('img_shape', shown.shape))[:2]
+            if shown.shape not in (size, images.shape[2:]):
+                # a pipeline may make the map of labels smaller
+                resized = F.interpolate(shown[None, None].float(), size, mode='nearest')
+                shown = resized[0, 0] > 0
             place[0, : shown.shape[0], : shown.shape[1]] = ~shown
     return found
 

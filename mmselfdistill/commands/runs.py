@@ -42,7 +42,9 @@ PERCENT = re.compile(
 )
 # errors of depth, and what a tracker did wrong: the less, the better
 ERRORS = r'nll|abs_rel|sq_rel|rmse|log10|rmse_log|silog|IDSW|Frag|ML|(ID)?F[PN]'
-LESS = re.compile(rf'(^|[/_])(mMR|ece|{ERRORS})$|loss')
+LESS = re.compile(
+    rf'(^|[/_])(mMR|ece|{ERRORS})$|(?<![A-Za-z])loss(?![A-Za-z])(?!.*_precision$)'
+)
 OF_MMPRETRAIN = re.compile(r'(multi-label|retrieval)/')
 
 

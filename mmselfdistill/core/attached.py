@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from typing import Any, Callable, Iterator
+from weakref import WeakKeyDictionary, ref
 
 from torch import nn
 
@@ -31,6 +32,17 @@ class DistilledForward:
         return _itself, (self.stock,)
 
 
+# the one that is on each student, whatever was put around it
+_ON: WeakKeyDictionary[nn.Module, ref[Attachment]] = WeakKeyDictionary()
+
+
+def release(student: nn.Module) -> None:
+    """Take off what a run that failed has left: MMEngine skips ``after_train`` then."""
+    left = _ON[student]() if student in _ON else None
+    if left is not None:
+        left.take_off()
+
+
 class Attachment:
     """Puts a distiller's ``forward`` on its student, and takes it off.
 
@@ -51,6 +63,7 @@ class Attachment:
         self._replaced = self._own.get('forward')
         self._put = DistilledForward(distiller, self._student.forward)
         self._set(self._put)
+        _ON[self._student] = ref(self)
         return True
 
     def take_off(self) -> None:
@@ -60,6 +73,7 @@ class Attachment:
                 self._set(self._replaced)
             self._put.active = False
             self._put = None
+            _ON.pop(self._student, None)
 
     @property
     def is_outermost(self) -> bool:

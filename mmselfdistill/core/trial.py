@@ -14,7 +14,7 @@ from mmselfdistill.core.comparison import Batch, Comparison
 from mmselfdistill.core.pairs import Pair
 from mmselfdistill.core.streams import forked_rng
 from mmselfdistill.core.terms import Term
-from mmselfdistill.core.unmoved import own_buffers
+from mmselfdistill.core.unmoved import Spare
 from mmselfdistill.families.plan import Plan
 from mmselfdistill.losses.common import reduced
 
@@ -40,7 +40,7 @@ def try_terms(
         wanted = labeled or pairs[term.name] or term.on == 'unlabeled'
         if wanted and not elsewhere:
             # a loss may draw numbers, or keep what it has seen
-            with forked_rng(), own_buffers(term.loss.modules()):
+            with forked_rng(), Spare().held(term.loss.modules()):
                 try_term(term, pairs[term.name], comparison.plan)
             _check_unchanged(term, comparison)
             # once, where a term is on both kinds of images

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import chain
 from operator import is_
 from typing import Any, Iterator, Sequence, Tuple
@@ -80,6 +81,8 @@ class Twin:
         self._held = {path: module._buffers for path, module in theirs.items()}
         self._shared = tuple(f'{path}.' for path in shared)
         self._paired: dict[Place, list[tuple[Tensor, Tensor]]] = {}
+        # in how many of them a buffer is
+        self._places: Counter[int] = Counter()
 
     def pair(self, place: Place, ours: Tensor) -> None:
         """Pair a buffer again: a forward pass may put another into its place."""
@@ -90,10 +93,12 @@ class Twin:
             return
         # a call may have been given the one before, which the forward pass exchanged
         self._paired[place] = [*pairs[-1:], (ours, theirs)]
-        elsewhere = [each for found in self._paired.values() for each, _ in found]
+        # two modules may hold one buffer
+        self._places[id(ours)] += 1
         for old, _ in pairs[:-1]:
-            # two modules may hold one buffer
-            if not any(old is each for each in elsewhere):
+            self._places[id(old)] -= 1
+            if not self._places[id(old)]:
+                del self._places[id(old)]
                 self.versions.pop(id(old), None)
                 self.memory.pop(address(old), None)
         self.versions[id(ours)] = theirs

@@ -17,7 +17,7 @@ from mmselfdistill.containers import tensors_in
 from mmselfdistill.core.comparison import Comparison
 from mmselfdistill.core.streams import forked_rng
 from mmselfdistill.core.terms import Term
-from mmselfdistill.core.unmoved import own_buffers
+from mmselfdistill.core.unmoved import Spare
 from mmselfdistill.families import find_plan
 from mmselfdistill.families.plan import Plan
 from mmselfdistill.families.shared import label_map, needs_of
@@ -78,6 +78,7 @@ class Unlabeled:
         self._inner = bool(plan.inner)
         self._run = plan.run
         self._moving: list[nn.Module] = []
+        self._spare = Spare()
         self._held: tuple[Any, Any, list[dict[str, Any]]] | None = None
 
     @property
@@ -176,8 +177,9 @@ class Unlabeled:
         if not self.comparison.checked:
             # a norm of one's own or a queue too, which may begin to move later
             self._moving = [m for m in self.comparison.student.modules() if m._buffers]
+            self._spare = Spare()
         held = [] if self.statistics and active else self._moving
-        with forked_rng(), own_buffers(m for m in held if m.training):
+        with forked_rng(), self._spare.held(m for m in held if m.training):
             torch.manual_seed(seed_of(*seed, get_rank()))
             yield
 

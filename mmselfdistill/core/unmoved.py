@@ -8,6 +8,7 @@ from typing import Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
+from mmselfdistill.core.frozen import equal_tensors
 from mmselfdistill.core.modes import is_norm
 
 
@@ -55,7 +56,7 @@ class Unmoved:
 
     def _is_changed(self, buffer: Tensor) -> bool:
         _, version, copied = self._kept[id(buffer)]
-        return buffer._version == version and not torch.equal(buffer, copied)
+        return buffer._version == version and not equal_tensors(buffer, copied)
 
     @torch.no_grad()
     def _put_back(self, buffer: Tensor) -> None:
@@ -66,19 +67,50 @@ class Unmoved:
             self._kept[id(buffer)] = buffer, buffer._version, copied
 
 
-@contextmanager
-def own_buffers(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Let modules change copies of their buffers, and give them their own back."""
-    kept = [(module, dict(module._buffers)) for module in modules]
-    # their own are not copied back in place: a backward pass may need what was used
-    for module, buffers in kept:
-        copies = {name: b if b is None else b.clone() for name, b in buffers.items()}
-        module._buffers.update(copies)
-    try:
-        yield
-    finally:
+class Spare:
+    """Lets modules change copies of their buffers, and gives them their own back.
+
+    A copy that no call has changed is the same one the next time: what is frozen stays
+    as it is.
+    """
+
+    def __init__(self) -> None:
+        # by the buffer: it, its copy, and how often each was changed
+        self._made: dict[int, tuple[Tensor, Tensor, tuple[int, int]]] = {}
+        self._uncounted: set[int] | None = None
+
+    @contextmanager
+    def held(self, modules: Iterable[nn.Module]) -> Iterator[None]:
+        """Let modules have copies for a while."""
+        kept = [(module, dict(module._buffers)) for module in modules]
+        own = [b for _, buffers in kept for b in buffers.values() if b is not None]
+        self._made = {id(buffer): self._copied(buffer) for buffer in own}
+        # their own are not copied back in place: a backward pass may need what was used
         for module, buffers in kept:
-            module._buffers.update(buffers)
+            for name, buffer in buffers.items():
+                module._buffers[name] = (
+                    None if buffer is None else self._made[id(buffer)][1]
+                )
+        try:
+            yield
+        finally:
+            for module, buffers in kept:
+                module._buffers.update(buffers)
+            if self._uncounted is None:
+                self._uncounted = {
+                    id(buffer)
+                    for buffer, copied, (_, version) in self._made.values()
+                    if copied._version == version and not equal_tensors(buffer, copied)
+                }
+
+    def _copied(self, buffer: Tensor) -> tuple[Tensor, Tensor, tuple[int, int]]:
+        known = self._made.get(id(buffer))
+        if known is not None and id(buffer) not in (self._uncounted or ()):
+            own, copied, versions = known
+            if own is buffer and versions == (buffer._version, copied._version):
+                return known
+        copied = buffer.clone()
+        return buffer, copied, (buffer._version, copied._version)
 
 
 def _is_like(buffer: Tensor | None, other: Tensor | None) -> bool:

@@ -8,6 +8,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import BaseLoop, Runner
 from torch import nn
 
+from mmselfdistill.core.attached import release
 from mmselfdistill.core.build import build_distiller
 from mmselfdistill.core.distiller import Distiller
 from mmselfdistill.core.teacher import make_teacher
@@ -25,7 +26,6 @@ from .run import (
     check_loop,
     check_priority,
     progress_of,
-    release,
     seed_of_all_ranks,
     tidy_scalars,
 )

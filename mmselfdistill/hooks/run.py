@@ -115,13 +115,6 @@ def bare_model(runner: Runner) -> nn.Module:
     return model.module if is_model_wrapper(model) else model
 
 
-def release(student: nn.Module) -> None:
-    """Detach what a run that failed has left: MMEngine skips ``after_train`` then."""
-    left = getattr(vars(student).get('forward'), 'distiller', None)
-    if isinstance(left, Distiller):
-        left.detach()
-
-
 def check_called(distiller: Distiller, since: int) -> None:
     """See that the student's loss went through its extended ``forward``.
 

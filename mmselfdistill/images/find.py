@@ -66,22 +66,31 @@ def _in_folder(folder: str) -> list[str]:
 
 
 def _below(folder: str) -> Iterator[str]:
-    """Yield the files below a folder; links are followed, but not back to above."""
-    # the way to each folder, as it is without links
-    ways = {folder: frozenset([osp.realpath(folder)])}
-    for place, folders, files in os.walk(folder, onerror=_skip, followlinks=True):
-        way = ways.pop(place)
-        above = f'{osp.realpath(place)}/'
-        for name in [*folders]:
-            path = osp.join(place, name)
-            true = osp.realpath(path)
-            if name[0] == '.' or true in way or above.startswith(f'{true}/'):
-                folders.remove(name)
-            else:
-                ways[path] = way | {true}
-        for name in files:
-            if name[0] != '.':
-                yield osp.relpath(osp.join(place, name), folder)
+    """Yield the files below a folder; links are followed, but not back to above.
+
+    A folder to which several ways lead is searched once, by the one without links if
+    there is one.
+    """
+    seen: set[str] = set()
+    starts = [folder]
+    for start in starts:
+        for place, folders, files in os.walk(start, onerror=_skip):
+            true = osp.realpath(place)
+            if true in seen:
+                folders.clear()
+                continue
+            seen.add(true)
+            folders[:] = sorted(name for name in folders if name[0] != '.')
+            links = (osp.join(place, name) for name in folders)
+            starts += [
+                link
+                for link in links
+                if osp.islink(link)
+                and not f'{true}/'.startswith(f'{osp.realpath(link)}/')
+            ]
+            for name in files:
+                if name[0] != '.':
+                    yield osp.relpath(osp.join(place, name), folder)
 
 
 def _skip(error: OSError) -> None:

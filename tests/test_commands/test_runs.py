@@ -104,7 +104,8 @@ def test_cocos_sign_for_nothing_to_find_is_no_score() -> None:
         ('boxes/ece', '0.9'),
         # of an unknown unit
         ('my/dice', '0.8731'),
-        ('val/loss', '0.8731'),
+        ('val/d0.loss_cls', '0.8731'),
+        ('lvis/dental_floss_precision', '87.3'),
     ],
 )
 def test_only_what_is_known_is_called_percent(
@@ -113,7 +114,7 @@ def test_only_what_is_known_is_called_percent(
     log(tmp_path / '1', *epochs(1, 1.0), {metric: 0.8731, 'step': 1})
     curve = Run.read(tmp_path).curve(metric)
     assert (curve.text(1), curve.percent) == (text, text != '0.8731')
-    assert curve.less == ('loss' in metric or 'ece' in metric)
+    assert curve.less == (metric in ('val/d0.loss_cls', 'boxes/ece'))
 
 
 def test_a_loss_of_a_validation_is_none_of_training(tmp_path: Path) -> None:

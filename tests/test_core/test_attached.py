@@ -13,6 +13,7 @@ from test_flow import AdaptedToy
 from torch import Tensor, nn
 from toys import OTHERS, TERMS, Toy, distilled, set_factors, signs, step
 
+from mmselfdistill.core.attached import release
 from mmselfdistill.core.build import build_distiller
 from mmselfdistill.core.teacher import make_teacher
 
@@ -180,6 +181,21 @@ def test_a_forward_that_the_user_wraps_later_stays_and_is_not_distilled() -> Non
         losses = student(signs(), mode='loss')
         assert losses.keys() - {'loss_more'} == {'loss_cls'}
     assert distiller.computed == 1
+
+
+def test_what_a_run_that_failed_has_left_is_taken_off_below_a_wrapper_too() -> None:
+    student = Toy()
+    first = build_distiller(student, TERMS)
+    first.teacher = make_teacher(student)
+    first.attach()
+    step(first)
+    inner = student.forward
+    student.forward = lambda *args, **kwargs: inner(*args, **kwargs)  # type: ignore[method-assign]
+    release(student)
+    with distilled(student, OTHERS) as second:
+        assert step(second) == GAPS
+    assert first.computed == 1
+    release(student)
 
 
 def copied(model: Toy) -> Any:

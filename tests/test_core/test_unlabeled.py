@@ -304,6 +304,31 @@ def test_buffers_that_begin_to_move_later_are_put_back_too(frozen: bool) -> None
     assert sums == [2.0, 2.0]
 
 
+def test_what_is_frozen_and_has_a_buffer_runs_once() -> None:
+    called: list[nn.Module] = []
+
+    class Indexed(Scale):
+        def __init__(self) -> None:
+            super().__init__(2.0)
+            self.register_buffer('index', torch.arange(3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            called.append(self)
+            return super().forward(x)
+
+    class Plain(ImageToy):
+        def extract_feat(self, inputs: torch.Tensor) -> Any:
+            return self.backbone(inputs)
+
+    student: Any = Plain()
+    student.backbone = Indexed().requires_grad_(False)
+    with distilled(student, {'bbox_head': 7.0}, **settings()) as distiller:
+        for _ in range(4):
+            called.clear()
+            losses(distiller)
+        assert called == [student.backbone] * 2
+
+
 class Dividing(nn.Module):
     """Divides by a scale that it has just moved in place."""
 

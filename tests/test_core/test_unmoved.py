@@ -48,6 +48,24 @@ def test_buffers_are_put_back_however_they_are_moved(move: Any) -> None:
             assert float(teacher.bbox_head.mean) == 1
 
 
+def test_a_sparse_buffer_stays() -> None:
+    class Graph(Scale):
+        def __init__(self) -> None:
+            super().__init__(3.0)
+            self.register_buffer('links', torch.eye(3).to_sparse())
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.sparse.mm(self.links, super().forward(x).t()).t()
+
+    student = Toy()
+    student.bbox_head = Graph()
+    with distilled(student, {}) as distiller:
+        for _ in range(3):
+            assert step(distiller)['logits'] == 0
+        teacher: Any = distiller.teacher
+        assert torch.equal(teacher.bbox_head.links.to_dense(), torch.eye(3))
+
+
 def test_a_buffer_that_a_call_exchanges_is_the_teachers_own_again() -> None:
     class Exchanging(nn.Module):
         def __init__(self) -> None:

@@ -54,7 +54,10 @@ def test_a_folder_is_searched_with_all_below_and_sorted(tmp_path: Path) -> None:
     images = ['b.JPG', 'a/z.png', 'a.jpeg', 'a/b/c.TIFF', 'z.webp', '10.Bmp', '9.ppm']
     touch(tmp_path, *images, 'a.txt', 'a/jpg', 'a.png.json', '.hidden.png', 'x.jpg~')
     (tmp_path / 'folder.png').mkdir()
-    (tmp_path / 'link').symlink_to(tmp_path / 'a', target_is_directory=True)
+    touch(tmp_path / '.elsewhere', 'z.png', 'b/c.TIFF')
+    (tmp_path / 'link').symlink_to(tmp_path / '.elsewhere', target_is_directory=True)
+    # what is here is found once
+    (tmp_path / '0').symlink_to(tmp_path / 'a/b', target_is_directory=True)
     images += ['link/z.png', 'link/b/c.TIFF']
     found = find_images(str(tmp_path))
     assert found == [str(tmp_path / name) for name in sorted(images)]
@@ -65,7 +68,7 @@ def test_a_link_that_leads_back_is_not_followed(tmp_path: Path) -> None:
     touch(tmp_path, 'a/1.png', 'a/b/2.png', '.cache/3.png')
     for link, folder in (('a/a', 'a'), ('a/b/up', '.'), ('c', 'a/b')):
         (tmp_path / link).symlink_to(tmp_path / folder, target_is_directory=True)
-    expected = ['a/1.png', 'a/b/2.png', 'c/2.png']
+    expected = ['a/1.png', 'a/b/2.png']
     assert find_images(str(tmp_path)) == [str(tmp_path / name) for name in expected]
 
 
@@ -77,6 +80,18 @@ def test_links_of_two_folders_to_each_other_end(tmp_path: Path) -> None:
     root = tmp_path / 'root'
     expected = [root / '1.png', root / 'a' / '2.png', root / 'b' / '3.png']
     assert find_images(str(root)) == [*map(str, expected)]
+
+
+def test_many_folders_that_link_to_each_other_are_searched_once(tmp_path: Path) -> None:
+    names = [str(number) for number in range(12)]
+    for name in names:
+        touch(tmp_path, f'{name}/image-{name}.png')
+        for other in names:
+            (tmp_path / name / f'to-{other}').symlink_to(tmp_path / other)
+    found = find_images(str(tmp_path / '0'))
+    assert sorted(Path(path).name for path in found) == sorted(
+        f'image-{name}.png' for name in names
+    )
 
 
 def test_a_folder_that_cannot_be_read_is_left_out_and_said(

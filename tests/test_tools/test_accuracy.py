@@ -194,6 +194,12 @@ def test_runs_of_other_settings_are_named(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setitem(arms.EARLY, 'begin', 0.7)
     found = Cell('retinanet', 'few', results).outdated()
     assert found == 'Of other settings than now, by seed: unlabeled 0, 1'
+    # an arm that there is no more
+    results['retinanet/few/gone/0'] = run_of(10, 10)
+    cell = Cell('retinanet', 'few', results)
+    assert cell.outdated() == found.replace('unlabeled', 'gone 0; unlabeled')
+    assert 'gone' not in table(cell)
+    del results['retinanet/few/gone/0']
     # what is measured in the runs is not what is trained
     monkeypatch.setitem(REGIMES, 'few', replace(REGIMES['few'], title='another'))
     assert Cell('retinanet', 'few', results).outdated() == found

@@ -84,9 +84,12 @@ class Cell:
         self.metric = MODELS[model].metric
         self.factor = 100.0 if self.metric.startswith('coco/') else 1.0
         self.runs: dict[str, dict[int, Any]] = {}
+        self.gone: list[str] = []
         for key, run in results.items():
             name, kind, arm, seed = key.split('/')
-            if (name, kind) == (model, regime):
+            if (name, kind) == (model, regime) and arm not in TITLES:
+                self.gone.append(f'{arm} {seed}')
+            elif (name, kind) == (model, regime):
                 self.runs.setdefault(arm, {})[int(seed)] = run
 
     def scores(self, arm: str) -> dict[int, float]:
@@ -114,7 +117,7 @@ class Cell:
 
     def outdated(self) -> str:
         """Say which runs are of other settings than the benchmark has now."""
-        found = []
+        found = [*self.gone]
         for arm, runs in self.runs.items():
             today = settings_hash(self.model, self.regime, arm)
             # older results do not say it
