@@ -29,7 +29,10 @@ class BuildWithMim(build_py):
         mim.mkdir(exist_ok=True)
         for name in SHIPPED:
             link = mim / name
-            if link.is_symlink():
+            # a copy of a checkout may have the files in place of the links
+            if link.is_dir() and not link.is_symlink():
+                shutil.rmtree(link)
+            elif link.is_symlink() or link.exists():
                 link.unlink()
             os.symlink(os.path.join('..', '..', name), str(link))
 

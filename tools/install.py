@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import List, Sequence
 
 ROOT = Path(__file__).resolve().parent.parent
-# the folder and the PyTorch of each stack, and the oldest Python 3 that it has
+# the folder and the PyTorch of each stack, the oldest and the newest Python 3 it has
 STACKS = {
-    'openmmlab': ('.venv', '2.13.0', '10'),
-    'onedl': ('.venv-onedl', '2.13.0', '10'),
-    'oldest': ('.venv-oldest', '2.1.0', '8'),
+    'openmmlab': ('.venv', '2.13.0', '10', '12'),
+    'onedl': ('.venv-onedl', '2.13.0', '10', '12'),
+    'oldest': ('.venv-oldest', '2.1.0', '8', '11'),
 }
 BUILD_TOOLS = ['setuptools<81', 'wheel', 'ninja', 'psutil']
 ALONE = ['--no-deps', '--no-build-isolation']
@@ -32,10 +32,11 @@ PYTHONS = [sys.executable, 'python3.11', 'python3.10', 'python3.12']
 SUITS = """
 import ensurepip, os, sys, sysconfig, venv
 headers = os.path.exists(os.path.join(sysconfig.get_path('include'), 'Python.h'))
-sys.exit(not (headers and (3, int(sys.argv[1])) <= sys.version_info < (3, 13)))
+least, most = map(int, sys.argv[1:])
+sys.exit(not (headers and least <= sys.version_info[1] <= most))
 """
 NO_PYTHON = (
-    'Python 3.{} to 3.12 with venv and the header Python.h is needed: please '
+    'Python 3.{} to 3.{} with venv and the header Python.h is needed: please '
     'install python3.11, python3.11-venv and python3.11-dev, for example.'
 )
 NO_COMPILER = 'A C++ compiler is needed: please install g++, for example, or set CXX.'
@@ -45,6 +46,7 @@ import os, sys, sysconfig, torch
 gpu = 'forced' if os.environ.get('FORCE_CUDA') == '1' else 'cpu'
 if torch.cuda.is_available():
     gpu = 'sm%d%d' % torch.cuda.get_device_capability()
+if gpu != 'cpu':
     gpu = os.environ.get('TORCH_CUDA_ARCH_LIST') or gpu
 python = 'cp%d%d' % sys.version_info[:2]
 print('-'.join(['torch', torch.__version__, python, sysconfig.get_platform(), gpu]))
@@ -125,8 +127,13 @@ def install(stack: str, torch: str, venv: Path) -> None:
     """Run the steps; each is quick when an earlier run has done it."""
     python = str(venv / 'bin' / 'python')
     if not runs(python, '-m', 'pip', '--version'):
-        least = STACKS[stack][2]
-        base = first(PYTHONS, ['-c', SUITS, least], NO_PYTHON.format(least))
+        # next to it: an interrupted start is gone on with
+        made_here = venv.with_name(venv.name + '.made')
+        if venv.exists() and any(venv.iterdir()) and not made_here.exists():
+            sys.exit(f'{venv} was not made by this tool, and has no pip: move it away.')
+        suits = STACKS[stack][2:]
+        base = first(PYTHONS, ['-c', SUITS, *suits], NO_PYTHON.format(*suits))
+        made_here.touch()
         subprocess.check_call([base, '-m', 'venv', '--clear', str(venv)])
     for info in venv.glob('lib/python*/site-packages/*.dist-info'):
         # pip, interrupted, takes one for installed that lacks its last file
@@ -161,14 +168,16 @@ def main() -> None:
     parser.add_argument('--stack', choices=sorted(STACKS), default='openmmlab')
     parser.add_argument('--torch', default='', help='version or requirement')
     args = parser.parse_args()
-    folder, torch, _ = STACKS[args.stack]
+    folder, torch = STACKS[args.stack][:2]
     venv, torch = ROOT / folder, args.torch or torch
     torch = f'torch=={torch}' if torch[:1].isdigit() else torch
     files = [ROOT / 'setup.py', Path(__file__), *(ROOT / 'requirements').glob('*.txt')]
     parts = [str(ROOT), args.stack, torch, *(f.read_text() for f in sorted(files))]
     key = hashlib.sha256('\0'.join(parts).encode()).hexdigest()
     stamp = venv / 'mmselfdistill-installed'
-    if stamp.exists() and stamp.read_text() == key:
+    # the Python that it was made with may be gone
+    alive = runs(str(venv / 'bin' / 'python'), '-c', '')
+    if alive and stamp.exists() and stamp.read_text() == key:
         return
     if stamp.exists():
         stamp.unlink()

@@ -26,7 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument('checkpoint', help='path or URL of the checkpoint')
     parser.add_argument(
         '--out',
-        help='where predictions are written: a .pkl file for a detector, '
+        help='where predictions are written: a .pkl file for a detector or classifier, '
         'a folder of label maps for a segmentor',
     )
     parser.add_argument('--show', action='store_true', help='show the predictions')
@@ -50,15 +50,21 @@ def paint_predictions(cfg: Config, args: argparse.Namespace) -> None:
         raise SystemExit(
             '--show, --show-dir: need default_hooks.visualization in the config.'
         )
-    hook.draw = True
-    hook.interval = 1  # MMSegmentation's would paint each 50th batch
+    if scope_of(cfg) == 'mmpretrain':
+        hook.enable = True
+    else:
+        hook.draw = True
+    if scope_of(cfg) != 'mmdet':
+        hook.interval = 1  # MMSegmentation's would paint each 50th batch
     if args.show:
         hook.show = True
         hook.wait_time = args.wait_time
     if args.show_dir is not None:
-        # MMDetection's hook has a folder of its own, MMSegmentation's visualizer does.
+        # their hooks have a folder of their own, MMSegmentation's visualizer does
         if scope_of(cfg) == 'mmdet':
             hook.test_out_dir = args.show_dir
+        elif scope_of(cfg) == 'mmpretrain':
+            hook.out_dir = args.show_dir
         else:
             cfg.visualizer.save_dir = args.show_dir
 
@@ -78,17 +84,22 @@ def use_tta(cfg: Config) -> None:
 def write_predictions(cfg: Config, out: str) -> None:
     """Let the evaluation write its predictions, in place."""
     evaluators = cfg.test_evaluator
-    evaluators = evaluators if isinstance(evaluators, list) else [evaluators]
-    if scope_of(cfg) == 'mmdet':
-        if not out.endswith(('.pkl', '.pickle')):
-            raise SystemExit(f'--out: expected a .pkl file, but got {out!r}.')
-        cfg.test_evaluator = [
-            *evaluators,
-            dict(type='mmdet.DumpDetResults', out_file_path=out),
-        ]
-    else:
-        for evaluator in evaluators:
+    # an evaluator of several data sets holds its metrics
+    held = isinstance(evaluators, dict) and 'metrics' in evaluators
+    found = evaluators.metrics if held else evaluators
+    found = [*found] if isinstance(found, (list, tuple)) else [found]
+    if scope_of(cfg) == 'mmseg':
+        for evaluator in found:
             evaluator.update(output_dir=out, keep_results=True)
+        return
+    if not out.endswith(('.pkl', '.pickle')):
+        raise SystemExit(f'--out: expected a .pkl file, but got {out!r}.')
+    dump = 'mmdet.DumpDetResults' if scope_of(cfg) == 'mmdet' else 'DumpResults'
+    found.append(dict(type=dump, out_file_path=out))
+    if held:
+        evaluators.metrics = found
+    else:
+        cfg.test_evaluator = found
 
 
 def main() -> None:

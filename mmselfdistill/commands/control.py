@@ -238,9 +238,12 @@ def write_controls(config: Path, cost: float, folder: Path) -> dict[Path, str]:
         path = folder / f'{config.stem}_{name}.py'
         if path.exists() and not path.read_text().startswith(HEADER):
             raise ValueError(f'{path}: exists, and was not written by this command')
-        if cfg.get('resume'):
+        if cfg.get('resume') or _is_own(cfg):
             # that checkpoint is of the distilled run
             settings.update(resume=False, load_from=None)
+        else:
+            # a test of the run writes another one over its config
+            settings['load_from'] = cfg.get('load_from')
         if cfg.get('work_dir'):
             settings['work_dir'] = f'{cfg.work_dir.rstrip("/")}_{name}'
         comment = f'{HEADER}\n# {what}\n'
@@ -250,6 +253,14 @@ def write_controls(config: Path, cost: float, folder: Path) -> dict[Path, str]:
     for path, (text, _) in texts.items():
         path.write_text(text)
     return {path: what for path, (_, what) in texts.items()}
+
+
+def _is_own(cfg: Config) -> bool:
+    """Say whether a run would begin with a checkpoint of its own, as after a test."""
+    if not (cfg.get('load_from') and cfg.get('work_dir')):
+        return False
+    start = os.path.realpath(cfg.load_from)
+    return start.startswith(os.path.join(os.path.realpath(cfg.work_dir), ''))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

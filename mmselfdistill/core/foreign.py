@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import Any, Mapping, Sequence
 
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmselfdistill.containers import tensors_in
 from mmselfdistill.core.given import Known
 from mmselfdistill.core.memory import place
+from mmselfdistill.core.watch import Watch
 from mmselfdistill.families.plan import Call
 
 
-class Foreign(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Foreign(Watch):  # type: ignore[no-untyped-call]
     """Refuses operations of a teacher on what depends on its student's weights.
 
     It may reach such a tensor by a global variable, a context variable or a class,
@@ -29,7 +29,7 @@ class Foreign(TorchDispatchMode):  # type: ignore[no-untyped-call]
         groups: Sequence[Sequence[Call]],
         memory: Mapping[int, tuple[Tensor, Tensor]],
     ) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         calls = [call for group in groups for call in group]
         weights = [ours for ours, _ in memory.values()]
         made = [tensor for call in calls for tensor in tensors_in(call.output)]

@@ -87,7 +87,10 @@ def _is_real(value: object) -> bool:
 
 def is_dropout(module: nn.Module) -> bool:
     """Say whether a module drops out, and does nothing else."""
-    named = 'drop' in type(module).__name__.lower() and not any(module.children())
+    name = type(module).__name__.lower()
+    # torchvision's StochasticDepth has a name of its own
+    known = 'drop' in name or name == 'stochasticdepth'
+    named = known and not any(module.children())
     return isinstance(module, _DropoutNd) or named
 
 

@@ -9,11 +9,11 @@ from typing import Any, Collection, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmselfdistill.containers import PLAIN, flat, replaced, snapshot, tensors_in
 from mmselfdistill.core.frozen import is_plain
 from mmselfdistill.core.streams import drawn_since, rng_states
+from mmselfdistill.core.watch import Watch
 from mmselfdistill.wrapping import Method, wrapped
 
 
@@ -134,7 +134,8 @@ class FrozenCalls:
     ) -> None:
         """Note what a call returned, unless it is no plain tensors."""
         returned = plain_tensors(output)
-        if returned is None:
+        # something that trains acts on it from outside, such as an adapter by a hook
+        if returned is None or any(tensor.requires_grad for tensor in returned):
             return
         answers = dict(links)
         # what it was given and passes on has its stand-in
@@ -194,7 +195,7 @@ class LeakError(RuntimeError):
         self.path = path
 
 
-class Uses(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Uses(Watch):  # type: ignore[no-untyped-call]
     """Notes which stand-ins are used by something else than frozen modules.
 
     Args:
@@ -205,7 +206,7 @@ class Uses(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """
 
     def __init__(self, calls: Sequence[FrozenCall]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._owners = {id(t): call for call in calls for t in call.stand_ins}
         self.used: set[int] = set()
 

@@ -6,16 +6,16 @@ from itertools import islice
 from typing import Any, Callable, Iterable
 
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmselfdistill.containers import tensors_in
 from mmselfdistill.core.memory import place
+from mmselfdistill.core.watch import Watch
 
 # they ask for a shape, a dtype or a device alone
 _NEW = ('new_', 'zeros_like', 'ones_like', 'empty_like', 'full_like', 'rand')
 
 
-class Traced(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Traced(Watch):  # type: ignore[no-untyped-call]
     """Follows some tensors through every operation, with or without gradient.
 
     Args:
@@ -28,7 +28,7 @@ class Traced(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """
 
     def __init__(self, sources: Iterable[Tensor], outside: Callable[[], bool]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._sources = [each.detach() for each in sources]
         self._places = set(map(place, self._sources)) - {None}
         self._outside = outside

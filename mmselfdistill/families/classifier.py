@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -61,7 +62,11 @@ class Classifier(Family):
         default = dict(type='SoftTargetLoss', weight=1.0)
         logits = Site('logits', (seam,), read, weigh, default)
         paths = seams(feature_seam(model), *head_seams(model), *steps, seam)
-        return Plan(cls.name, paths, (features(model), logits))
+        maps = features(model)
+        if next(head.parameters(), None) is None:
+            # the last layer of the backbone: they are the logits (AlexNet, VGG)
+            maps = replace(maps, default=None)
+        return Plan(cls.name, paths, (maps, logits))
 
 
 def _has_several_labels(head: Any) -> bool:

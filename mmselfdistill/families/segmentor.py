@@ -98,7 +98,9 @@ def _logits(heads: dict[str, Any]) -> list[Site]:
             # a cascade calls a stage again to feed the next one
             for call in side.of(f'{path}.forward')[:1]
             for logits in tensors_in(call.output)
-            if logits.dim() > 2 and logits.shape[1] == head.out_channels
+            # of two classes in one channel, some heads make two all the same (DANet)
+            if logits.dim() > 2
+            and logits.shape[1] in (head.out_channels, head.num_classes)
         ]
 
     def read(side: Side) -> list[Reading]:

@@ -106,10 +106,14 @@ def output_names(head: Any) -> list[str]:
     return parameters_of(getattr(head, 'loss_by_feat', None))
 
 
-def labelled(samples: Sequence[Any], size: Sequence[int], ignore: int) -> Tensor:
-    """Say which pixels have a label, at a head's resolution: (N, H, W)."""
+def labelled(samples: Sequence[Any], size: Sequence[int], ignore: int | None) -> Tensor:
+    """Say which pixels have a label, at a head's resolution: (N, H, W).
+
+    All have one where no label is ignored.
+    """
     labels = torch.stack([label_map(sample) for sample in samples])
-    found = F.interpolate((labels != ignore).float(), size=tuple(size), mode='nearest')
+    known = torch.ones_like(labels) if ignore is None else labels != ignore
+    found = F.interpolate(known.float(), size=tuple(size), mode='nearest')
     return found[:, 0]
 
 
@@ -132,7 +136,7 @@ def needs_of(model: Any) -> str:
     return ''
 
 
-def rows_of_pixels(side: Side, logits: Tensor, kind: str, ignore: int) -> Rows:
+def rows_of_pixels(side: Side, logits: Tensor, kind: str, ignore: int | None) -> Rows:
     """Return how much each pixel of class scores (N, C, H, W) counts.
 
     Those with a label count. Without labels all do that are no padding, or each image

@@ -220,6 +220,22 @@ def test_a_control_does_not_go_on_from_the_distilled_run(
             assert each.load_from == (None if resume else 'distilled.pth')
 
 
+def test_a_control_does_not_begin_with_what_was_tested(
+    data: Path, tmp_path: Path
+) -> None:
+    hook = "dict(type='mmselfdistill.EMATeacherHook')"
+    for tested in (False, True):
+        # a test writes the checkpoint into the config of the run
+        more = f'work_dir = {str(tmp_path / "run")!r}\n'
+        more += f'load_from = {str(tmp_path / "run/last.pth")!r}\n' if tested else ''
+        config = distilled(tmp_path, data / 'mmdet.py', hook, more)
+        (path,) = write_controls(config, 1.5, tmp_path / f'out-{tested}')
+        # after the control was written, too
+        with config.open('a') as file:
+            file.write(f'load_from = {str(tmp_path / "run/last.pth")!r}\n')
+        assert Config.fromfile(path).load_from is None
+
+
 def test_files_of_others_are_left_alone(data: Path, tmp_path: Path) -> None:
     config = distilled(tmp_path, data / 'mmdet.py', GENERATIONS.format(''))
     mine = tmp_path / 'distilled_plain.py'

@@ -40,6 +40,29 @@ def test_a_compiled_part_is_recorded_and_repeated(part: str) -> None:
             assert step(distiller) == dict(features=3, logits=5 * 7 - 2 * 3)
 
 
+def test_what_is_compiled_stays_so_after_the_first_iteration() -> None:
+    compiled, ran = [], []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        compiled.append(graph)
+
+        def run(*given: Any) -> Any:
+            ran.append(graph)
+            return graph(*given)
+
+        return run
+
+    student: Any = Toy()
+    torch._dynamo.reset()
+    student.backbone.compile(backend=backend)
+    with distilled(student, OTHERS) as distiller:
+        for _ in range(4):
+            assert step(distiller)['logits'] == 5 * 7 - 2 * 3
+    # the student's, in each but the first, which watches every operation; a copy is not
+    # compiled
+    assert len(compiled) == 1 and len(ran) == 3
+
+
 def test_a_step_that_is_compiled() -> None:
     student, _ = compiled('forward')
     with distilled(student, OTHERS) as distiller:

@@ -8,10 +8,11 @@ from typing import Any, Callable
 
 import pytest
 import torch
-from helpers import assert_bitwise, detection_batch, values_of
+from helpers import Scale, assert_bitwise, detection_batch, values_of
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
+from toys import Toy, distilled, step
 
 from mmselfdistill.core import reuse
 from mmselfdistill.core.build import build_distiller
@@ -179,6 +180,22 @@ def test_only_what_is_needed_is_held() -> None:
         'backbone.layer1': False,
         'backbone.layer2': True,
     }
+
+
+def test_an_adapter_on_a_frozen_part_is_not_frozen() -> None:
+    student: Any = Toy()
+    student.backbone.requires_grad_(False)
+    student.adapter = Scale(0.0)
+    # as adapters are put on: it trains, and what it acts on does not
+    student.backbone.register_forward_hook(
+        lambda module, args, x: x + student.adapter(args[0])
+    )
+    with distilled(student, {}) as distiller:
+        found = [step(distiller)['features']]
+        with torch.no_grad():
+            student.adapter.factor += 3
+        found += [step(distiller)['features'] for _ in range(3)]
+    assert found == [0, 3, 3, 3]
 
 
 def test_a_view_turns_it_off(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -128,6 +128,24 @@ class ReadsTheRate(nn.Module):
         return nn.functional.dropout(x, rate, self.training)
 
 
+class StochasticDepth(nn.Module):
+    """As torchvision's: named after no dropout."""
+
+    def __init__(self, p: float, mode: str) -> None:
+        super().__init__()
+        self.p, self.mode = p, mode
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept = torch.empty(len(x), 1).bernoulli_(1 - self.p)
+        return x * kept / (1 - self.p) if self.training else x
+
+
+def test_stochastic_depth_lets_all_through() -> None:
+    model = nn.Sequential(StochasticDepth(0.5, 'row')).train()
+    still(model)
+    assert torch.equal(model(torch.ones(50, 3)), torch.ones(50, 3))
+
+
 def test_a_rate_that_is_only_read_is_zero() -> None:
     model, x = ReadsTheRate(), torch.rand(64)
     assert torch.equal(make_teacher(model)(x), x)

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from mmengine.structures import PixelData
+from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
 from mmselfdistill.families import Plan, Reading, Rows, Seam, Side, Site
@@ -15,6 +17,7 @@ from mmselfdistill.families.rois import chosen
 from mmselfdistill.families.shared import (
     foreground,
     kind_of,
+    labelled,
     seams,
     stages,
     sure_pixels,
@@ -172,6 +175,14 @@ def test_a_no_of_a_single_sigmoid_is_as_sure_as_a_yes() -> None:
     # a crop from beside a rotated image
     share = sure_pixels(several, 'sigmoid', 0.9, torch.zeros(2, 2, 2))
     torch.testing.assert_close(share, torch.zeros(2))
+
+
+def test_without_an_ignored_label_all_pixels_have_one() -> None:
+    labels = torch.tensor([[[0, 255], [1, 0]]])
+    sample = SegDataSample(gt_sem_seg=PixelData(data=labels))
+    assert labelled([sample], (2, 2), 255).tolist() == [[[1, 0], [1, 1]]]
+    assert labelled([sample], (2, 2), 0).tolist() == [[[0, 1], [1, 0]]]
+    assert labelled([sample], (2, 2), None).tolist() == [[[1, 1], [1, 1]]]
 
 
 def test_padding_is_what_an_image_lacks_of_its_batch() -> None:

@@ -45,18 +45,20 @@ def test_first_command_that_runs_is_taken(tmp_path: Path) -> None:
     assert install.first([missing, shim, old, good, sys.executable], [], '') == good
     with pytest.raises(SystemExit, match=r'Python\.h is needed: please install'):
         install.first(
-            [missing, shim, old], ['-c', install.SUITS, '10'], install.NO_PYTHON
+            [missing, shim, old], ['-c', install.SUITS, '10', '12'], install.NO_PYTHON
         )
 
 
 def test_this_python_suits_and_one_without_venv_does_not(tmp_path: Path) -> None:
     minor = sys.version_info[1]
-    assert install.runs(sys.executable, '-c', install.SUITS, '10')
+    assert install.runs(sys.executable, '-c', install.SUITS, '10', '12')
     # PyTorch 2.13 has no wheel for a Python that the oldest stack takes
-    assert not install.runs(sys.executable, '-c', install.SUITS, f'{minor + 1}')
+    assert not install.runs(sys.executable, '-c', install.SUITS, f'{minor + 1}', '99')
     (tmp_path / 'venv.py').write_text('raise ImportError')
     code = f'import sys; sys.path.insert(0, {str(tmp_path)!r})\n{install.SUITS}'
-    assert not install.runs(sys.executable, '-c', code, '10')
+    assert not install.runs(sys.executable, '-c', code, '10', '12')
+    # nor a newer one than the stack has
+    assert not install.runs(sys.executable, '-c', install.SUITS, '8', f'{minor - 1}')
 
 
 def test_missing_compiler_is_one_sentence(tmp_path: Path) -> None:

@@ -256,6 +256,8 @@ def write_digits(
     root: Path, train: int, val: int, size: int, seed: int, unlabeled: int = 0
 ) -> bool:
     """Write the whole set, all or nothing; return whether anything was drawn."""
+    # the folder that is written may be the one that we are in
+    root = root.resolve()
     wanted = dict(version=VERSION, train=train, val=val, size=size, seed=seed)
     if unlabeled:
         wanted['unlabeled'] = unlabeled
