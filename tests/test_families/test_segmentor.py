@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import PixelData
-from mmseg.models.decode_heads import EncHead, FCNHead
+from mmseg.models.decode_heads import DAHead, EncHead, FCNHead
 from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
@@ -233,6 +233,29 @@ def test_a_loss_of_the_scenes_classes_has_no_say() -> None:
     )
     assert head.loss_se_decode.use_sigmoid
     assert _kind(head) == 'softmax'
+
+
+def test_two_channels_of_two_classes_in_one_are_read_too() -> None:
+    model: Any = nn.Module()
+    model.extract_feat = lambda x: x
+    model.backbone = nn.Identity()
+    model.decode_head = DAHead(
+        in_channels=8,
+        channels=8,
+        pam_channels=4,
+        num_classes=2,
+        out_channels=1,
+        threshold=0.5,
+        norm_cfg=dict(type='BN'),
+        loss_decode=SIGMOID,
+    )
+    site = find_plan(model).site('logits')
+    assert site is not None
+    output = model.decode_head([torch.rand(2, 8, 6, 6)])
+    side = Side(model, [Call('decode_head.forward', 0, (), {}, output=output)], None)
+    read = [(each.at(None).shape[1], each.kind) for each in site.read(side)]
+    # of both attentions together, and of each: its own losses train all three
+    assert read == [(1, 'sigmoid'), (2, 'sigmoid'), (2, 'sigmoid')]
 
 
 @pytest.mark.parametrize('size', [(5, 7), (64, 64), (1, 1), (31, 13)])
