@@ -57,11 +57,11 @@ class Twin:
         self.versions: dict[int, Any] = {id(ours): theirs for ours, theirs in pairs}
         self.memory = {address(ours): (ours, theirs) for ours, theirs in pairs}
         self.memory.pop(0, None)
-        theirs = dict(teacher.named_modules())
+        parts = dict(teacher.named_modules())
         modules = [
-            (module, theirs[path])
+            (module, parts[path])
             for path, module in student.named_modules()
-            if path in theirs
+            if path in parts
         ]
         for ours, twin in modules:
             # a number that has become a weight since: what the teacher has is old
@@ -69,7 +69,12 @@ class Twin:
                 twin.__dict__.pop(name, None)
         self.versions.update((id(ours), twin) for ours, twin in modules)
         self.handed = Handed(modules, rests)
-        self.unmoved = Unmoved(teacher)
+        untrained = [
+            theirs
+            for ours, theirs in pairs
+            if isinstance(ours, nn.Parameter) and not ours.requires_grad
+        ]
+        self.unmoved = Unmoved(teacher, untrained)
         self.code = Code(student, teacher)
         self._tables: list[Any] = [
             table
@@ -78,7 +83,7 @@ class Twin:
             if isinstance(table, dict) and (table or table is module._modules)
         ]
         self._parts = [*self._now()]
-        self._held = {path: module._buffers for path, module in theirs.items()}
+        self._held = {path: module._buffers for path, module in parts.items()}
         self._shared = tuple(f'{path}.' for path in shared)
         self._paired: dict[Place, list[tuple[Tensor, Tensor]]] = {}
         # in how many of them a buffer is

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import Iterable, Iterator
+from typing import Any, Dict, Iterable, Iterator, List, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -11,19 +11,34 @@ from torch import Tensor, nn
 from mmselfdistill.core.frozen import equal_tensors
 from mmselfdistill.core.modes import is_norm
 
+# a table of a module, and what was in it
+_Items = Tuple[Dict[str, Any], List[Tuple[str, Any]]]
+
 
 class Unmoved:
-    """Puts back the buffers that a teacher's modules change when they are called.
+    """Puts back what a teacher's modules change when they are called.
 
-    Those of norms are left out: they are off.
+    That is buffers, but for those of norms, which are off; and parameters that the
+    student does not train, such as prototypes that a head averages by itself, where the
+    first call has changed them.
 
     Args:
         teacher (nn.Module): The teacher.
+        untrained (Iterable[Tensor]): Its parameters that the student does not train.
+            Defaults to ().
     """
 
-    def __init__(self, teacher: nn.Module) -> None:
+    def __init__(self, teacher: nn.Module, untrained: Iterable[Tensor] = ()) -> None:
         modules = [module for module in teacher.modules() if not is_norm(module)]
         self._tables = [module._buffers for module in modules]
+        numbers = {*map(id, untrained)}
+        self._parameters: list[_Items] = [
+            (
+                table,
+                [(name, each) for name, each in table.items() if id(each) in numbers],
+            )
+            for table in (module._parameters for module in teacher.modules())
+        ]
         # as each was, and its number of changes then
         self._kept: dict[int, tuple[Tensor, int, Tensor]] = {}
         # those that calls change through ``data``, which PyTorch does not count
@@ -32,39 +47,58 @@ class Unmoved:
     @contextmanager
     def held(self) -> Iterator[None]:
         """Let the teacher be called, and put back what that changed."""
-        before = [(table, [*table.items()]) for table in self._tables if table]
-        buffers = [b for _, items in before for _, b in items if b is not None]
+        tables: list[_Items] = [(t, [*t.items()]) for t in self._tables if t]
+        before = [*tables, *self._parameters]
+        held = [each for _, items in before for _, each in items if each is not None]
         with torch.no_grad():
-            self._kept = {id(buffer): self._copied(buffer) for buffer in buffers}
+            self._kept = {id(each): self._copied(each) for each in held}
         try:
             yield
         finally:
+            if self._uncounted is None:
+                self._uncounted = {id(each) for each in held if self._is_changed(each)}
+                self._parameters = [*self._moved()]
             for table, items in before:
                 table.update(
-                    (key, b) for key, b in items if _is_like(b, table.get(key))
+                    (key, each) for key, each in items if _is_like(each, table.get(key))
                 )
-            if self._uncounted is None:
-                self._uncounted = {id(b) for b in buffers if self._is_changed(b)}
-            for buffer in buffers:
-                self._put_back(buffer)
+            for each in held:
+                self._put_back(each)
+            # no copies of the others for long: they may be a whole backbone
+            kept = {id(x) for _, xs in [*tables, *self._parameters] for _, x in xs}
+            self._kept = {k: each for k, each in self._kept.items() if k in kept}
 
-    def _copied(self, buffer: Tensor) -> tuple[Tensor, int, Tensor]:
-        known = self._kept.get(id(buffer))
-        if known is not None and known[0] is buffer and known[1] == buffer._version:
+    def _moved(self) -> Iterator[_Items]:
+        """Yield the parameters that a call has changed, or exchanged."""
+        for table, items in self._parameters:
+            moved = [
+                (key, each)
+                for key, each in items
+                if self._is_moved(each) or table.get(key) is not each
+            ]
+            if moved:
+                yield table, moved
+
+    def _copied(self, held: Tensor) -> tuple[Tensor, int, Tensor]:
+        known = self._kept.get(id(held))
+        if known is not None and known[0] is held and known[1] == held._version:
             return known
-        return buffer, buffer._version, buffer.clone()
+        return held, held._version, held.detach().clone()
 
-    def _is_changed(self, buffer: Tensor) -> bool:
-        _, version, copied = self._kept[id(buffer)]
-        return buffer._version == version and not equal_tensors(buffer, copied)
+    def _is_changed(self, held: Tensor) -> bool:
+        _, version, copied = self._kept[id(held)]
+        return held._version == version and not equal_tensors(held.detach(), copied)
+
+    def _is_moved(self, held: Tensor) -> bool:
+        _, version, _ = self._kept[id(held)]
+        return held._version != version or id(held) in (self._uncounted or ())
 
     @torch.no_grad()
-    def _put_back(self, buffer: Tensor) -> None:
-        _, version, copied = self._kept[id(buffer)]
-        moved = buffer._version != version or id(buffer) in (self._uncounted or ())
-        if moved and _is_like(buffer, copied):
-            buffer.copy_(copied)
-            self._kept[id(buffer)] = buffer, buffer._version, copied
+    def _put_back(self, held: Tensor) -> None:
+        copied = self._kept[id(held)][2]
+        if self._is_moved(held) and _is_like(held, copied):
+            held.copy_(copied)
+            self._kept[id(held)] = held, held._version, copied
 
 
 class Spare:

@@ -48,6 +48,47 @@ def test_buffers_are_put_back_however_they_are_moved(move: Any) -> None:
             assert float(teacher.bbox_head.mean) == 1
 
 
+def anew(prototypes: nn.Module) -> None:
+    prototypes.mean = nn.Parameter(prototypes.mean + 1, requires_grad=False)
+
+
+def without_gradient(prototypes: nn.Module) -> None:
+    with torch.no_grad():
+        prototypes.mean += 1
+
+
+class Prototypes(Scale):
+    """Multiplies by a parameter that it moves by itself."""
+
+    def __init__(self, move: Callable[[Any], None]) -> None:
+        super().__init__(3.0)
+        self.move = move
+        self.mean = nn.Parameter(torch.ones(()), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.move(self)
+        return super().forward(x) * self.mean
+
+
+@pytest.mark.parametrize(
+    'move',
+    [
+        anew,
+        without_gradient,
+        lambda prototypes: through_data(prototypes.mean),
+        lambda prototypes: as_data(prototypes.mean),
+    ],
+)
+def test_parameters_that_a_call_moves_are_put_back_too(move: Any) -> None:
+    student = Toy()
+    student.bbox_head = Prototypes(move)
+    with distilled(student, {}) as distiller:
+        teacher: Any = distiller.teacher
+        for number in range(4):
+            assert step(distiller)['logits'] == 6 * number
+            assert float(teacher.bbox_head.mean) == 1
+
+
 def test_a_sparse_buffer_stays() -> None:
     class Graph(Scale):
         def __init__(self) -> None:
