@@ -169,8 +169,11 @@ class Flow:
 
     def _depends(self, value: Any) -> bool:
         """Say whether a teacher needs its own version of a value."""
-        if not isinstance(value, Tensor) or needs_version(value):
-            return isinstance(value, Tensor)
+        if not isinstance(value, Tensor) or self._weights.is_source(value):
+            # of a part of a weight, the teacher has its own by its place
+            return False
+        if needs_version(value):
+            return True
         if self._images.is_made(value) or self._weights.is_made(value):
             return True
         made = self._made_by(value)

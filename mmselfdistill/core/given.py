@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any, Iterable, Iterator, Sequence
 
 import numpy as np
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from mmselfdistill.containers import CODE, PLAIN, leaves, written
 from mmselfdistill.core.apart import parts
-from mmselfdistill.core.memory import address
+from mmselfdistill.core.memory import address, place
 from mmselfdistill.families.plan import Call, Plan, Seam, parameters_of
 from mmselfdistill.wrapping import resolve
 
@@ -185,11 +186,16 @@ def check_given(
             and no call returned.
     """
     found, known = list(errors), Known()
+    weights: set[Any] = set()
     for call in calls:
         # to ask for the names of arguments takes longer than to see that all is well
-        for value in [v for _, v in call.given if needs_version(v) and v not in known]:
+        values = [v for _, v in call.given if needs_version(v) and v not in known]
+        if values and not weights:
+            weights = {place(p) for p in chain(model.parameters(), model.buffers())}
+        for value in values:
             for where, each in to_replace(model, plan, call):
-                if each is value:
+                # of a part of a weight, the teacher has its own
+                if each is value and place(value) not in weights:
                     found.append(unknown(call.path, where, value, 'weights'))
         known.add(call)
     if found:

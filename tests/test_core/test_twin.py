@@ -54,8 +54,13 @@ GAP = 2 * 3 * 4 - 2 * 3
         lambda model: model.scale.data[:1],
         lambda model: model.constant[None],
         lambda model: model.constant.detach().expand(2, 3),
+        lambda model: model.scale[1:2],
+        lambda model: model.scale.expand(2, 3),
     ],
-    ids=['detached', 'a part of the data', 'a view of a buffer', 'expanded'],
+    ids=[
+        *('detached', 'a part of the data', 'a view of a buffer', 'expanded'),
+        *('a part that trains', 'expanded, and trains'),
+    ],
 )
 def test_a_part_of_a_weight_is_the_teachers(give: Any) -> None:
     with distilled(GivingToy(give), {}) as distiller:
