@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from pathlib import Path
-from typing import Any, Iterator, Mapping, Sequence
+from typing import Any, Iterator, Mapping, Sequence, TypeVar
 
 import matplotlib
 
@@ -20,6 +20,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodF
 from mmselfdistill.commands.predictions import BINS, Calibration
 from mmselfdistill.commands.runs import Curve, task_loss
 
+_Value = TypeVar('_Value')
 GRID = '#d4d4d8'
 # told apart by colour-blind readers too (Okabe and Ito), and by their markers
 INKS = ('#d55e00', '#0072b2', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#525252')
@@ -36,8 +37,6 @@ STYLE: Any = {
     'axes.titleweight': 'bold',
     'legend.frameon': False,
     'savefig.dpi': 110,
-    # a run or a class may have a $ in its name
-    'text.parse_math': False,
 }
 
 
@@ -57,6 +56,9 @@ def draw_comparison(
         calibrations (Mapping[str, Calibration]): Of the runs' predictions; may be
             empty.
     """
+    # a run or a class may have a $ in its name, which is no formula
+    curves = {_plain(m): _renamed(each) for m, each in curves.items()}
+    differences, calibrations = _renamed(differences), _renamed(calibrations)
     rows = len(curves) + bool(differences or calibrations)
     with plt.rc_context(STYLE):
         figure, grid = plt.subplots(rows, 3, figsize=(13, 4.2 * rows), squeeze=False)
@@ -74,6 +76,14 @@ def draw_comparison(
         for axes in free:
             axes.set_visible(False)
         save(figure, path)
+
+
+def _renamed(named: Mapping[str, _Value]) -> dict[str, _Value]:
+    return {_plain(name): value for name, value in named.items()}
+
+
+def _plain(name: str) -> str:
+    return name.replace('$', r'\$')
 
 
 def draw_curves(row: Any, metric: str, curves: Mapping[str, Curve]) -> None:

@@ -13,6 +13,7 @@ from matplotlib.colors import to_hex
 
 from mmselfdistill.commands.pictures import (
     INKS,
+    STYLE,
     draw_calibration,
     draw_classes,
     draw_comparison,
@@ -34,6 +35,16 @@ def test_every_curve_is_told_apart_and_named() -> None:
     assert len(looks) == 21
     (legend,) = axes[0].figure.legends
     assert [text.get_text().strip() for text in legend.get_texts()] == names
+
+
+def test_powers_of_ten_are_no_text() -> None:
+    # a $ in a name is text, those of matplotlib's own labels are not
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots()
+        axes.set(yscale='log', ylim=(1e-3, 1))
+        figure.canvas.draw()
+        labels = [each for each in axes.get_yticklabels() if '$' in each.get_text()]
+        assert labels and all(each.get_parse_math() for each in labels)
 
 
 def test_a_count_is_drawn_without_percent() -> None:
