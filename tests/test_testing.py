@@ -66,14 +66,15 @@ class Drawn(Toy):
 
 
 class Counting(Toy):
-    """A frozen weight counts the calls; a buffer would be put back."""
+    """A weight that trains counts the calls; a buffer would be put back."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.calls = nn.Parameter(torch.zeros(()), requires_grad=False)
+        self.calls = nn.Parameter(torch.zeros(()))
 
     def extract_feat(self, inputs: Tensor) -> Tensor:
-        self.calls.add_(1)
+        with torch.no_grad():
+            self.calls.add_(1)
         return super().extract_feat(inputs)
 
 
