@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any, Iterable, Iterator, Mapping
 
 from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
@@ -159,12 +159,23 @@ def pop_self_distill(cfg: Config) -> None:
     Raises:
         ValueError: If one is misspelt or has no type, or ``custom_hooks`` is no list.
     """
-    ours = [id(hook) for hook in _all_of_ours(cfg)]
+    pop_hooks(cfg, _all_of_ours(cfg))
+
+
+def hooks_of(cfg: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the settings of all hooks of a config, not copies."""
+    default = (cfg.get('default_hooks') or {}).values()
+    return [hook for hook in (*default, *(cfg.get('custom_hooks') or ())) if hook]
+
+
+def pop_hooks(cfg: Config, hooks: Iterable[Mapping[str, Any]]) -> None:
+    """Take hooks out of a config, given as the very settings in it."""
+    taken = [id(hook) for hook in hooks]
     default = cfg.get('default_hooks') or {}
-    for key in [key for key, hook in default.items() if id(hook) in ours]:
+    for key in [key for key, hook in default.items() if id(hook) in taken]:
         del default[key]
     if cfg.get('custom_hooks'):
-        custom = [hook for hook in cfg.custom_hooks if id(hook) not in ours]
+        custom = [hook for hook in cfg.custom_hooks if id(hook) not in taken]
         cfg.custom_hooks = custom
 
 

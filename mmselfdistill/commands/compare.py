@@ -122,9 +122,11 @@ def table_of_calibration(runs: Sequence[Run], judged: Sequence[Judged]) -> Table
     return table
 
 
-def _of_unknown_classes(folders: Sequence[Path], names: Sequence[str]) -> str | None:
+def _of_unknown_classes(
+    names: Sequence[str], known: Sequence[Sequence[str]]
+) -> str | None:
     """Return what to say of runs whose classes are not known."""
-    unknown = [name for at, name in zip(folders, names) if not class_names(at)]
+    unknown = [name for name, classes in zip(names, known) if not classes]
     if not unknown:
         return None
     return (
@@ -201,15 +203,16 @@ def compare(
     chosen = shared_metrics(shown, metrics)
     if predictions and len(predictions) != len(runs):
         raise ValueError(f'--predictions: {len(predictions)} for {len(runs)} runs')
+    known = [class_names(folder) for folder in folders] if predictions else []
     judged = [
         judge(
             read_predictions(path),
             annotations,
             min_score,
-            class_names(folder),
+            of_run,
             by_id=sorts_categories(folder),
         )
-        for path, folder in zip(predictions, folders)
+        for path, folder, of_run in zip(predictions, folders, known)
     ]
     tables = [table_of(shown, metric) for metric in chosen]
     tables[0].caption = caution_of([seed_of(folder) for folder in folders])
@@ -220,7 +223,7 @@ def compare(
     if judged:
         tables.append(table_of_calibration(runs, judged))
         if annotations is not None:
-            tables[-1].caption = _of_unknown_classes(folders, called)
+            tables[-1].caption = _of_unknown_classes(called, known)
     # matplotlib takes a second to import
     from mmselfdistill.commands.pictures import draw_comparison
 

@@ -20,7 +20,9 @@ from mmselfdistill.hooks.validation import PREFIX
 from mmselfdistill.zoo import (
     find_config,
     find_self_distill,
+    hooks_of,
     name_of,
+    pop_hooks,
     pop_self_distill,
 )
 
@@ -141,16 +143,8 @@ def with_hook(cfg: Config, values: dict[str, Any]) -> Config:
 def _pop_pictures(cfg: Config) -> None:
     """Take the pictures of student and teacher out of a config: there is no teacher."""
     name = DistillVisualizationHook.__name__
-    default = cfg.get('default_hooks') or {}
-    for key, hook in [*default.items()]:
-        if hook and name_of(hook['type']).rpartition('.')[2] == name:
-            del default[key]
-    if cfg.get('custom_hooks'):
-        cfg.custom_hooks = [
-            hook
-            for hook in cfg.custom_hooks
-            if name_of(hook['type']).rpartition('.')[2] != name
-        ]
+    kinds = [(hook, name_of(hook['type'])) for hook in hooks_of(cfg)]
+    pop_hooks(cfg, [hook for hook, kind in kinds if kind.rpartition('.')[2] == name])
 
 
 def of_student(cfg: Config) -> Config:

@@ -13,6 +13,7 @@ from mmengine.config import Config
 from mmengine.runner.utils import calc_dynamic_intervals
 
 from mmselfdistill.commands import stretch
+from mmselfdistill.zoo import hooks_of
 
 Log = List[Dict[str, Any]]  # the entries of one start of a run
 
@@ -161,12 +162,8 @@ def _next_validation(cfg: Mapping[str, Any], first: int) -> int:
     interval = train_cfg.get('val_interval', default)
     milestones, intervals = calc_dynamic_intervals(interval, changes)
     begin, end = train_cfg.get('val_begin', 1), train_cfg.get('max_iters', first)
-    hooks = [
-        *(cfg.get('default_hooks') or {}).values(),
-        *(cfg.get('custom_hooks') or ()),
-    ]
     # they make the run longer
-    end *= max((hook.get('generations') or 1 for hook in hooks if hook), default=1)
+    end *= max((hook.get('generations') or 1 for hook in hooks_of(cfg)), default=1)
     for at in range(max(first, begin), end):
         if at % intervals[bisect(milestones, at + 1) - 1] == 0:
             return at

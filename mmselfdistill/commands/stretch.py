@@ -8,7 +8,7 @@ from typing import Any, Mapping
 from mmengine.config import Config
 from mmengine.optim.scheduler.param_scheduler import INF
 
-from mmselfdistill.zoo import name_of
+from mmselfdistill.zoo import hooks_of, name_of
 
 # positions and lengths of MMEngine's schedulers, and of hooks that act at a position
 POSITIONS = ('begin', 'end', 'T_max', 'step_size', 'total_steps')
@@ -69,15 +69,13 @@ def stretched(cfg: Config, length: int) -> Config:
     found.train_cfg['max_epochs' if unit == 'epochs' else 'max_iters'] = length
     if cfg.get('param_scheduler'):
         found.param_scheduler = _schedulers(cfg.param_scheduler, factor)
-    default = found.get('default_hooks') or {}
-    for hook in [*default.values(), *(found.get('custom_hooks') or [])]:
-        if hook:
-            hook.update(_moved(hook, HOOK_POSITIONS, factor))
-            if isinstance(hook.get('schedule'), (list, tuple)):
-                # MMPretrain's SwitchRecipeHook
-                hook['schedule'] = [
-                    _moved(each, ACTIONS, factor) for each in hook['schedule']
-                ]
+    for hook in hooks_of(found):
+        hook.update(_moved(hook, HOOK_POSITIONS, factor))
+        if isinstance(hook.get('schedule'), (list, tuple)):
+            # MMPretrain's SwitchRecipeHook
+            hook['schedule'] = [
+                _moved(each, ACTIONS, factor) for each in hook['schedule']
+            ]
     return found
 
 

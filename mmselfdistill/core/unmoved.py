@@ -55,7 +55,8 @@ class Unmoved:
         try:
             yield
         finally:
-            if self._uncounted is None:
+            first = self._uncounted is None
+            if first:
                 self._uncounted = {id(each) for each in held if self._is_changed(each)}
                 self._parameters = [*self._moved()]
             for table, items in before:
@@ -64,9 +65,10 @@ class Unmoved:
                 )
             for each in held:
                 self._put_back(each)
-            # no copies of the others for long: they may be a whole backbone
-            kept = {id(x) for _, xs in [*tables, *self._parameters] for _, x in xs}
-            self._kept = {k: each for k, each in self._kept.items() if k in kept}
+            if first:
+                # no copies of the others for long: they may be a whole backbone
+                kept = {id(x) for _, xs in [*tables, *self._parameters] for _, x in xs}
+                self._kept = {k: each for k, each in self._kept.items() if k in kept}
 
     def _moved(self) -> Iterator[_Items]:
         """Yield the parameters that a call has changed, or exchanged."""

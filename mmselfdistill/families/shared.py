@@ -201,7 +201,7 @@ def sure_pixels(logits: Tensor, kind: str, confidence: float, shown: Tensor) -> 
         largest = logits.softmax(1).amax(1)
     else:
         largest = (logits.abs() if logits.shape[1] == 1 else logits).amax(1).sigmoid()
-    # of a crop from beside a rotated image nothing is shown
+    # a crop may lie wholly outside of a rotated image
     return ((largest > confidence) * shown).sum((1, 2)) / shown.sum((1, 2)).clamp(min=1)
 
 
