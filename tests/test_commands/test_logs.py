@@ -156,8 +156,9 @@ def test_a_segmentor_that_trains_by_epochs(data: Path, tmp_path: Path) -> None:
     cfg.val_cfg = dict(type='ValLoop')
     cfg.default_hooks = dict(logger=dict(type='LoggerHook', interval=1))
     cfg.work_dir = str(tmp_path / 'run')
-    # another run of this process may have begun within the second
+    # by their names, MMEngine gives another run's of this process, with its folder
     cfg.experiment_name = 'segmentor-by-epochs'
+    cfg.visualizer = None
     assert not cfg.log_processor.by_epoch
     Runner.from_cfg(cfg).train()
     run = Run.read(tmp_path / 'run')
