@@ -93,7 +93,7 @@ def replay(
             with at_precision(autocast_to(dtype) if dtype else outer.precision):
                 if name == 'forward':
                     compute_weights(owner, args)
-                _called(outer.path, getattr(owner, name), args, kwargs, handed)
+                _called(outer.path, getattr(owner, name), args, kwargs, handed, dtype)
             _check_same(group, theirs)
             for ours, version in _answers(group, theirs):
                 versions[id(ours)] = version
@@ -104,15 +104,26 @@ def replay(
     return made
 
 
-def _called(path: str, method: Method, args: Any, kwargs: Any, handed: Handed) -> None:
+def _called(
+    path: str,
+    method: Method,
+    args: Any,
+    kwargs: Any,
+    handed: Handed,
+    dtype: torch.dtype | None,
+) -> None:
     try:
         method(*args, **kwargs)
     except (LeakError, *DEVICE_ERRORS):
         raise
     except Exception as error:
+        hint = handed.hint(str(error))
+        if dtype is not None:
+            name = str(dtype).replace('torch.', '')
+            hint += f'. It is called with teacher_dtype={name!r}; the student is not'
         raise RuntimeError(
             f'self_distill: the teacher cannot repeat {path}, which the student has '
-            f'just called: {type(error).__name__}: {error}{handed.hint(str(error))}'
+            f'just called: {type(error).__name__}: {error}{hint}'
         ) from error
 
 

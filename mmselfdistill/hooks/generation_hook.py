@@ -17,8 +17,8 @@ from .restart import Beginning, reinitialize, try_fresh_model
 from .run import bare_model, epochs_done, iterations_done
 from .state import STATE_KEY
 
-# RTMDet's and YOLOX's change of pipeline, by name: mmdet may be absent
-_SWITCHES = {'PipelineSwitchHook', 'YOLOXModeSwitchHook'}
+# RTMDet's, YOLOX's and DeiT III's changes, by name: their packages may be absent
+_SWITCHES = {'PipelineSwitchHook', 'YOLOXModeSwitchHook', 'SwitchRecipeHook'}
 
 
 @HOOKS.register_module()
@@ -121,6 +121,8 @@ class GenerationHook(DistillHook):
                 f'the run of {length}: nothing will be distilled.'
             )
         switches = {type(hook).__name__ for hook in runner.hooks} & _SWITCHES
+        if len(getattr(runner.train_loop, 'dynamic_intervals', None) or ()) > 1:
+            switches.add('train_cfg.dynamic_intervals')
         if switches and (self.generations or 1) > 1:
             runner.logger.warning(
                 f'GenerationHook: {", ".join(sorted(switches))} counts {unit} of the '

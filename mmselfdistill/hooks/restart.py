@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 from itertools import chain
+from math import inf
 from typing import Any, Mapping
 
 import torch
-from mmengine.hooks import EMAHook
+from mmengine.hooks import EarlyStoppingHook, EMAHook
 from mmengine.registry import MODELS
 from mmengine.runner import Runner
 from torch import nn
@@ -59,13 +60,18 @@ class Beginning:
             loss.load_state_dict(self.state['losses'][name], strict=True)
 
     def restore(self, runner: Runner) -> None:
-        """Put every scheduled value and scheduler back to its beginning."""
+        """Put every scheduled value, scheduler and patience back to its beginning."""
         state = copy.deepcopy(self.state)
         for wrapper, groups in zip(optim_wrappers(runner), state['groups']):
             for group, settings in zip(wrapper.param_groups, groups):
                 group.update(settings)
         for scheduler, each in zip(schedulers_of(runner), state['schedulers']):
             scheduler.load_state_dict(each)
+        for hook in runner.hooks:
+            if isinstance(hook, EarlyStoppingHook):
+                # its patience is that of one schedule
+                hook.wait_count = 0
+                hook.best_score = -inf if hook.rule == 'greater' else inf
 
 
 def fresh_model(runner: Runner, generation: int) -> nn.Module:

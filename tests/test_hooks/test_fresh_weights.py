@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
 from mmdet.engine.hooks import MeanTeacherHook
+from mmengine.hooks import EarlyStoppingHook
 from mmengine.model import ExponentialMovingAverage
 from mmengine.registry import MODELS
 
@@ -103,6 +105,25 @@ def test_a_buffer_of_a_forward_stays(runs: Runs, models: Any) -> None:
     assert runner.iter == 4 and runs.hook(runner).generation == 1
     assert runner.model.grid.tolist() == list(range(64))
     assert runner.model.late.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(('rule', 'worst'), [('greater', -inf), ('less', inf)])
+def test_each_generation_has_the_whole_patience(
+    rule: str, worst: float, runs: Runs
+) -> None:
+    found: list[tuple[int, float]] = []
+
+    def before(runner: Runner) -> None:
+        (hook,) = (h for h in runner.hooks if isinstance(h, EarlyStoppingHook))
+        found.append((hook.wait_count, hook.best_score))
+        hook.wait_count, hook.best_score = runner.iter + 1, 0.5
+
+    cfg = runs.config('deeplabv3plus', REINIT, iters=4)
+    cfg.custom_hooks = [
+        dict(type='EarlyStoppingHook', monitor='score', rule=rule, patience=3)
+    ]
+    runs.train(cfg, before)
+    assert found == [(0, worst), (1, 0.5), (0, worst), (3, 0.5)]
 
 
 def test_a_semi_supervised_models_own_teacher_begins_as_its_student(

@@ -61,3 +61,10 @@ def test_terms_differ_by_rounding_alone(runs: Runs) -> None:
 def test_other_dtypes_are_refused(wrong: Any) -> None:
     with pytest.raises(ValueError, match=r'^teacher_dtype: .*float16'):
         mmselfdistill.EMATeacherHook(teacher_dtype=wrong)
+
+
+def test_an_operation_that_lacks_it_names_the_setting(runs: Runs) -> None:
+    cfg = runs.config('faster_rcnn', dict(EMA, teacher_dtype='bfloat16'), iters=1)
+    message = r"ROIAlign_forward.*\. It is called with teacher_dtype='bfloat16'"
+    with pytest.raises(RuntimeError, match=message):
+        runs.train(cfg)
