@@ -21,7 +21,12 @@ from mmengine.config import ConfigDict
 from torch import Tensor, nn
 
 from mmselfdistill.containers import flat, snapshot
-from mmselfdistill.core.modes import holds_rate, is_dropout, keeps_statistics
+from mmselfdistill.core.modes import (
+    holds_rate,
+    is_dropout,
+    is_norm,
+    keeps_statistics,
+)
 from mmselfdistill.core.streams import copied
 
 _KINDS = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
@@ -119,6 +124,9 @@ class _Reader:
         # of a norm, it is off in the teacher
         no_mode = of_pytorch or keeps_statistics(module)
         self._left_out = BASE if no_mode else BASE - {'training'}
+        if is_norm(module):
+            # the teacher's may go by the batch, and keep its statistics
+            self._left_out |= {'track_running_stats'}
         self._seen: set[str] = set()
         self._sort()
         # PyTorch's own are given nothing new

@@ -129,6 +129,28 @@ def test_at_equal_weights_batch_norms_agree(runs: Runs) -> None:
     assert first['batch'] == first[None] == 0 < first['running']
 
 
+def set_norm(model: Any, kind: str) -> None:
+    for value in model.values() if isinstance(model, dict) else model:
+        if isinstance(value, (dict, list)):
+            set_norm(value, kind)
+    if isinstance(model, dict) and model.get('type') == 'BN':
+        model['type'] = kind
+
+
+def test_norms_made_of_sync_norms_keep_a_teachers_statistics(runs: Runs) -> None:
+    first = runs.train(runs.config('deeplabv3plus', iters=1))
+    path = str(Path(first.work_dir) / 'iter_1.pth')
+    hook = dict(type='mmselfdistill.SelfDistillHook', teacher=path, schedule='constant')
+    cfg = runs.config('deeplabv3plus', hook, iters=3)
+    set_norm(cfg.model, 'SyncBN')
+    runner = runs.train(cfg)
+    # of one process, MMEngine makes them norms of its own
+    kinds = {type(m).__name__ for m in runner.model.modules()}
+    assert '_BatchNormXd' in kinds and 'BatchNorm2d' not in kinds
+    teacher = runs.hook(runner).distiller.teacher
+    assert runs.differences(runs.state(first.model), runs.state(teacher)) == []
+
+
 def test_a_detectors_teacher_goes_by_running_statistics(runs: Runs) -> None:
     found = {}
     for kind in ('running', 'batch', None):
