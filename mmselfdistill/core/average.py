@@ -72,8 +72,9 @@ def _mean(
     norms: _Norms,
     zero: Tensor,
 ) -> Tensor:
-    # tied to every parameter of the loss: each rank has to have its gradient
-    total = sum((p.sum() * 0 for p in term.loss.parameters()), zero)
+    # tied to what trains of the loss: each rank has to have its gradient
+    trained = [p for p in term.loss.parameters() if p.requires_grad]
+    total = sum((p.sum() * 0 for p in trained), zero)
     for i, (each, value) in enumerate(zip(pairs, values)):
         norm = norms.get((term.name, i), each.norm)
         total = total + reduced(value, each.weight, norm).to(total.device)

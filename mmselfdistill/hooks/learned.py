@@ -6,16 +6,17 @@ optimizer, and are saved under our key of a checkpoint.
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
+from typing import Any, Sequence
 
-import torch
-from mmengine.dist import all_reduce, get_world_size
+from mmengine.dist import all_reduce_params, get_world_size
 from mmengine.optim.scheduler.param_scheduler import (
     OneCycleParamScheduler,
     ReduceOnPlateauParamScheduler,
 )
 from mmengine.runner import Runner
 from torch import Tensor, nn
+from torch.autograd import Variable
 
 from mmselfdistill.core.distiller import Distiller
 from mmselfdistill.core.teacher import broadcast_from_rank_0, tensors_of
@@ -41,7 +42,8 @@ def train_losses(runner: Runner, distiller: Distiller) -> None:
     for loss in losses.values():
         loss.to(device)
         broadcast_from_rank_0(tensors_of(loss).values())
-    parameters = [p for loss in losses.values() for p in loss.parameters()]
+    every = [p for loss in losses.values() for p in loss.parameters()]
+    parameters = [each for each in every if each.requires_grad]
     if not parameters:
         return
     if not isinstance(runner, Runner):
@@ -56,8 +58,8 @@ def train_losses(runner: Runner, distiller: Distiller) -> None:
             f'terms: {", ".join(losses)} have parameters, but the run has '
             f'{len(wrappers)} optimizers: it is not clear which one trains them'
         )
-    for parameter in parameters:
-        parameter.register_hook(_averaged)  # type: ignore[no-untyped-call]
+    if get_world_size() > 1:
+        AveragedGradients(parameters)
     optimizer = wrappers[0].optimizer
     optimizer.add_param_group(dict(params=parameters))
     optimizer.param_groups[-1]['lr'] *= _scale_of_lr(runner)
@@ -66,14 +68,35 @@ def train_losses(runner: Runner, distiller: Distiller) -> None:
         _schedule(scheduler, optimizer.param_groups)
 
 
-def _averaged(gradient: Tensor) -> Tensor:
-    """Average a gradient over ranks, as DDP does with those of the student."""
-    if get_world_size() == 1:
-        return gradient
-    # autograd may have expanded one number, or transposed; it is not ours to change
-    mean = gradient.clone(memory_format=torch.contiguous_format)
-    all_reduce(mean, 'mean')
-    return mean
+class AveragedGradients:
+    """Averages gradients over ranks, as DDP does with those of the student.
+
+    At the end of a backward pass, since the order in which they are ready depends on
+    the branches that a rank's batch has taken. Where gradients are accumulated, those
+    of the passes before are averages already, which an average leaves as they are.
+
+    Args:
+        parameters (Sequence[nn.Parameter]): In the same order on each rank. A pass
+            reaches the same of them on each.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+        self._parameters = parameters
+        self._reached: set[int] = set()
+        for index, parameter in enumerate(parameters):
+            hook = partial(self._note, index)
+            parameter.register_hook(hook)  # type: ignore[no-untyped-call]
+
+    def _note(self, index: int, gradient: Tensor) -> None:
+        self._reached.add(index)
+        # DDP ends its passes so too
+        Variable._execution_engine.queue_callback(self._average)
+
+    def _average(self) -> None:
+        reached = [self._parameters[index] for index in sorted(self._reached)]
+        self._reached.clear()
+        gradients = [each.grad for each in reached if each.grad is not None]
+        all_reduce_params(gradients, op='mean')
 
 
 def _scale_of_lr(runner: Runner) -> float:

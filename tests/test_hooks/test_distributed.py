@@ -13,13 +13,11 @@ import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
-from torch import Tensor
+from torch import Tensor, nn
 
-from mmselfdistill.hooks.learned import _averaged
+from mmselfdistill.hooks.learned import AveragedGradients
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from tests.test_hooks.conftest import Runs
 
 EMA = dict(
@@ -105,12 +103,22 @@ def work(*configs: str) -> None:
     dist.destroy_process_group()
 
 
-def averages() -> list[tuple[Tensor, Tensor]]:
-    """Return gradients that are laid out in odd ways, and their mean over ranks."""
+def averages() -> list[list[Tensor]]:
+    """Return the gradients of a sum and of a product, after each of two passes."""
     own = float(dist.get_rank() + 1)
-    # of a sum that is times 0, and of a matrix product
-    laid_out = [torch.tensor(own).expand(3, 2), torch.arange(6.0).view(2, 3).t() * own]
-    return [(each, _averaged(each)) for each in laid_out]
+    matrix, vector = nn.Parameter(torch.ones(3, 2)), nn.Parameter(torch.ones(4))
+    parameters = [matrix, vector, nn.Parameter(torch.ones(1))]
+    AveragedGradients(parameters)
+    found = []
+    for _ in range(2):
+        # what is computed first is ready last: the ranks differ
+        used = [matrix, vector] if own == 1 else [vector, matrix]
+        parts = {id(each): each * own for each in used}
+        product = torch.arange(8.0).view(2, 4) @ parts[id(vector)]
+        (parts[id(matrix)].sum() + product.sum()).backward()
+        found.append([each.grad.clone() for each in used if each.grad is not None])
+    assert parameters[-1].grad is None
+    return [grads if own == 1 else grads[::-1] for grads in found]
 
 
 def config_of(runs: Runs, name: str, hook: dict[str, Any], iters: int) -> Config:
@@ -169,9 +177,12 @@ def test_two_processes(runs: Runs, tmp_path: Path) -> None:
     for path, hook in zip(paths, hooks.values()):
         deeplab_of(runs, hook).dump(path)
     run_on_two_ranks(*paths)
-    for zero, one in zip(*seen_by_both(tmp_path / 'averages.py')):
-        mean = (zero[0] + one[0]) / 2
-        assert torch.equal(zero[1], mean) and torch.equal(one[1], mean)
+    zero, one = seen_by_both(tmp_path / 'averages.py')
+    # the ranks' own gradients are 1 and 2 times these
+    mean = torch.full((3, 2), 1.5), 1.5 * torch.tensor([4.0, 6, 8, 10])
+    for passes, found in enumerate(zip(zero, one), 1):
+        for grads in found:
+            assert all(map(torch.equal, grads, [passes * each for each in mean]))
     for path in paths:
         zero, one = seen_by_both(path)
         assert len(zero) == len(one) == 5

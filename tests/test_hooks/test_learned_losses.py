@@ -160,6 +160,33 @@ def test_a_loss_that_draws_and_counts_leaves_the_run_alone(
     assert term.loss.calls == 8
 
 
+def test_a_part_of_it_that_is_frozen_stays(runs: Runs, models: Any) -> None:
+    @models.register_module()
+    class Projected(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.random = nn.Linear(16, 4).requires_grad_(False)
+            self.scale = nn.Parameter(torch.ones(1))
+
+        def forward(self, student: Any, teacher: Any, **_: Any) -> Any:
+            difference = (student - teacher).flatten(2)[..., :16]
+            return self.scale * self.random(difference).square().mean((1, 2))
+
+    terms = dict(_delete_=True, mine=dict(type='Projected', site='features'))
+    cfg = runs.config('deeplabv3plus', {**PROJECTED, 'terms': terms}, iters=3)
+    begun: list[torch.Tensor] = []
+
+    def note(runner: Runner) -> None:
+        (term,) = runs.hook(runner).distiller.terms
+        begun.append(term.loss.random.weight.clone())
+
+    runner = runs.train(cfg, before=note)
+    (term,) = runs.hook(runner).distiller.terms
+    assert torch.equal(term.loss.random.weight, begun[0]) and term.loss.scale != 1
+    (trained,) = runner.optim_wrapper.optimizer.param_groups[-1]['params']
+    assert trained is term.loss.scale
+
+
 @pytest.mark.usefixtures('stock_resumes_in_iterations')
 def test_it_is_resumed(runs: Runs) -> None:
     whole = runs.train(runs.config('retinanet', PROJECTED, iters=4))
