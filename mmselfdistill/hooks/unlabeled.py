@@ -13,7 +13,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mmselfdistill.core.unlabeled import check_takes_images
 from mmselfdistill.errors import check_bool, check_choice, check_number, check_whole
-from mmselfdistill.images import Batches, find_images, image_pipeline
+from mmselfdistill.images import (
+    Batches,
+    PipelineError,
+    find_images,
+    image_pipeline,
+)
 from mmselfdistill.views import build_view
 
 from .run import bare_model
@@ -54,6 +59,11 @@ def check_unlabeled(cfg: object) -> dict[str, Any] | None:
             check_whole(f'unlabeled.{key}', cfg[key], low)
     for key in ('skip_broken', 'statistics'):
         check_bool(f'unlabeled.{key}', cfg.get(key, False))
+    pipeline = cfg.get('pipeline')
+    if not isinstance(pipeline, (list, tuple, type(None))):
+        raise ValueError(
+            f'unlabeled.pipeline: expected a list of transforms, but got {pipeline!r}'
+        )
     checked = dict(cfg)
     checked['weight'] = check_number('unlabeled.weight', cfg.get('weight', 1.0), 0.0)
     if cfg.get('confidence') is not None:
@@ -203,7 +213,9 @@ def _tried(
     transforms = cfg['pipeline'] if own else transforms_of(dataset)
     for image in images if cfg.get('skip_broken', False) else images[:1]:
         try:
-            return image_pipeline(copy.deepcopy(transforms), image)
+            return image_pipeline(copy.deepcopy(transforms), image, own)
+        except PipelineError:
+            raise
         except Exception as error:
             reason, tried = error, image
     if isinstance(reason, FileNotFoundError):

@@ -2,6 +2,6 @@
 
 from .find import find_images
 from .loader import Batches
-from .pipeline import image_pipeline
+from .pipeline import PipelineError, image_pipeline
 
-__all__ = ['Batches', 'find_images', 'image_pipeline']
+__all__ = ['Batches', 'PipelineError', 'find_images', 'image_pipeline']

@@ -25,20 +25,25 @@ def find_images(data: object) -> list[str]:
     """Return the paths of images.
 
     Args:
-        data (str | Mapping): A folder, which is searched with all that is below it and
-            does not begin with a dot; or the config of a dataset, whose labels are not
-            used, or of a wrapper.
+        data (str | PathLike | Mapping): A folder, which is searched with all that
+            is below it and does not begin with a dot; or the config of a dataset, whose
+            labels are not used, or of a wrapper.
 
     Raises:
         ValueError: If there is none, or the dataset cannot be built.
     """
-    if isinstance(data, str):
-        return _in_folder(data)
+    if isinstance(data, (str, os.PathLike)):
+        return _in_folder(osp.expanduser(os.fspath(data)))
     if isinstance(data, Mapping) and 'type' in data:
         inner = _inside(data)
         if inner is None:
             return _of_dataset(dict(data))
-        return [image for each in inner for image in find_images(each)]
+        found = [image for each in inner for image in find_images(each)]
+        if not found:
+            raise ValueError(
+                f'unlabeled.data: {_name_of(data["type"])} has no datasets'
+            )
+        return found
     raise ValueError(
         'unlabeled.data: expected the path of a folder, or the config of a dataset '
         f'with its type, but got {data!r}'
@@ -46,7 +51,15 @@ def find_images(data: object) -> list[str]:
 
 
 def _in_folder(folder: str) -> list[str]:
-    if not isdir(folder):
+    try:
+        exists = isdir(folder)
+    except Exception as error:
+        # MMEngine reads folders by several backends; some cannot list them
+        raise ValueError(
+            f'unlabeled.data: the folder {folder!r} cannot be listed: '
+            f'{type(error).__name__}: {error}'
+        ) from error
+    if not exists:
         file = ' is a file: give its folder, or the config of a dataset'
         raise ValueError(
             f'unlabeled.data: {folder!r}{file}'
@@ -104,8 +117,7 @@ def _skip(error: OSError) -> None:
 
 def _inside(cfg: Mapping[str, Any]) -> Sequence[Any] | None:
     """Return the configs in a wrapper that keeps all images, or None: it is none."""
-    kind = cfg['type']
-    name = kind.rpartition('.')[2] if isinstance(kind, str) else kind.__name__
+    name = _name_of(cfg['type'])
     if name not in _WRAPPERS:
         return None
     inner = cfg.get('datasets') if name == 'ConcatDataset' else [cfg.get('dataset')]
@@ -114,6 +126,11 @@ def _inside(cfg: Mapping[str, Any]) -> Sequence[Any] | None:
             f'unlabeled.data: expected a list of datasets in {name}, but got {inner!r}'
         )
     return inner
+
+
+def _name_of(kind: Any) -> str:
+    """Return the name of a class or a string, without its module or scope."""
+    return str(getattr(kind, '__name__', kind)).rpartition('.')[2]
 
 
 def _of_dataset(cfg: dict[str, Any]) -> list[str]:

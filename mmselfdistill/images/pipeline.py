@@ -19,9 +19,13 @@ _MIXES = ('get_indexes', 'get_indices')
 _TRIES = 10
 
 
+class PipelineError(ValueError):
+    """A pipeline does not make of an image what a model is given."""
+
+
 @seeded(0)
 def image_pipeline(
-    configs: Sequence[Any], image: str
+    configs: Sequence[Any], image: str, own: bool = False
 ) -> tuple[list[Transform], list[str]]:
     """Build the transforms of a training pipeline that run on an image alone.
 
@@ -33,12 +37,15 @@ def image_pipeline(
     Args:
         configs (Sequence): The training pipeline.
         image (str): Path of the image to try.
+        own (bool): Whether it was written for these images: then nothing is left out.
+            Defaults to False.
 
     Returns:
         tuple: The transforms, and the types of those that were left out.
 
     Raises:
-        ValueError: If they do not end in what a model is given.
+        PipelineError: If they do not end in what a model is given, cannot be built, or
+            one of an own pipeline would be left out.
     """
     results: Any = dict(img_path=image, img_id=0)
     kept: list[Transform] = []
@@ -49,27 +56,28 @@ def image_pipeline(
         if 'Annotations' in name and name.startswith('Load'):
             transform = _NoObjects(transform)
         parts = _parts(transform)
-        if any(hasattr(part, each) for part in parts for each in _MIXES):
-            mixed = True
-            dropped.append(name)
-            continue
-        for part in parts:
-            if hasattr(part, 'allow_negative_crop'):
-                part.allow_negative_crop = True
-            if hasattr(part, 'cat_max_ratio'):
-                # no crop has several classes: it would try ten times
-                part.cat_max_ratio = 1.0
+        mixes = any(hasattr(part, each) for part in parts for each in _MIXES)
         # it cuts a mosaic back to the size of one image
         cuts = mixed and min(getattr(transform, 'border', None) or (0,)) < 0
-        after = None if cuts else _tried(transform, results)
-        if after is None:
-            dropped.append(name)
+        mixed = mixed or mixes
+        _take_without_objects(parts)
+        if mixes or cuts:
+            after, reason = None, 'it mixes several images, or cuts what is mixed'
         else:
+            after, reason = _tried(transform, results)
+        if after is not None:
             kept.append(transform)
             results = after
+        elif own:
+            raise PipelineError(
+                f'unlabeled.pipeline: {name} cannot be applied to one image without '
+                f'objects, {image!r}: {reason}'
+            )
+        else:
+            dropped.append(name)
     packed = isinstance(results, dict) and isinstance(results.get('inputs'), Tensor)
     if not packed or 'data_samples' not in results:
-        raise ValueError(
+        raise PipelineError(
             'unlabeled.pipeline: it does not end in an image and a data sample, as '
             f'PackDetInputs and PackSegInputs do; left out were {dropped}'
         )
@@ -79,13 +87,33 @@ def image_pipeline(
 def _built(configs: Sequence[Any]) -> Iterator[Any]:
     """Yield the transforms; of several branches, as of SoftTeacher, the first one's."""
     for cfg in configs:
-        transform: Any = TRANSFORMS.build(cfg) if isinstance(cfg, dict) else cfg
+        transform: Any = _transform(cfg) if isinstance(cfg, dict) else cfg
         branches = getattr(transform, 'branch_pipelines', None)
         if branches:
             first = next(iter(branches.values()))
             yield from getattr(first, 'transforms', [first])
         else:
             yield transform
+
+
+def _transform(cfg: dict[str, Any]) -> Any:
+    try:
+        return TRANSFORMS.build(cfg)
+    except Exception as error:
+        raise PipelineError(
+            f'unlabeled.pipeline: {cfg.get("type", cfg)!r} cannot be built: '
+            f'{type(error).__name__}: {error}'
+        ) from error
+
+
+def _take_without_objects(parts: Sequence[Any]) -> None:
+    """Let crops take an image without objects, at the first try."""
+    for part in parts:
+        if hasattr(part, 'allow_negative_crop'):
+            part.allow_negative_crop = True
+        if hasattr(part, 'cat_max_ratio'):
+            # no crop has several classes: it would try ten times
+            part.cat_max_ratio = 1.0
 
 
 def _parts(transform: Any) -> list[Any]:
@@ -95,20 +123,20 @@ def _parts(transform: Any) -> list[Any]:
     return [transform, *_parts(getattr(transform, 'transforms', ()))]
 
 
-def _tried(transform: Transform, results: Any) -> Any:
-    """Return what a transform makes of an image, or None where it fails."""
+def _tried(transform: Transform, results: Any) -> tuple[Any, str]:
+    """Return what a transform makes of an image, or None and why it fails."""
     after = None
     for _ in range(_TRIES):
         try:
             after = transform(copy.deepcopy(results))
-        except Exception:
+        except Exception as error:
             if 'img' not in results:
                 # not for want of annotations: the image cannot be read
                 raise
-            return None
+            return None, f'{type(error).__name__}: {error}'
         if after is None:
-            return None
-    return after
+            return None, 'it rejects the image'
+    return after, ''
 
 
 class _NoObjects:

@@ -313,7 +313,8 @@ def test_a_broken_image_ends_the_run_or_is_counted(runs: Runs, folder: str) -> N
         runs.train(runs.config('gfl', dict(EMA, unlabeled=unlabeled), iters=1))
     for own, message in (
         # one that loads nothing
-        (dict(pipeline=[]), r'^unlabeled\.pipeline: it does not load .*\.jpg'),
+        (dict(pipeline=[]), r'^unlabeled\.pipeline: it does not end in an image and'),
+        (dict(pipeline=dict(type='Load')), r'^unlabeled\.pipeline: expected a list of'),
         (
             dict(data=dict(type='CocoDataset', data_prefix=dict(img='gone/'))),
             r"^unlabeled\.data: there is no file 'gone/a\.jpg': FileNotFoundError",

@@ -158,6 +158,24 @@ def test_the_datasets_inside_of_a_wrapper(tmp_path: Path) -> None:
         ValueError, match='a list of datasets in ConcatDataset, but got N'
     ):
         find_images(dict(type='ConcatDataset', datasets=None))
+    with pytest.raises(ValueError, match=r'unlabeled\.data: ConcatDataset has no data'):
+        find_images(dict(type='ConcatDataset', datasets=[]))
+
+
+def test_a_place_that_cannot_be_listed() -> None:
+    message = r"unlabeled\.data: the folder 'http://a/b' cannot be listed: Attribute"
+    with pytest.raises(ValueError, match=message):
+        find_images('http://a/b')
+
+
+def test_a_path_and_the_home_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touch(tmp_path, 'a.jpg')
+    monkeypatch.setenv('HOME', str(tmp_path.parent))
+    found = [str(tmp_path / 'a.jpg')]
+    assert find_images(tmp_path) == found
+    assert find_images(f'~/{tmp_path.name}') == found
 
 
 @DATASETS.register_module()

@@ -17,7 +17,7 @@ from mmengine.utils import get_installed_path
 from torch import Tensor
 
 from mmselfdistill.hooks.unlabeled import transforms_of
-from mmselfdistill.images import Batches, image_pipeline
+from mmselfdistill.images import Batches, PipelineError, image_pipeline
 
 LOAD: list[Any] = [dict(type='LoadImageFromFile')]
 BOXES = dict(type='LoadAnnotations', with_bbox=True)
@@ -287,6 +287,30 @@ def test_a_pipeline_must_end_in_what_a_model_takes(wide: str) -> None:
         image_pipeline([*LOAD, BOXES, Fails(1.0, 'none')], wide)
     with pytest.raises(ValueError, match=end):
         image_pipeline([*LOAD, lambda _: dict(inputs=[], data_samples=[])], wide)
+
+
+@pytest.mark.parametrize(
+    ('step', 'message'),
+    [
+        (dict(type='Resize', scale='(64, 64)'), r'Resize cannot be .*wide\.png.*: err'),
+        (dict(type='Mosaic'), 'Mosaic cannot be applied .*: it mixes several images'),
+        (Fails(1.0, 'none'), 'Fails cannot be .*: it rejects the image$'),
+        (dict(type='Resise'), "'Resise' cannot be built: KeyError: .*not in the"),
+        (
+            dict(type='Resize', scales=2),
+            "'Resize' cannot be built: TypeError: .*scales",
+        ),
+    ],
+    ids=['fails', 'mixes', 'rejects', 'unknown', 'argument'],
+)
+def test_nothing_of_an_own_pipeline_is_left_out(
+    step: Any, message: str, wide: str
+) -> None:
+    init_default_scope('mmdet')
+    with pytest.raises(PipelineError, match=rf'^unlabeled\.pipeline: {message}'):
+        image_pipeline([*LOAD, BOXES, step, PACK], wide, own=True)
+    kept, dropped = image_pipeline([*LOAD, BOXES, PACK], wide, own=True)
+    assert len(kept) == 3 and dropped == []
 
 
 def test_of_several_branches_the_first_is_taken(wide: str) -> None:
