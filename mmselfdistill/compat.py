@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import sys
+import zipfile
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -124,11 +125,15 @@ def why_unreadable(path: Path | str, error: Exception) -> str:
         error (Exception): What loading it raised.
     """
     file = Path(path)
+    if file.is_dir():
+        return 'it is a folder: name a file in it'
     if file.is_file():
         with file.open('rb') as opened:
             start = opened.read(8)
         if not start:
             return 'the file is empty'
+        if start.startswith(b'PK') and not zipfile.is_zipfile(file):
+            return 'its end is missing: it was cut off'
         # an archive, or a pickle: the form before PyTorch 1.6
         if not start.startswith((b'PK\x03\x04', b'\x80')):
             return f'torch.save did not write it: it begins with {start!r}'

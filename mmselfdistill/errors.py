@@ -47,7 +47,8 @@ def check_choice(setting: str, given: object, choices: Iterable[str]) -> str:
     names = list(choices)
     if isinstance(given, str) and given in names:
         return given
-    raise ValueError(f'{setting}: unknown {given!r}; {nearest(str(given), names)}')
+    written = given if isinstance(given, str) else ''
+    raise ValueError(f'{setting}: unknown {given!r}; {nearest(written, names)}')
 
 
 def check_bool(setting: str, given: object) -> bool:

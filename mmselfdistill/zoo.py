@@ -204,13 +204,16 @@ def _is_ours(where: str, hook: Any) -> bool:
             f"{where}: expected a type, such as 'mmselfdistill.EMATeacherHook', but "
             f'got only {dict(hook)}'
         )
-    name = name_of(hook['type'])
-    found = getattr(mmselfdistill.hooks, name.rpartition('.')[2], None)
-    if found is None:
-        # a subclass of one's own; what nobody knows is MMEngine's to say
+    found = hook['type']
+    if isinstance(found, str):
+        name, found = found, None
+        # what nobody knows is MMEngine's to say
         with suppress(Exception):
-            found = HOOKS.get(name) if isinstance(hook['type'], str) else hook['type']
-    if found is None and name.startswith('mmselfdistill.'):
-        ours = [f'mmselfdistill.{each}' for each in mmselfdistill.hooks.__all__]
-        check_choice(f'{where}.type', name, ours)
+            found = HOOKS.get(name)
+        names = mmselfdistill.hooks.__all__
+        # less, and MMDetection's MeanTeacherHook and DetVisualizationHook are near
+        near = difflib.get_close_matches(name.rpartition('.')[2], names, cutoff=0.9)
+        if found is None and (near or name.startswith('mmselfdistill.')):
+            ours = [f'mmselfdistill.{each}' for each in names]
+            check_choice(f'{where}.type', name, ours)
     return isinstance(found, type) and issubclass(found, DistillHook)

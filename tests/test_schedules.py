@@ -90,7 +90,7 @@ BAD = [
         {'type': 'cosin'},
         r"\.type: unknown 'cosin'; did you mean 'cosine'\? Valid: 'con",
     ),
-    ({'type': None}, r'\.type: unknown None; '),
+    ({'type': None}, r'\.type: unknown None; valid: '),
     ({'warmpu': 0.1}, r"unknown 'warmpu'; did you mean 'warmup'\?"),
     ({'begin': -0.1}, r'\.begin: expected a number in \[0, 1\], but got -0\.1'),
     ({'end': 1.5}, r'\.end: expected a number in \[0, 1\], but got 1\.5'),

@@ -13,6 +13,7 @@ import torch
 
 # Importing it lets PyTorch read the types that MMEngine saves, and no others.
 from mmselfdistill.compat import load_checkpoint, why_unreadable
+from mmselfdistill.hooks.state import STATE_KEY
 
 
 def read_teacher(path: Path) -> dict[str, Any]:
@@ -39,11 +40,11 @@ def read_teacher(path: Path) -> dict[str, Any]:
             f'CHECKPOINT: {str(path)!r} is no checkpoint that can be read: '
             f'{why_unreadable(path, error)}'
         ) from error
-    state = checkpoint.get('mmselfdistill') if isinstance(checkpoint, dict) else None
-    if state is None:
+    state = checkpoint.get(STATE_KEY) if isinstance(checkpoint, dict) else None
+    if not isinstance(state, dict) or not {'teacher', 'hook'} <= state.keys():
         raise SystemExit(
             f'CHECKPOINT: {str(path)!r} was saved without self-distillation: it has '
-            "no key 'mmselfdistill'."
+            f'no {STATE_KEY!r}, or not what a hook saves there.'
         )
     if state['teacher'] is None:
         raise SystemExit(
@@ -62,9 +63,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write the teacher in the checkpoint of the command line."""
-    if args.out.is_dir() or args.out.resolve() == args.checkpoint.resolve():
-        raise SystemExit(f'{args.out}: is a folder, or the checkpoint: name a new file')
+    if args.out.exists():
+        # `extract work_dirs/ema/*.pth` would write over the newer of two checkpoints
+        raise SystemExit(
+            f'OUT: {str(args.out)!r} exists: name a new file, or remove it'
+        )
     teacher = read_teacher(args.checkpoint)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(teacher, args.out)
+    partial = args.out.with_name(f'{args.out.name}.partial')
+    torch.save(teacher, partial)
+    partial.replace(args.out)
     print(f'{args.out}: {len(teacher["state_dict"])} tensors of the teacher')

@@ -161,15 +161,17 @@ class Comparison:
             batch (Batch): Of these calls.
         """
         # two: what one has read without gradient is not read again
-        alone = [batch.side(self.student, calls) for _ in range(2)]
+        alone = batch.side(self.student, calls), batch.side(self.student, calls)
         sides = alone
         if teacher is not None and due:
             check_same_weights(teacher, self.student)
             add_hooks(teacher, self.student, self.acting)
             with uncalled(self.student):
-                sides = [*self.sides(teacher, due, calls, batch)]
+                sides = self.sides(teacher, due, calls, batch)
         pairs = {
-            term.name: pair(batch.site(term), *(sides if term in due else alone))
+            term.name: pair(batch.site(term), *sides, self.dtype)
+            if term in due and sides is not alone
+            else pair(batch.site(term), *alone)
             for term in terms
         }
         self.shapes = {
@@ -212,7 +214,9 @@ class Comparison:
             batch (Batch): Of these calls.
         """
         sides = self.sides(teacher, terms, calls, batch)
-        pairs = {term.name: pair(batch.site(term), *sides) for term in terms}
+        pairs = {
+            term.name: pair(batch.site(term), *sides, self.dtype) for term in terms
+        }
         return averaged(terms, pairs, self.shapes, self.zero())
 
     def sides(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mmselfdistill.core.streams import at_precision, autocast_to, precision
 from mmselfdistill.families.plan import Rows, Side, Site
 
 
@@ -38,13 +39,23 @@ class Pair:
         return torch.full((), divergence.numel(), device=divergence.device)
 
 
-def pair(site: Site, student: Side, teacher: Side) -> list[Pair]:
+def pair(
+    site: Site, student: Side, teacher: Side, dtype: torch.dtype | None = None
+) -> list[Pair]:
     """Read a site on both sides, with the rows that the teacher's side says count.
+
+    Args:
+        site (Site): What is read.
+        student (Side): With gradient.
+        teacher (Side): Without.
+        dtype (torch.dtype, optional): To which the teacher's calls were autocast: a
+            site may compute masks. Defaults to None: as the student's are.
 
     Raises:
         RuntimeError: If the two sides differ in number or shape of tensors.
     """
-    with torch.no_grad():
+    as_theirs = autocast_to(dtype) if dtype else precision()
+    with torch.no_grad(), at_precision(as_theirs):
         theirs = site.read(teacher)
         rows = site.weigh(teacher) if site.weigh else [Rows()] * len(theirs)
         targets = [each.at(r.index).detach() for each, r in zip(theirs, rows)]

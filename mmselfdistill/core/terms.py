@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mmselfdistill.core.keys import check_keys
 from mmselfdistill.core.loss import LOSSES, build_loss, find_loss
 from mmselfdistill.core.pairs import Pair
-from mmselfdistill.errors import check_choice, check_number, nearest
+from mmselfdistill.errors import check_bool, check_choice, check_number, nearest
 from mmselfdistill.families import FAMILIES
 from mmselfdistill.families.plan import Plan, Site
 from mmselfdistill.families.shared import outputs_of
@@ -139,7 +139,7 @@ def merge_terms(
             f'{configs!r}'
         )
     configs = dict(configs)
-    start_clean = configs.pop('_delete_', False)
+    start_clean = check_bool('terms._delete_', configs.pop('_delete_', False))
     merged = {} if start_clean else {name: dict(cfg) for name, cfg in defaults.items()}
     for name, cfg in configs.items():
         if not isinstance(name, str):
@@ -155,7 +155,8 @@ def merge_terms(
                 f'terms.{name}: expected a dict, or None to remove it, but got {cfg!r}'
             )
         cfg = _with_name_of_type(dict(cfg))
-        base = {} if cfg.pop('_delete_', False) else merged.get(name, {})
+        alone = check_bool(f'terms.{name}._delete_', cfg.pop('_delete_', False))
+        base = {} if alone else merged.get(name, {})
         if cfg.get('type', base.get('type')) != base.get('type'):
             base = {key: base[key] for key in ('site', 'on') if key in base}
         merged[name] = {**base, **cfg}
@@ -189,9 +190,11 @@ def _build_term(
         )
     if 'type' not in cfg:
         choices = nearest(name, default_terms(plan))
+        why = f'no default term has this name; {choices}'
+        if name in default_terms(plan):
+            why = '_delete_ has taken out the default, and its loss with it'
         raise ValueError(
-            f'{where}: no default term has this name; {choices}. A term of your own '
-            f'needs the type of its loss: {LOSSES}'
+            f'{where}: {why}. A term of your own needs the type of its loss: {LOSSES}'
         )
     loss = build_loss(where, cfg)
     on = check_choice(f'{where}.on', cfg.get('on', 'both'), ON)

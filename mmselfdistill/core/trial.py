@@ -60,9 +60,9 @@ def try_term(term: Term, pairs: Sequence[Pair], plan: Plan) -> None:
     frozen the model in part.
 
     Raises:
-        ValueError: If the site gives no tensor, the loss fails there or stays 0
-            whatever the student returns, or no gradient reaches a module that a user
-            named.
+        ValueError: If the site gives no tensor, the loss fails there, is NaN, has no
+            gradient or stays 0 whatever the student returns, or no gradient reaches a
+            module that a user named.
     """
     site, loss = term.site.name, type(term.loss).__name__
     shapes = [tuple(each.student.shape) for each in pairs]
@@ -75,13 +75,21 @@ def try_term(term: Term, pairs: Sequence[Pair], plan: Plan) -> None:
         )
     try:
         with torch.no_grad():
-            for each in pairs:
-                reduced(term.divergence(each), each.weight, each.norm)
+            values = [
+                reduced(term.divergence(each), each.weight, each.norm) for each in pairs
+            ]
     except (LookupError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(
             f'terms.{term.name}: {loss} fails at the site {site!r}: '
             f'{type(error).__name__}: {error}'
         ) from error
+    if any(bool(value.isnan()) for value in values):
+        raise ValueError(f'terms.{term.name}: {loss} is NaN at the site {site!r}')
+    if torch.is_grad_enabled() and not any(_has_gradient(term, p) for p in pairs):
+        raise ValueError(
+            f'terms.{term.name}: what {loss} returns at the site {site!r} has no '
+            'gradient: it trains nothing'
+        )
     if all(_stays_zero(term, each) for each in pairs):
         raise ValueError(
             f'terms.{term.name}: {loss} is 0 at the site {site!r}, whatever the '
@@ -124,6 +132,11 @@ def _warn_of_kind(term: Term, pairs: Sequence[Pair]) -> None:
             logger='current',
             level=logging.WARNING,
         )
+
+
+def _has_gradient(term: Term, pair: Pair) -> bool:
+    student = pair.student.detach().requires_grad_()
+    return term.divergence(replace(pair, student=student)).requires_grad
 
 
 @torch.no_grad()

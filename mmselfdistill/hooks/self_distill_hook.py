@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
 from collections import OrderedDict
 from typing import Any, Mapping
@@ -27,7 +28,7 @@ class SelfDistillHook(DistillHook):
     the file.
 
     Args:
-        teacher (str): Path or URL of a checkpoint of the same model, of any
+        teacher (str | PathLike): Path or URL of a checkpoint of the same model, of any
             form that MMEngine loads. It is loaded strictly, as the model itself does:
             old names are translated where the model knows how. Of a model that holds
             the detector that it trains, a checkpoint of that detector will do.
@@ -41,11 +42,13 @@ class SelfDistillHook(DistillHook):
 
     default_schedule = 'cosine'
 
-    def __init__(self, teacher: str, **shared: Any) -> None:
+    def __init__(
+        self, teacher: str | os.PathLike[str] | None = None, **shared: Any
+    ) -> None:
         super().__init__(**shared)
-        if not isinstance(teacher, str) or not teacher:
+        if not isinstance(teacher, (str, os.PathLike)) or not os.fspath(teacher):
             raise ValueError(f'teacher: expected a path or URL, but got {teacher!r}')
-        self.teacher = teacher
+        self.teacher = os.path.expanduser(os.fspath(teacher))
 
     def init_teacher(self, runner: Runner, teacher: nn.Module) -> nn.Module:
         """Load the checkpoint."""
@@ -75,14 +78,26 @@ def load_strictly(teacher: nn.Module, path: str, inner: str) -> tuple[str, list[
         file names.
 
     Raises:
-        ValueError: If it does not fit, or has NaN.
+        ValueError: If it does not fit, or a weight is not finite.
     """
     state, classes = load_weights(path)
-    broken = [key for key, value in state.items() if _has_nan(value)]
+    # a buffer may be a mask of -inf
+    weights = {name for name, _ in teacher.named_parameters()}
+    prefix = f'{inner}.' if inner else ''
+    broken = [
+        key
+        for key, value in state.items()
+        if _has_nan(value)
+        or (
+            (key in weights or prefix + key in weights or '.running_' in key)
+            and not value.isfinite().all()
+        )
+    ]
     if broken:
         raise ValueError(
-            f'teacher: {path} has NaN in {len(broken)} of {len(state)} tensors, '
-            f'{broken[0]!r} the first: its training went wrong; give an earlier one'
+            f'teacher: {path} has NaN or infinity in {len(broken)} of {len(state)} '
+            f'tensors, {broken[0]!r} the first: its training went wrong; give an '
+            'earlier one'
         )
     try:
         teacher.load_state_dict(state, strict=True)

@@ -28,9 +28,11 @@ def check_arguments(hook: type, base: type, unknown: Mapping[str, Any]) -> None:
     parameters = [p for each in signatures for p in each.values()]
     valid = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
     for name in unknown:
-        raise ValueError(
-            f'{hook.__name__} has no argument {name!r}; {nearest(name, valid)}'
-        )
+        # three kinds of teacher, each with arguments of its own
+        kinds: list[type] = base.__subclasses__()
+        others = [k for k in kinds if name in inspect.signature(k).parameters]
+        hint = f'{others[0].__name__} has' if others else nearest(name, valid)
+        raise ValueError(f'{hook.__name__} has no argument {name!r}; {hint}')
 
 
 def check_paths(seams: Sequence[str]) -> tuple[str, ...]:

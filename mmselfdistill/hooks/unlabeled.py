@@ -84,7 +84,8 @@ def _over_default(view: Any) -> Any:
     if not isinstance(view, Mapping):
         return view
     view = dict(view)
-    base = {} if view.pop('_delete_', False) else DEFAULT_VIEW
+    alone = check_bool('unlabeled.view._delete_', view.pop('_delete_', False))
+    base = {} if alone else DEFAULT_VIEW
     return {**base, **view}
 
 

@@ -83,8 +83,11 @@ def reduced(
         Tensor: A scalar; 0 of no row, still tied to the graph.
 
     Raises:
+        TypeError: If the divergence is no tensor.
         ValueError: If the weights have another shape.
     """
+    if not isinstance(divergence, Tensor):
+        raise TypeError(f'the loss returned no tensor, but {divergence!r}')
     if divergence.dim() == 0:
         return divergence
     if weight is not None:

@@ -46,6 +46,16 @@ def test_it_writes_a_file_of_its_own(tmp_path: Path) -> None:
         with pytest.raises(SystemExit, match='name a new file'):
             extract.run(argparse.Namespace(checkpoint=path, out=out))
     assert path.read_bytes() == b'the only one'
+    # another run's checkpoint: two of them are what `*.pth` gives
+    run = tmp_path / 'epoch_1.pth'
+    torch.save(checkpoint(dict(weight=torch.ones(2))), run)
+    with pytest.raises(SystemExit, match=r'epoch_2\.pth.* exists: name a new file'):
+        extract.run(argparse.Namespace(checkpoint=run, out=path))
+    assert path.read_bytes() == b'the only one'
+    new = tmp_path / 'folder/teacher.pth'
+    extract.run(argparse.Namespace(checkpoint=run, out=new))
+    assert [each.name for each in new.parent.iterdir()] == ['teacher.pth']
+    assert torch.equal(torch.load(new)['state_dict']['weight'], torch.ones(2))
 
 
 def test_says_what_is_wrong(tmp_path: Path) -> None:
@@ -57,6 +67,9 @@ def test_says_what_is_wrong(tmp_path: Path) -> None:
         extract.read_teacher(path)
     torch.save(dict(state_dict={}), path)
     with pytest.raises(SystemExit, match='without self-distillation'):
+        extract.read_teacher(path)
+    torch.save(dict(state_dict={}, mmselfdistill={}), path)
+    with pytest.raises(SystemExit, match='or not what a hook saves there'):
         extract.read_teacher(path)
     torch.save(checkpoint(None), path)
     with pytest.raises(SystemExit, match=r'no teacher.*first generation'):

@@ -202,6 +202,17 @@ def test_counts_the_operations_of_both_passes() -> None:
         ),
         (
             RETINANET,
+            'default_hooks.mine.type=EMATeacherHok',
+            "default_hooks.mine.type: unknown 'EMATeacherHok'; did you mean "
+            "'mmselfdistill.EMATeacherHook'?",
+        ),
+        (
+            RETINANET,
+            'default_hooks.mine.type=mmselfdistil.EMATeacherHook',
+            "default_hooks.mine.type: unknown 'mmselfdistil.EMATeacherHook'; did you ",
+        ),
+        (
+            RETINANET,
             'default_hooks.mine.loss_weight=0',
             "default_hooks.mine: expected a type, such as 'mmselfdistill."
             "EMATeacherHook', but got only {'loss_weight': 0}",

@@ -91,6 +91,32 @@ def test_a_term_that_is_off_fails_in_the_first_iteration() -> None:
         assert distiller.computed == 0
 
 
+@pytest.mark.parametrize(
+    ('value', 'message'),
+    [
+        (
+            lambda s: float(s.mean()),
+            'fails at the site .*TypeError: the loss returned no',
+        ),
+        (lambda s: s.sum() * torch.inf * 0, 'Own is NaN at the site'),
+        (
+            lambda s: s.detach().sum(),
+            "what Own returns at the site 'bbox_head' has no gr",
+        ),
+    ],
+    ids=['float', 'nan', 'detached'],
+)
+def test_what_a_loss_returns_is_looked_at(value: Any, message: str) -> None:
+    class Own(Gap):
+        def forward(self, student: torch.Tensor, teacher: Any, **_: Any) -> Any:
+            return value(student - teacher + 1)
+
+    terms = dict(TERMS, logits=dict(type=Own, site='bbox_head'))
+    refused = pytest.raises(ValueError, match=rf'^terms\.logits: .*{message}')
+    with distilled(Toy(), OTHERS, terms=terms) as distiller, refused:
+        step(distiller)
+
+
 def call(path: str, depth: int, given: Any, output: Any) -> Call:
     made = Call(path, depth, (given,), {})
     made.begin()

@@ -230,6 +230,19 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         "'boxes', 'features', 'logits'. A term of your own needs the type of its loss: "
         f'{[name.strip(chr(39)) for name in LOSSES.split(", ")]}',
     ),
+    'its default taken out': (
+        dict(logits=dict(_delete_=True, weight=0.5)),
+        'terms.logits: _delete_ has taken out the default, and its loss with it. A '
+        'term of your own needs the type of its loss: ',
+    ),
+    'deletes by text': (
+        dict(_delete_='False'),
+        "terms._delete_: expected True or False, but got 'False'",
+    ),
+    'deletes one by text': (
+        dict(logits=dict(_delete_='False', type='PKDLoss')),
+        "terms.logits._delete_: expected True or False, but got 'False'",
+    ),
     'a name that is none': (
         {3: dict(type='PKDLoss', site='features')},
         'terms: expected names as keys, but got 3',

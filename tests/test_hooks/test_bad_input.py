@@ -100,11 +100,24 @@ def refused(runs: Runs, cfg: Config, iteration: int = 0) -> str:
         (dict(seams=5), ['seams', 'a list of paths', 'got 5']),
         (dict(task_weight=dict(begin=0.5)), ['task_weight', "'constant'", "'linear'"]),
         (dict(task_weight='constant'), ['task_weight', "'constant'", "'linear'"]),
-        (dict(type=FIXED), ["'teacher'"]),
+        (dict(type=FIXED), ['teacher: expected a path or URL', 'None']),
         (dict(type=FIXED, teacher=None), ['teacher', 'path or URL', 'None']),
         (
             dict(type=FIXED, teacher='a.pth', term={}),
             ['SelfDistillHook', "'term'", "mean 'terms'"],
+        ),
+        (
+            dict(type=FIXED, checkpoint='a.pth'),
+            ["SelfDistillHook has no argument 'checkpoint'; valid: ", "'teacher'"],
+        ),
+        (
+            dict(teacher='a.pth'),
+            ["EMATeacherHook has no argument 'teacher'; SelfDistillHook has"],
+        ),
+        (dict(view=dict(_delete_='no')), ['view', '_delete_']),
+        (
+            dict(unlabeled=dict(data='x', view=dict(_delete_='no'))),
+            ['unlabeled.view._delete_', 'True or False', "'no'"],
         ),
     ],
     ids=str,
@@ -222,7 +235,7 @@ def test_teacher_file(runs: Runs, tmp_path: Path) -> None:
     for content, reason in (
         (b'no checkpoint', "torch.save did not write it: it begins with b'no check'"),
         (b'', 'the file is empty'),
-        (b'PK\x03\x04', 'RuntimeError: PytorchStreamReader'),
+        (b'PK\x03\x04', 'its end is missing: it was cut off'),
     ):
         assert f'cannot load {str(broken)!r}: {reason}' in message_for(broken, content)
     for content in ([1], torch.zeros(3), dict(meta=1), dict(state_dict=[1]), {1: 2}):
@@ -232,7 +245,14 @@ def test_teacher_file(runs: Runs, tmp_path: Path) -> None:
     plain['bbox_head.gfl_cls.weight'][0, 0, 0, 0] = torch.nan
     message = message_for(tmp_path / 'nan.pth', dict(plain))
     count = len(plain)
-    assert f"has NaN in 1 of {count} tensors, 'bbox_head.gfl_cls.weight'" in message
+    found = f"has NaN or infinity in 1 of {count} tensors, 'bbox_head.gfl_cls.weight'"
+    assert found in message
+    plain['bbox_head.gfl_cls.weight'][0, 0, 0, 0] = torch.inf
+    assert found in message_for(tmp_path / 'inf.pth', dict(plain))
+    plain['bbox_head.gfl_cls.weight'][0, 0, 0, 0] = 0
+    plain['backbone.bn1.running_var'][0] = torch.inf
+    assert "'backbone.bn1.running_var'" in message_for(tmp_path / 'v.pth', dict(plain))
+    assert 'is a folder: name a file in it' in message_for(tmp_path)
 
     weights = dict(runs.build(runs.config('gfl', iters=4)).model.state_dict())
     shape = tuple(weights['bbox_head.gfl_cls.weight'].shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -9,6 +10,10 @@ import torch
 from mmengine.utils import digit_version
 
 import mmselfdistill
+from mmselfdistill.core.build import build_distiller
+from mmselfdistill.core.teacher import make_teacher
+from mmselfdistill.testing.builder import Builder
+from mmselfdistill.zoo import read_config
 
 if TYPE_CHECKING:
     from mmengine.runner import Runner
@@ -55,6 +60,28 @@ def test_terms_differ_by_rounding_alone(runs: Runs) -> None:
         found.append(float(scalar.data[0][0]))
     # bfloat16 keeps 8 bits
     assert 0 < abs(found[1] / found[0] - 1) < 2.0**-6
+
+
+def test_masks_that_a_site_computes_are_in_it_too() -> None:
+    name = 'mmdet::rtmdet/rtmdet-ins_tiny_8xb32-300e_coco'
+    builder = Builder(read_config(name, None))
+    size = builder.first_size()
+    model, batch = builder.calibrated(size)
+    model.train()
+    masks = []
+    for dtype in (None, torch.bfloat16):
+        distiller = build_distiller(model, schedule='constant', teacher_dtype=dtype)
+        distiller.teacher = make_teacher(model)
+        with torch.no_grad():
+            for parameter in distiller.teacher.parameters():
+                parameter.mul_(1.01)
+        distiller.attach()
+        losses = [model(**copy.deepcopy(batch), mode='loss') for _ in range(2)]
+        masks.append([float(each['sd_masks']) for each in losses])
+        distiller.detach()
+    # bfloat16 keeps 8 bits
+    assert masks[0][0] > 0 and masks[1] == pytest.approx(masks[0], rel=0.1)
+    assert masks[1] != masks[0]
 
 
 @pytest.mark.parametrize('wrong', ['float32', 16, torch.float16])
