@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 import warnings
 
 from rich.console import Console
@@ -76,7 +78,10 @@ def main(arguments: list[str] | None = None) -> None:
         warnings.filterwarnings('ignore', 'pkg_resources is deprecated', UserWarning)
         try:
             COMMANDS[args.command][0].run(args)
-        except (ValueError, RuntimeError) as error:
+        except BrokenPipeError:
+            # `| head` has read enough: nothing is left to be flushed to it
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except (OSError, RuntimeError, ValueError) as error:
             if args.command == 'train':
                 raise
             raise SystemExit(str(error)) from error

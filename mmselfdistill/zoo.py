@@ -21,10 +21,30 @@ SCOPES = ('mmdet', 'mmseg', 'mmpretrain')
 
 
 def read_config(name: str, options: dict[str, Any] | None) -> Config:
-    """Read a config given by path or by name in a zoo, with settings over its own."""
-    cfg = Config.fromfile(find_config(name))
+    """Read a config given by path or by name in a zoo, with settings over its own.
+
+    Raises:
+        SystemExit: If there is no such config, or a setting goes into what is no dict.
+        ValueError: If it cannot be read.
+    """
+    cfg = read_file(find_config(name))
     merge_options(cfg, options)
     return cfg
+
+
+def read_file(path: Path) -> Config:
+    """Read the file of a config.
+
+    Raises:
+        ValueError: If it, or what it inherits or imports, cannot be read.
+    """
+    try:
+        return Config.fromfile(path)
+    except Exception as error:
+        # of what is no Python, MMEngine does not say in which file
+        raise ValueError(
+            f'config: {str(path)!r} cannot be read: {type(error).__name__}: {error}'
+        ) from error
 
 
 def merge_options(cfg: Config, options: dict[str, Any] | None) -> None:
@@ -35,7 +55,7 @@ def merge_options(cfg: Config, options: dict[str, Any] | None) -> None:
     """
     try:
         cfg.merge_from_dict(options or {})
-    except (TypeError, KeyError) as error:
+    except (AttributeError, KeyError, TypeError) as error:
         raise SystemExit(f'--cfg-options: {error}') from error
 
 
@@ -55,7 +75,8 @@ def check_scope(cfg: Config) -> str:
 
 def scope_of(cfg: Config) -> str:
     """Return the package of a config's model, or '': new configs have no scope."""
-    kind = (cfg.get('model') or {}).get('type', '')
+    model = cfg.get('model')
+    kind = model.get('type', '') if isinstance(model, dict) else ''
     module = kind if isinstance(kind, str) else str(kind.__module__)
     return cfg.get('default_scope') or module.partition('.')[0]
 

@@ -53,6 +53,35 @@ def test_what_is_wrong_is_one_message(tmp_path: Path) -> None:
         main(['check', str(config)])
     with pytest.raises(SystemExit, match=r"^config: '\.' is a folder"):
         main(['check', '.'])
+    scope = "default_scope = 'mmdet'\n"
+    for text, message in (
+        ('x = (', r'config\.py. cannot be read: SyntaxError: '),
+        ("_base_ = 'gone.py'", r'config\.py. cannot be read: .*gone\.py'),
+        (scope, 'model: expected a dict with its type, but got None'),
+        (
+            f"{scope}model = 'GFL'",
+            "model: expected a dict with its type, but got 'GFL'",
+        ),
+        (f"{scope}model = dict(type='Gone')", 'it cannot be built: KeyError: .*Gone'),
+        (f"{scope}model = dict(type='GFL', a=1)", 'it cannot be built: TypeError: '),
+    ):
+        config.write_text(text)
+        with pytest.raises(SystemExit, match=message):
+            main(['inspect', str(config)])
+    ours = tmp_path / 'ours.py'
+    hook = "dict(a=dict(type='mmselfdistill.EMATeacherHook'))"
+    ours.write_text(f'default_hooks = {hook}\ntrain_cfg = dict(max_epochs=1)\n')
+    inside = str(config / 'controls')
+    with pytest.raises(SystemExit, match=r'Errno.*config\.py'):
+        main(['control', str(ours), '--cost', '2', '--out-dir', inside])
+
+
+def test_a_pipe_that_is_closed_is_no_error() -> None:
+    command = f'{sys.executable} -W ignore -m mmselfdistill.cli | head -c 1'
+    done = subprocess.run(
+        ['bash', '-c', f'set -o pipefail; {command}'], capture_output=True, text=True
+    )
+    assert 'Traceback' not in done.stderr and 'BrokenPipe' not in done.stderr
 
 
 SCALED = """

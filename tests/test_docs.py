@@ -115,8 +115,9 @@ def test_defaults_are_those_of_the_code(name: str) -> None:
     assert table.keys() == {parameter.name for parameter in parameters}
     for parameter in parameters:
         default = table[parameter.name]
-        if parameter.default is inspect.Parameter.empty:
-            assert default == 'required'
+        if default == 'required':
+            with pytest.raises((TypeError, ValueError), match=parameter.name):
+                cls()
         else:
             assert value(default) == parameter.default
             assert type(value(default)) is type(parameter.default)

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from mmselfdistill.commands.predictions import Judged, judge, read_predictions
 from mmselfdistill.commands.runs import Run, class_names, seed_of, sorts_categories
+from mmselfdistill.errors import check_number
 from mmselfdistill.hooks.validation import PREFIX
 
 # the ends of the names of metrics that stand for a run
@@ -118,7 +119,8 @@ def table_of_calibration(runs: Sequence[Run], judged: Sequence[Judged]) -> Table
         table.add_column(column, justify='left' if column == '' else 'right')
     for run, each in zip(runs, judged):
         count, error = each.calibration.count.sum(), each.calibration.error
-        table.add_row(run.name, f'{count:.0f}', f'{100 * error:.2f} %')
+        written = f'{100 * error:.2f} %' if count else 'no box from --min-score on'
+        table.add_row(run.name, f'{count:.0f}', written)
     return table
 
 
@@ -147,6 +149,8 @@ def names_of(folders: Sequence[Path], names: Sequence[str]) -> list[str]:
             raise ValueError(f'{folder}: this run is given twice')
     if names and len(names) != len(folders):
         raise ValueError(f'--names: {len(names)} for {len(folders)} runs')
+    if len(set(names)) < len(names):
+        raise ValueError(f'--names: {", ".join(names)}: two runs have the same')
     short = list(names) or [place.name for place in places]
     if len(set(short)) < len(short):
         short = [str(folder) for folder in folders]
@@ -196,6 +200,7 @@ def compare(
     Raises:
         ValueError: If a folder holds no run, or runs and files do not go together.
     """
+    check_number('--min-score', min_score, 0.0, 1.0)
     called = names_of(folders, names)
     sides = [Run.read(folder, n).sides() for folder, n in zip(folders, called)]
     runs = [each[0] for each in sides]
@@ -228,7 +233,11 @@ def compare(
     from mmselfdistill.commands.pictures import draw_comparison
 
     curves = {m: {run.name: run.curve(m) for run in shown} for m in chosen}
-    calibrations = {run.name: j.calibration for run, j in zip(runs, judged)}
+    calibrations = {
+        run.name: j.calibration
+        for run, j in zip(runs, judged)
+        if j.calibration.count.size
+    }
     picture.parent.mkdir(parents=True, exist_ok=True)
     draw_comparison(picture, curves, gains, calibrations)
     return tables

@@ -24,6 +24,7 @@ from mmselfdistill.zoo import (
     name_of,
     pop_hooks,
     pop_self_distill,
+    read_file,
 )
 
 HEADER = '# Written by `mmselfdistill control`.'
@@ -225,7 +226,7 @@ def write_controls(config: Path, cost: float, folder: Path) -> dict[Path, str]:
     check_number('--cost', cost, 1.0)
     if folder.is_file():
         raise ValueError(f'--out-dir: {folder} is a file')
-    cfg = Config.fromfile(config)
+    cfg = read_file(config)
     base = base_of(config, folder)
     texts: dict[Path, tuple[str, str]] = {}
     for name, what, settings in controls(cfg, cost):
@@ -280,7 +281,7 @@ def run(args: argparse.Namespace) -> None:
     path = find_config(args.config)
     cost = args.cost
     if cost is None:
-        cfg = Config.fromfile(path)
+        cfg = read_file(path)
         hook_of(cfg)
         cost = measured_cost(cfg)
         print(f'An iteration with the teacher takes {cost:.3f} plain ones.')

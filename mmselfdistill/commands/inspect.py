@@ -57,7 +57,13 @@ def subject_of(cfg: Config, size: int | None) -> Subject:
     """
     builder = Builder(cfg, few={})
     size = size_of(builder.cfg) if size is None else check_whole('--size', size, 1)
-    model, hook_cfg = builder.model(size), find_self_distill(cfg)
+    hook_cfg = find_self_distill(cfg)
+    try:
+        model = builder.model(size)
+    except Exception as error:
+        raise ValueError(
+            f'model: it cannot be built: {type(error).__name__}: {error}'
+        ) from error
     hook = HOOKS.build(hook_cfg) if hook_cfg else EMATeacherHook()
     raw = builder.raw_batch(model, size)
     labeled = (cfg.get('train_dataloader') or {}).get('batch_size')

@@ -12,7 +12,7 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from mmselfdistill.zoo import find_config
+from mmselfdistill.zoo import find_config, read_file
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,7 +58,7 @@ def load_config(args: argparse.Namespace) -> Config:
     `work_dirs/<name of the config>`.
     """
     path = find_config(args.config)
-    cfg = Config.fromfile(path)
+    cfg = read_file(path)
     cfg.launcher = args.launcher
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir

@@ -45,8 +45,13 @@ def config_at(path: Path) -> Config:
     """Return a config that MMEngine wrote; an empty one if there is no such file."""
     if not path.is_file():
         return Config()
-    # what the run imported may need a machine, or a folder, that is not here
-    return Config.fromfile(path, import_custom_modules=False)
+    try:
+        # what the run imported may need a machine, or a folder, that is not here
+        return Config.fromfile(path, import_custom_modules=False)
+    except Exception as error:
+        raise ValueError(
+            f'{path} cannot be read: {type(error).__name__}: {error}'
+        ) from error
 
 
 def entries_of(path: Path) -> Log:

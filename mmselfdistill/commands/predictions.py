@@ -93,10 +93,14 @@ def read_predictions(path: Path) -> list[dict[str, Any]]:
         ) from error
     known = ('pred_instances', 'pred_sem_seg')
     good = isinstance(found, list) and found and isinstance(found[0], dict)
+    needed = {'bboxes', 'labels', 'scores'}
+    if good and 'pred_instances' in found[0]:
+        good = 'img_id' in found[0] and needed <= found[0]['pred_instances'].keys()
     if not good or not any(key in found[0] for key in known):
         raise ValueError(
             f'--predictions: {str(path)!r} holds no predictions as MMEngine saves them '
-            f'(DumpResults): a list of dicts with {" or ".join(known)}'
+            f'(DumpResults): a list of dicts with {" or ".join(known)}, and boxes with '
+            f'their img_id, {", ".join(sorted(needed))}'
         )
     return found
 
@@ -149,7 +153,14 @@ def _judge_boxes(
     from pycocotools.cocoeval import COCOeval
 
     with quietly():
-        truth = COCO(str(annotations))
+        try:
+            truth = COCO(str(annotations))
+            truth.getCatIds(truth.getAnnIds()[:0])
+        except Exception as error:
+            raise ValueError(
+                f'--annotations: {str(annotations)!r} is no file as COCO has: '
+                f'{type(error).__name__}: {error}'
+            ) from error
         if by_id:
             truth.dataset['categories'].sort(key=lambda each: each['id'])
         categories = _categories(truth, annotations, names)

@@ -35,12 +35,15 @@ class Builder:
             that cost time and change nothing else.
 
     Raises:
-        ValueError: If the config is of no framework that we know models of.
+        ValueError: If the config is of no framework that we know models of, or has no
+            model.
     """
 
     def __init__(self, cfg: Config, few: Mapping[str, int] = FEW) -> None:
         self.zoo = check_scope(cfg)
-        model = cfg.model
+        model = cfg.get('model')
+        if not isinstance(model, dict) or 'type' not in model:
+            raise ValueError(f'model: expected a dict with its type, but got {model!r}')
         if cfg.get('data_preprocessor') is not None:
             # as MMEngine's Runner does
             both = {'data_preprocessor': cfg.data_preprocessor, **model}

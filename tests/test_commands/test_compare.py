@@ -162,6 +162,9 @@ def test_runs_of_several_seeds_differ_by_chance(
     assert (table.caption is not None) == cautious
 
 
+NO_BOX = 'no box from --min-score on'
+
+
 def test_predictions_of_each_run(tmp_path: Path) -> None:
     annotations, files = truth(tmp_path), []
     for name, label in (('one', 0), ('other', 1)):
@@ -170,12 +173,25 @@ def test_predictions_of_each_run(tmp_path: Path) -> None:
         found = [detections(2, ((0, 0, 10, 10), label, 0.75))]
         files[-1].write_bytes(pickle.dumps(found))
     folders = [tmp_path / 'one', tmp_path / 'other']
-    both = dict(predictions=files, annotations=annotations)
+    both: Any = dict(predictions=files, annotations=annotations)
     _, _, calibration = cells(compare(folders, tmp_path / 'a.png', **both))
     # right, and wrong
     assert calibration == [['one', '1', '25.00 %'], ['other', '1', '75.00 %']]
     with pytest.raises(ValueError, match='--predictions: 1 for 2 runs'):
         compare(folders, tmp_path / 'a.png', predictions=files[:1])
+    # none of a run is as sure, or of both: the picture has the rest
+    files[1].write_bytes(pickle.dumps([detections(2, ((0, 0, 10, 10), 1, 0.25))]))
+    for least, first in ((0.3, ['1', '25.00 %']), (0.8, ['0', NO_BOX])):
+        (tmp_path / 'a.png').unlink()
+        tables = compare(folders, tmp_path / 'a.png', **both, min_score=least)
+        assert cells(tables)[-1] == [['one', *first], ['other', '0', NO_BOX]]
+        assert (tmp_path / 'a.png').is_file()
+    with pytest.raises(
+        ValueError, match=r'^--min-score: expected a number in \[0, 1\]'
+    ):
+        compare(folders, tmp_path / 'a.png', **both, min_score=30)
+    with pytest.raises(ValueError, match='^--names: a, a: two runs have the same'):
+        compare(folders, tmp_path / 'a.png', names=['a', 'a'])
 
 
 def test_boxes_of_unknown_classes_are_said(tmp_path: Path) -> None:

@@ -42,6 +42,15 @@ def test_calibration_of_boxes(tmp_path: Path) -> None:
         judge(samples, None, 0.3)
 
 
+@pytest.mark.parametrize('text', ['{', '[]', '{"images": [], "annotations": []}'])
+def test_annotations_that_are_not_as_cocos(text: str, tmp_path: Path) -> None:
+    path = tmp_path / 'a.json'
+    path.write_text(text)
+    message = r"^--annotations: '.*a\.json' is no file as COCO has: \w+Error"
+    with pytest.raises(ValueError, match=message):
+        judge([detections(1, (BOXES[1][1], 0, 0.9))], path, 0.3)
+
+
 def test_boxes_of_a_part_of_the_classes(tmp_path: Path) -> None:
     # the one object of b, which is its only class
     samples = [detections(1, (BOXES[1][1], 0, 0.9)), detections(2)]
