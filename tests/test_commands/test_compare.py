@@ -190,7 +190,7 @@ def test_predictions_of_each_run(tmp_path: Path) -> None:
         ValueError, match=r'^--min-score: expected a number in \[0, 1\]'
     ):
         compare(folders, tmp_path / 'a.png', **both, min_score=30)
-    with pytest.raises(ValueError, match='^--names: a, a: two runs have the same'):
+    with pytest.raises(ValueError, match=r'^--names: a, a: two runs have the same'):
         compare(folders, tmp_path / 'a.png', names=['a', 'a'])
 
 
