@@ -265,8 +265,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--cost',
         type=float,
         help='an iteration with the teacher, in iterations without it: the ratio of '
-        '`time` in the log, after the teacher has begun to before. Defaults to what is '
-        'measured now, on noise',
+        '`time` in the log, after the teacher has begun to before (with every=k: 1 + k '
+        'times what it is above 1). Defaults to what is measured now, on noise',
     )
     parser.add_argument(
         '--out-dir',
