@@ -33,7 +33,7 @@ class Changes:
         """Note what a call is given."""
         self.note(None)
         # not what a data element holds: losses prepare their targets in place
-        for each in flat((call.args, call.kwargs, call.state)):
+        for each in flat((call.args, call.kwargs)):
             if isinstance(each, Tensor):
                 self._keep([each])
             elif _is_object(each) and id(each) not in self._returned:

@@ -39,7 +39,7 @@ class Foreign(Watch):  # type: ignore[no-untyped-call]
         for call in calls:
             # of calls within others, the student may choose what they are given; a
             # decoder returns the points that it was given
-            given = tensors_in((call.args, call.kwargs, call.state))
+            given = tensors_in((call.args, call.kwargs))
             places -= {place(t) for t in given if call.depth > 0 or t not in known}
             known.add(call)
         self._places = places - {None}

@@ -15,7 +15,7 @@ from mmselfdistill.core.changes import Changes
 from mmselfdistill.core.given import groups_of, needed_by, of_the_loss, returned_by
 from mmselfdistill.core.streams import precision, rng_states
 from mmselfdistill.families.plan import Call, Seam
-from mmselfdistill.wrapping import Method, resolve, wrapped
+from mmselfdistill.wrapping import Method, wrapped
 
 
 @dataclass
@@ -61,10 +61,7 @@ def record(
     """
     whole = recording is not None
     recording = recording or Recording()
-    wrappers = {
-        seam.path: partial(_recording, seam, _state_of(model, seam), recording)
-        for seam in seams
-    }
+    wrappers = {seam.path: partial(_recording, seam, recording) for seam in seams}
     with wrapped(model, wrappers):
         yield recording.calls
     recording.changes.note(None)
@@ -72,21 +69,12 @@ def record(
         recording.calls[:] = of_the_loss(recording.calls)
 
 
-def _state_of(model: nn.Module, seam: Seam) -> dict[str, Any]:
-    return getattr(resolve(model, seam.path)[0], seam.state) if seam.state else {}
-
-
-def _recording(
-    seam: Seam, state: dict[str, Any], recording: Recording, method: Method
-) -> Method:
+def _recording(seam: Seam, recording: Recording, method: Method) -> Method:
     # PyTorch 2.1 skips a wrapper with the attributes of a method it does not compile
     @wraps(method, updated=())
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         outermost = recording.to_repeat and recording.depth == 0
-        # a module in the state is the model's own: the teacher has another
-        held = {k: v for k, v in state.items() if not isinstance(v, nn.Module)}
-        given = (snapshot(args), snapshot(kwargs))
-        call = Call(seam.path, recording.depth, *given, state=snapshot(held))
+        call = Call(seam.path, recording.depth, snapshot(args), snapshot(kwargs))
         if outermost:
             recording.begin(call)
             recording.changes.begin(call)

@@ -88,8 +88,6 @@ def replay(
             set_rng_states(outer.rng)
             handed.give(outer.attributes, versions)
             owner, name = resolve(teacher, outer.path)
-            if outer.state:
-                getattr(owner, seam.state).update(replaced(outer.state, versions))
             with at_precision(autocast_to(dtype) if dtype else outer.precision):
                 if name == 'forward':
                     compute_weights(owner, args)

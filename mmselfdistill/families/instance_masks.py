@@ -80,7 +80,7 @@ def _masks_of_positives(model: Any) -> Masks:
         unlabeled=masks_of_cells('bbox_head', model.bbox_head, (base,), levels),
     )
     # between the box head and the mask head, which is given its positives
-    positives = Seam('bbox_head.get_positive_infos', state='_raw_positive_infos')
+    positives = Seam('bbox_head.get_positive_infos')
     return Masks((site,), (positives, Seam(base)), run)
 
 

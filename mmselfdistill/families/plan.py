@@ -20,8 +20,6 @@ class Seam:
         path (str): Dotted path of a method, or of a module's ``forward``.
         repeat (bool): Whether the teacher makes it. Without, only its arguments are
             read. Defaults to True.
-        state (str): Attribute of the owner: a dict that other parts of the model fill
-            before the call, which reads it like an argument. Defaults to '': none.
         keep (tuple[str, ...]): Names of arguments that the student chooses for both
             sides: its RoIs, its queries. What a recorded call returned is the
             teacher's version all the same. Within another repeated call, the
@@ -30,7 +28,6 @@ class Seam:
 
     path: str
     repeat: bool = True
-    state: str = ''
     keep: tuple[str, ...] = ()
 
 
@@ -46,11 +43,9 @@ class Call:
         kwargs (dict): Keyword arguments, likewise.
         rng (list): The generators' states in which it began; empty within another call.
             Defaults to none.
-        state (dict): The seam's state as it was, without modules. Defaults to none.
         output (Any): What it returned, as the arguments. Defaults to None.
-        given (list[Leaf]): The tensors and objects in arguments and state at its begin:
-            an object may hold something else later. Empty within another call. Defaults
-            to none.
+        given (list[Leaf]): The tensors and objects in arguments at its begin: an object
+            may hold something else later. Empty within another call. Defaults to none.
         returned (list[Leaf]): Those in the output at its end. Defaults to none.
         trains (bool): Whether gradients were on at its begin. Defaults to True.
         precision (list): How autocast was set then. Defaults to none: as it is.
@@ -63,7 +58,6 @@ class Call:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     rng: list[Any] = field(default_factory=list, repr=False)
-    state: dict[str, Any] = field(default_factory=dict, repr=False)
     output: Any = None
     given: list[Leaf] = field(default_factory=list, repr=False)
     returned: list[Leaf] = field(default_factory=list, repr=False)
@@ -73,7 +67,7 @@ class Call:
 
     def begin(self) -> None:
         """Note what the call is given."""
-        self.given = leaves((self.args, self.kwargs, self.state))
+        self.given = leaves((self.args, self.kwargs))
         self.trains = torch.is_grad_enabled()
 
     def end(self, output: Any) -> None:
@@ -136,8 +130,9 @@ class Reading:
     """One tensor of a site, as one side made it.
 
     Args:
-        tensor (Tensor | Callable): (N, C), (N, C, H, W), boxes or masks. Or a function
-            that makes it of the rows that the teacher's side chose: `Rows.index`.
+        tensor (Tensor | Callable): (N, C), (N, C, H, W), boxes (N, 4) or (N, 4 * bins),
+            or masks (P, H, W). Or a function that makes it of the rows that the
+            teacher's side chose: `Rows.index`.
         kind (str): What its numbers are: 'softmax' (logits, background last), 'sigmoid'
             (logits), 'bins' (logits of distances), 'offsets', 'cxcywh', 'sides' (left,
             top, right, bottom), 'mask' (logits). Defaults to '': not known.
@@ -213,8 +208,8 @@ class Plan:
             why. Defaults to none.
         inner (str): Path of the model inside that is trained. Defaults to '': itself.
         run (Callable, optional): Runs the model on images without labels: it is given
-            the model, the images and data samples. Defaults to None: ``forward`` in the
-            mode 'tensor' does.
+            the model, the images and data samples, and what it returns is not used.
+            Defaults to None: ``forward`` in the mode 'tensor' does.
         teacher_norm (str): What the teacher's batch norms normalise by, unless the user
             says it: 'running' statistics, or those of the 'batch'. Defaults to
             'running'.

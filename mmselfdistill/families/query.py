@@ -61,13 +61,7 @@ class QueryDetector(Family):
     def plan(cls, model: nn.Module) -> Plan:
         """Say how the steps are recorded but the one that chooses queries."""
         names = ('pre_transformer', 'forward_encoder', 'forward_decoder')
-        state = 'cache_dict' if hasattr(model, 'cache_dict') else ''
-        steps = [
-            # where DDQ keeps the numbers of its queries
-            Seam(name, state=state if name == 'forward_decoder' else '', keep=_CHOSEN)
-            for name in names
-            if hasattr(model, name)
-        ]
+        steps = [Seam(name, keep=_CHOSEN) for name in names if hasattr(model, name)]
         inputs = parameters_of(model.get_submodule('bbox_head').forward)
         return Plan(
             cls.name,

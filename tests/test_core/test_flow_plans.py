@@ -6,7 +6,9 @@ import re
 from typing import Any
 
 import pytest
+import torch
 from helpers import Scale
+from mmengine.structures import InstanceData
 from torch import Tensor, nn
 from toys import OTHERS, Gap, set_factors, step
 
@@ -67,9 +69,8 @@ def terms_of(student: QueryToy, *seams: Seam) -> list[dict[str, float]]:
     [
         (QueryToy(), Seam('bbox_head.forward'), 'query'),
         (QueryToy(), Seam('bbox_head.forward', keep=('x',)), 'query'),
-        (QueryToy(noting=True), Seam('bbox_head.forward', state='noted'), 'shift'),
     ],
-    ids=['query', 'another is kept', 'noted'],
+    ids=['query', 'another is kept'],
 )
 def test_what_a_plan_does_not_keep_is_refused(
     student: QueryToy, seam: Seam, argument: str
@@ -80,6 +81,57 @@ def test_what_a_plan_does_not_keep_is_refused(
     )
     with pytest.raises(RuntimeError, match=re.escape(message)):
         terms_of(student, seam)
+
+
+def test_what_is_noted_at_a_module_and_has_no_version_is_refused() -> None:
+    message = r"no attribute 'noted'\. The student has a tensor there of which the teac"
+    with pytest.raises(RuntimeError, match=message):
+        terms_of(QueryToy(noting=True), Seam('bbox_head.forward'))
+
+
+class Positives(Scale):
+    """A head whose positives another method gathers from what the model noted."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__(factor)
+        self.noted: dict[str, Any] = dict(branch=nn.Identity())
+
+    def gather(self) -> list[InstanceData]:
+        return [InstanceData(kernels=self.noted['kernels'][self.noted['index']])]
+
+
+class MaskDetector(nn.Module):
+    """Kernels of the positives, which its loss chooses, make masks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone, self.bbox_head = Scale(1.0), Positives(3.0)
+
+    def make_masks(self, positives: list[InstanceData]) -> Tensor:
+        return torch.cat([each.kernels for each in positives]) + 1
+
+    def forward(self, inputs: Tensor, data_samples: Any = None, mode: str = '') -> Any:
+        kernels = self.bbox_head(self.backbone(inputs))
+        self.bbox_head.noted.update(kernels=kernels, index=torch.tensor([1]))
+        return dict(loss=self.make_masks(self.bbox_head.gather()).sum())
+
+
+def test_what_the_model_notes_of_a_call_is_the_teachers() -> None:
+    student = MaskDetector()
+    seams = [Seam(f'bbox_head.{name}') for name in ('forward', 'gather')]
+    site = outputs_of('make_masks', 'masks', dict(type=Gap))
+    plan = Plan('toy', (*seams, Seam('make_masks')), (site,))
+    distiller = Distiller(student, plan, resolve_terms(student, plan, None, None))
+    distiller.teacher = teacher = make_teacher(student)
+    own = teacher.bbox_head.noted['branch']
+    with torch.no_grad():
+        teacher.bbox_head.factor.fill_(7.0)
+    distiller.attach()
+    found = [step(distiller) for _ in range(2)]
+    distiller.detach()
+    # the student's choice of positives, the teacher's kernels of them
+    assert found == [dict(masks=7 - 3)] * 2
+    assert teacher.bbox_head.noted['branch'] is own
 
 
 def test_what_a_plan_keeps_is_the_students() -> None:

@@ -1,68 +1,15 @@
-"""Seams that read more than their arguments."""
+"""Parts that two modules share, and calls that are no part of a loss."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
-from mmengine.structures import InstanceData
+from helpers import Scale
 from torch import Tensor, nn
-from toys import repeat
 
 from mmselfdistill.core.parts import adopt_parts, lend
 from mmselfdistill.core.recorder import record
 from mmselfdistill.families.plan import Seam
-
-
-class Positives(nn.Module):
-    """A head whose positives another method gathers from what the loss noted."""
-
-    def __init__(self, factor: float) -> None:
-        super().__init__()
-        self.factor = nn.Parameter(torch.tensor(factor))
-        self.noted: dict[str, Any] = dict(branch=nn.Identity())
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.factor
-
-    def gather(self) -> list[InstanceData]:
-        return [InstanceData(kernels=self.noted['kernels'][self.noted['index']])]
-
-
-class MaskDetector(nn.Module):
-    """Kernels of the positives, which its loss chooses, make masks."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.head = Positives(3.0)
-
-    def make_masks(self, positives: list[InstanceData]) -> Tensor:
-        return torch.cat([each.kernels for each in positives]) + 1
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.head.noted.update(kernels=self.head(x), index=torch.tensor([2, 0]))
-        return self.make_masks(self.head.gather())
-
-
-def test_a_seam_is_told_the_teachers_version_of_what_the_model_noted() -> None:
-    student, teacher = MaskDetector(), MaskDetector()
-    with torch.no_grad():
-        teacher.head.factor.fill_(7.0)
-    own = teacher.head.noted['branch']
-    seams = [
-        Seam('head.forward'),
-        Seam('head.gather', state='noted'),
-        Seam('make_masks'),
-    ]
-    x = torch.tensor([1.0, 2.0, 4.0])
-    with record(student, seams) as calls:
-        student(x)
-    made = repeat(teacher, calls, seams)
-    # the student's choice of positives, the teacher's kernels of them
-    assert made[2].output.tolist() == [29.0, 8.0]
-    assert calls[2].output.tolist() == [13.0, 4.0]
-    assert teacher.head.noted['branch'] is own
 
 
 def test_parameters_are_lent_and_returned() -> None:
@@ -108,7 +55,7 @@ class Assigning(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.head = Positives(3.0)
+        self.head = Scale(3.0)
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.no_grad():
