@@ -15,6 +15,7 @@ from torch.nn.functional import interpolate
 
 from mmselfdistill.commands import pictures
 from mmselfdistill.commands.runs import Curve
+from mmselfdistill.core.keys import LOSS
 from tools.demo_arms import Arm
 from tools.demo_models import MIN_SCORE, Scene, most_different, predict, rgb
 
@@ -49,11 +50,11 @@ def draw_curves(path: Path, curves: dict[str, Curve], name: str) -> Path:
     figure, grid = plt.subplots(1, 4, figsize=(17, 3.8))
     pictures.draw_curves(grid[:3], name, curves)
     distilled = next(iter(curves.values()))
-    terms = [key for key in distilled.train[-1] if key.startswith('loss_sd_')]
+    terms = [key for key in distilled.train[-1] if key.startswith(LOSS)]
     taught = [e for e in distilled.train if any(e.get(term) for term in terms)]
     for term in terms:
         steps, values = [e['step'] for e in taught], [e[term] for e in taught]
-        grid[3].plot(steps, values, lw=1.6, label=term[len('loss_sd_') :])
+        grid[3].plot(steps, values, lw=1.6, label=term[len(LOSS) :])
     title = 'distillation losses'
     grid[3].set(title=title, xlabel='iterations', yscale='log')
     grid[3].grid(color=pictures.GRID, lw=0.6)

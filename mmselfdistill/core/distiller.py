@@ -17,7 +17,7 @@ from mmselfdistill.core.keys import SKIPPED, UNLABELED
 from mmselfdistill.core.modes import use_batch_statistics
 from mmselfdistill.core.report import describe
 from mmselfdistill.core.terms import Term
-from mmselfdistill.core.trial import try_terms
+from mmselfdistill.core.trial import first_iteration
 from mmselfdistill.core.unlabeled import Unlabeled
 from mmselfdistill.families.plan import Plan
 from mmselfdistill.schedules import Schedule
@@ -25,7 +25,7 @@ from mmselfdistill.views import View
 from mmselfdistill.views_of import views_of
 
 # their views are other draws than those of images with labels
-_UNLABELED = 1
+_OTHER_DRAWS = 1
 
 
 class Distiller:
@@ -224,7 +224,7 @@ class Distiller:
         found: dict[str, Tensor] = {}
         if active or first:
             inputs, samples, metas = unlabeled.next(advance=active)
-            seeds = (*self._seeds(), _UNLABELED)
+            seeds = (*self._seeds(), _OTHER_DRAWS)
             shown, views = views_of(unlabeled.view, inputs, samples, seeds, metas)
             inputs = replaced(inputs, shown)
             with unlabeled.apart(self._seeds(), active):
@@ -259,16 +259,12 @@ class Distiller:
             assert self.teacher is not None
             self.computed += 1
             return comparison.run(forward, batch, self._ready(self.teacher), active)
-        output, calls = comparison.watch(forward, batch)
-        teacher = self.teacher or self.trial
         # a term may become active only hours later; one of weight 0 never does
         due = [*filter(self.whole_weight, terms)]
+        teacher = self.teacher or self.trial
         if teacher is not None:
             self._ready(teacher)
-        pairs = comparison.first_pairs(teacher, terms, due, calls, batch)
-        try_terms(terms, pairs, comparison, batch)
-        # without gradient it is not seen what depends on weights
-        comparison.checked = torch.is_grad_enabled()
+        output, calls = first_iteration(comparison, forward, batch, teacher, terms, due)
         if teacher is not self.teacher:
             # the first generation holds no teacher
             comparison.forget()

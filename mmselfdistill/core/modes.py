@@ -60,13 +60,10 @@ def use_batch_statistics(teacher: nn.Module, student: nn.Module) -> None:
             norm.track_running_stats = False
 
 
-def batch_norms_that_train(student: nn.Module) -> list[str]:
-    """Return the paths of the batch norms that normalise by the batch."""
-    return [
-        path
-        for path, module in student.named_modules()
-        if isinstance(module, _BatchNorm) and module.training
-    ]
+def has_batch_norms_that_train(student: nn.Module) -> bool:
+    """Say whether a batch norm normalises by the batch."""
+    modules = student.modules()
+    return any(isinstance(each, _BatchNorm) and each.training for each in modules)
 
 
 def is_norm(module: nn.Module) -> bool:

@@ -87,7 +87,7 @@ def _recording(seam: Seam, recording: Recording, method: Method) -> Method:
         call.end(output)
         if outermost:
             recording.changes.end(call)
-        else:
+        elif recording.to_repeat:
             recording.changes.end_within(call)
         return output
 

@@ -9,7 +9,7 @@ from rich.box import ASCII
 from rich.console import Console
 from rich.table import Table
 
-from mmselfdistill.core.modes import batch_norms_that_train
+from mmselfdistill.core.modes import has_batch_norms_that_train
 from mmselfdistill.core.teacher import cost_of
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def _reused(distiller: Distiller) -> str:
 def _normed(distiller: Distiller) -> str:
     """Say where the teacher's batch norms do not use what they hold."""
     by_batch = distiller.teacher_norm == 'batch'
-    if not (by_batch and batch_norms_that_train(distiller.student)):
+    if not (by_batch and has_batch_norms_that_train(distiller.student)):
         return ''
     return "The teacher's batch norms normalise by the batch, as the student's do.\n"
 

@@ -5,21 +5,55 @@ from __future__ import annotations
 import inspect
 import logging
 from dataclasses import replace
-from typing import Mapping, Sequence
+from typing import Any, Callable, Mapping, Sequence
 
 import torch
 from mmengine.logging import print_log
+from torch import nn
 
 from mmselfdistill.core.comparison import Batch, Comparison
 from mmselfdistill.core.pairs import Pair
 from mmselfdistill.core.streams import forked_rng
 from mmselfdistill.core.terms import Term
 from mmselfdistill.core.unmoved import Spare
-from mmselfdistill.families.plan import Plan
+from mmselfdistill.families.plan import Call, Plan
 from mmselfdistill.losses.common import reduced
 
 
-def try_terms(
+def first_iteration(
+    comparison: Comparison,
+    forward: Callable[[], Any],
+    batch: Batch,
+    teacher: nn.Module | None,
+    terms: Sequence[Term],
+    due: Sequence[Term],
+) -> tuple[Any, list[Call]]:
+    """Make the first forward pass, and see that everything that follows can be made.
+
+    Args:
+        comparison (Comparison): Its plan is completed.
+        forward (Callable): The student's.
+        batch (Batch): What it is made on.
+        teacher (nn.Module | None): The teacher, or one for these checks alone.
+        terms (Sequence[Term]): All terms.
+        due (Sequence[Term]): Those that become active in the run.
+
+    Returns:
+        tuple: What the pass returned, and the recorded calls.
+
+    Raises:
+        RuntimeError: If the teacher cannot repeat the pass.
+        ValueError: If a term cannot be computed, or none is there.
+    """
+    output, calls = comparison.watch(forward, batch)
+    pairs = comparison.first_pairs(teacher, terms, due, calls, batch)
+    _try_terms(terms, pairs, comparison, batch)
+    # without gradient it is not seen what depends on weights
+    comparison.checked = torch.is_grad_enabled()
+    return output, calls
+
+
+def _try_terms(
     terms: Sequence[Term],
     pairs: Mapping[str, list[Pair]],
     comparison: Comparison,
@@ -41,7 +75,7 @@ def try_terms(
         if wanted and not elsewhere:
             # a loss may draw numbers, or keep what it has seen
             with forked_rng(), Spare().held(term.loss.modules()):
-                try_term(term, pairs[term.name], comparison.plan)
+                _try_term(term, pairs[term.name], comparison.plan)
             _check_unchanged(term, comparison)
             # once, where a term is on both kinds of images
             if labeled or term.on == 'unlabeled':
@@ -53,7 +87,7 @@ def try_terms(
         )
 
 
-def try_term(term: Term, pairs: Sequence[Pair], plan: Plan) -> None:
+def _try_term(term: Term, pairs: Sequence[Pair], plan: Plan) -> None:
     """Compute a term once: it may become active only hours later.
 
     A term of a plan's own site that no gradient reaches is a warning: the user has

@@ -35,7 +35,9 @@ def test_of_a_dense_head_with_kernels_the_masks_are_its_own(
     iteration = seen(RTMDET)
     head = iteration.model.bbox_head
     ((_, theirs),) = iteration.of('bbox_head.forward')
-    for level, pair in enumerate(iteration.read('masks')):
+    pairs = iteration.read('masks')
+    assert len(pairs) == len(theirs.output[0])
+    for level, pair in enumerate(pairs):
         stride = head.prior_generator.strides[level][0]
         logits, kernels, features = (
             theirs.output[0][level],
@@ -160,7 +162,9 @@ def test_without_labels_the_teacher_chooses_whose_coefficients_make_a_mask(
     ((_, boxes),) = iteration.of('bbox_head.forward')
     ((_, features),) = iteration.of('extract_feat')
     head = iteration.teacher.bbox_head
-    for level, pair in enumerate(iteration.read('masks')):
+    pairs = iteration.read('masks')
+    assert len(pairs) == len(boxes.output[0])
+    for level, pair in enumerate(pairs):
         infos, scores = [], []
         for image in zip(*(output[level] for output in boxes.output)):
             logits, deltas, coefficients = image

@@ -47,6 +47,7 @@ def test_masks_that_come_before_the_classes_are_told_by_their_shape(
     for call in iteration.of('panoptic_head.forward')[0]:
         call.output = call.output[::-1]
     after = [*iteration.read('logits'), *iteration.read('masks')]
+    assert len(before) == len(after) > 0
     for one, other in zip(before, after):
         assert torch.equal(one.student, other.student)
         assert torch.equal(one.teacher, other.teacher)

@@ -99,6 +99,7 @@ def test_the_teachers_side_has_nothing_of_the_students_weights(seen: Any) -> Non
             side = alone(seen.teacher_side)
             rows = rows_of(site, side)
             found = read(site, side, rows)
+        assert len(found) == len(rows) == len(expected[site.name]) > 0
         for tensor, row, each in zip(found, rows, expected[site.name]):
             assert torch.equal(tensor, each.teacher)
             for own, other in ((row.weight, each.weight), (row.norm, each.norm)):
