@@ -93,7 +93,12 @@ def mmengine_checkpoints() -> Iterator[None]:
     """Let ``torch.load`` look up the few methods that MMEngine writes.
 
     A checkpoint names ``getattr`` for them, which could look up anything. It is given
-    a function that looks up nothing else, and only while a checkpoint is loaded.
+    a function that looks up nothing else, and only while a checkpoint is loaded. What
+    else a file asks for, PyTorch refuses with ``pickle.UnpicklingError``.
+
+    Examples:
+        >>> with mmengine_checkpoints():
+        ...     checkpoint = torch.load('epoch_12.pth', map_location='cpu')
     """
     guard: Any = (_method_of_mmengine, 'builtins.getattr')
     # at its end a block inside another would take away what that one allows

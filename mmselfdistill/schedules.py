@@ -39,17 +39,18 @@ class Schedule:
     Args:
         type (str): 'constant', 'linear', 'cosine' or 'step'. Defaults to
             'constant'.
-        begin (float): Progress at which the term sets in. Defaults to 0.0.
-        end (float): Progress after which the term is off. Defaults to 1.0.
+        begin (float): Progress at which the term sets in, in [0, 1]. Defaults to 0.0.
+        end (float): Progress after which the term is off, in [0, 1]. Defaults to 1.0.
         warmup (float): Part of the progress, from ``begin`` on, during which
-            the factor ramps up linearly from 0. Defaults to 0.0.
-        start (float): Factor after the warm-up (linear, cosine). Defaults to
-            1.0.
+            the factor ramps up linearly from 0; it ends at ``end`` or before. Defaults
+            to 0.0.
+        start (float): Factor after the warm-up (linear, cosine), at least 0. Defaults
+            to 1.0.
         stop (float): Factor at ``end`` (linear, cosine), unless the warm-up fills all
-            of it. Defaults to 0.01.
+            of it, at least 0. Defaults to 0.01.
         milestones (tuple[float, ...]): Progress at which the factor is
-            multiplied by ``gamma`` (step). Defaults to ().
-        gamma (float): Factor of each milestone (step). Defaults to 0.1.
+            multiplied by ``gamma`` (step), in [0, 1]. Defaults to ().
+        gamma (float): Factor of each milestone (step), at least 0. Defaults to 0.1.
         over (str): What the progress is measured over: each 'generation' of a run
             that has some, or the whole 'run'. Defaults to 'generation'.
     """

@@ -103,6 +103,9 @@ class View:
                 Defaults to None: there is none.
             made_up (Tensor, optional): (N, 1, H, W), pixels that no other image gets.
                 Defaults to None: there are none.
+
+        Returns:
+            tuple[Tensor, Tensor]: Both (N, C, H, W), as the images.
         """
         draw = _Draw(images, generator, sizes)
         clean = self._mixed(images, draw, made_up) if self.cutmix > 0 else images

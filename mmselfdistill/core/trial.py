@@ -94,12 +94,10 @@ def _try_term(term: Term, pairs: Sequence[Pair], plan: Plan) -> None:
     frozen the model in part.
 
     Raises:
-        ValueError: If the site gives no tensor, the loss fails there, is NaN, has no
-            gradient or stays 0 whatever the student returns, or no gradient reaches a
-            module that a user named.
+        ValueError: If the site gives no tensor, the loss is wrong there, or no gradient
+            reaches a module that a user named.
     """
-    site, loss = term.site.name, type(term.loss).__name__
-    shapes = [tuple(each.student.shape) for each in pairs]
+    site = term.site.name
     if not pairs:
         raise ValueError(
             f'terms.{term.name}: the site {site!r} gave no tensor in the first '
@@ -107,6 +105,25 @@ def _try_term(term: Term, pairs: Sequence[Pair], plan: Plan) -> None:
             '(as activation checkpointing with use_reentrant=True does), or it returns '
             'no (N, C), (N, L, C) or (N, C, H, W)'
         )
+    _try_loss(term, pairs)
+    if torch.is_grad_enabled() and not any(p.student.requires_grad for p in pairs):
+        useless = (
+            f'terms.{term.name}: no gradient reaches the student at the site {site!r}: '
+            'it is frozen, or inside a part with activation checkpointing (with_cp)'
+        )
+        if plan.site(site) is None:
+            raise ValueError(useless)
+        print_log(useless, logger='current', level=logging.WARNING)
+
+
+def _try_loss(term: Term, pairs: Sequence[Pair]) -> None:
+    """Compute the loss of a term, of what it is given and of other numbers.
+
+    Raises:
+        ValueError: If it fails, is NaN, has no gradient, or stays 0 whatever the
+            student returns.
+    """
+    site, loss = term.site.name, type(term.loss).__name__
     try:
         with torch.no_grad():
             values = [
@@ -125,18 +142,11 @@ def _try_term(term: Term, pairs: Sequence[Pair], plan: Plan) -> None:
             'gradient: it trains nothing'
         )
     if all(_stays_zero(term, each) for each in pairs):
+        shapes = [tuple(each.student.shape) for each in pairs]
         raise ValueError(
             f'terms.{term.name}: {loss} is 0 at the site {site!r}, whatever the '
             f'student returns: it has nothing to compare in tensors of {shapes}'
         )
-    if torch.is_grad_enabled() and not any(p.student.requires_grad for p in pairs):
-        useless = (
-            f'terms.{term.name}: no gradient reaches the student at the site {site!r}: '
-            'it is frozen, or inside a part with activation checkpointing (with_cp)'
-        )
-        if plan.site(site) is None:
-            raise ValueError(useless)
-        print_log(useless, logger='current', level=logging.WARNING)
 
 
 def _check_unchanged(term: Term, comparison: Comparison) -> None:

@@ -36,9 +36,14 @@ FAMILIES: list[type[Family]] = [
 
 
 def find_plan(model: nn.Module) -> Plan:
-    """Return the plan of the first family that matches a model.
+    """Return the plan of the first family in :data:`FAMILIES` that matches a model.
 
-    A model that none matches still offers its modules, by path.
+    Args:
+        model (nn.Module): The model, not its DDP wrapper.
+
+    Returns:
+        Plan: Of a model that none matches, one without sites: its modules can still be
+        compared, by path.
     """
     for family in FAMILIES:
         if family.matches(model):

@@ -67,13 +67,15 @@ class DistillHook(Hook):
             teacher sees them as they are: see :class:`View`. Defaults to None: the
             same.
         unlabeled (dict, optional): Images without labels, on which the teacher teaches
-            too: ``data``, a folder or the config of a dataset, and what
-            docs/unlabeled.md lists. Defaults to None.
+            too: ``data``, a folder or the config of a dataset, and, if wanted,
+            ``batch_size``, ``weight``, ``view``, ``pipeline``, ``num_workers``,
+            ``skip_broken``, ``statistics`` and ``confidence``. Defaults to None.
         task_weight (float | dict | str, optional): Factor on the losses of the model
             itself: a number, or a schedule over the run. Defaults to None: 1.
         teacher_norm (str, optional): By what the teacher's batch norms normalise, where
             the student's train: 'running' statistics, or those of the 'batch'. Defaults
-            to None: 'batch' for a segmentor, 'running' for other models.
+            to None: 'batch' for a segmentor that scores each pixel, 'running' for other
+            models.
         validate (str): What is validated: the 'student', the 'teacher', whose metrics
             are called ``teacher/...``, or 'both'. Defaults to 'student'.
         every (int): The teacher is run in each ``every``-th iteration, and the weights

@@ -51,7 +51,8 @@ class EMATeacherHook(DistillHook):
             average would hold it back, then a ramp to 1 over the next 20 %.
 
     Raises:
-        ValueError: If a value is wrong.
+        ValueError: If a value is wrong. Before training also if a parameter that trains
+            is kept in half precision.
     """
 
     default_schedule = MappingProxyType(dict(type='constant', begin=0.5, warmup=0.2))

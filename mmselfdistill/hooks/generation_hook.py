@@ -53,13 +53,15 @@ class GenerationHook(DistillHook):
         interval (int, optional): Length of a generation, in epochs or
             iterations. Defaults to None.
         generations (int, optional): Number of generations. Defaults to None.
-        by_epoch (bool): Whether ``interval`` counts epochs. Defaults to True.
+        by_epoch (bool): Whether ``interval`` counts epochs; ``generations`` does not
+            ask. Defaults to True.
         student (str): 'continue' or 'reinit'. Defaults to 'continue'.
         **shared: What all hooks take: see :class:`DistillHook`. The schedule's default
             is a cosine from 1 to 0.01 over each generation.
 
     Raises:
-        ValueError: If a value is wrong.
+        ValueError: If a value is wrong. Before training also if ``interval`` counts
+            epochs and the run does not, or fresh weights cannot be drawn.
     """
 
     default_schedule = 'cosine'

@@ -31,8 +31,9 @@ class DistillVisualizationHook(Hook):
     file's name; its step is the iteration. Training is not changed. What the panel of
     differences shows depends on the model:
 
-    - detectors: the boxes of one of them alone, and pairs of two classes; boxes with an
-      IoU of at least 0.5 are pairs. Of masks, the pixels of one of them alone;
+    - detectors: the boxes of one of them alone, and pairs of two classes; in grey,
+      pairs of one class, with the difference of the scores. Boxes with an IoU of at
+      least 0.5 are pairs. Of masks, the pixels of one of them alone;
     - segmentors: :math:`1 - \sum_c \min(p_c, q_c)` of the class probabilities at each
       pixel, or where labels differ, if there are no probabilities;
     - classifiers: the scores of the likeliest classes.
@@ -47,7 +48,7 @@ class DistillVisualizationHook(Hook):
         interval (int): One picture in each ``interval`` batches of a validation, from
             the first on: its first image. These are the same images at each validation
             if its loader does not shuffle. Defaults to 50.
-        score_thr (float): Boxes below it are left out. Defaults to 0.3.
+        score_thr (float): Boxes below it are left out, in [0, 1]. Defaults to 0.3.
         backend_args (dict, optional): Of the file backend that images are read by.
             Defaults to None.
         **unknown: Nothing; taken to name what was meant in the message.

@@ -28,8 +28,11 @@ def in_full_precision(loss: LossFunction) -> LossFunction:
         loss (Callable): A function of student, teacher, and keywords.
 
     Returns:
-        Callable: The same function. It raises ValueError when the two tensors
-        differ in shape, where broadcasting would hide a mistake.
+        Callable: The same function.
+
+    Raises:
+        ValueError: By the function, if the two tensors differ in shape, where
+            broadcasting would hide a mistake.
     """
 
     @functools.wraps(loss)
@@ -236,12 +239,16 @@ def _softened(logits: Tensor, temperature: float) -> Tensor:
 
 
 def standardized(x: Tensor) -> Tensor:
-    """Shift and scale each channel to mean 0 and variance 1 over all else.
+    r"""Shift and scale each channel to mean 0 and variance 1 over all else.
 
-    A constant channel becomes 0.
+    :math:`(x - \mu_c) / \sqrt{\sigma_c^2 + 10^{-6}}` with the mean and the variance of
+    each channel over N and all positions. A constant channel becomes 0.
 
     Args:
         x (Tensor): (N, C, ...).
+
+    Returns:
+        Tensor: Same shape.
     """
     if x.numel() == x.shape[1]:
         return x - x  # of one number each, exactly

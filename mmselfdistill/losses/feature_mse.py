@@ -60,6 +60,8 @@ def feature_mse_loss(
 class FeatureMSELoss(nn.Module):
     """Squared difference of normalised features: see :func:`feature_mse_loss`.
 
+    It takes (N, C, H, W) or (N, C).
+
     Args:
         projector (int, optional): Channels of a learned 1x1 projector in front of the
             student's features. It begins as the identity, and trains with the run's

@@ -43,7 +43,10 @@ def pkd_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 @MODELS.register_module()
 class PKDLoss(nn.Module):
-    """One minus the channels' Pearson correlation: see :func:`pkd_loss`."""
+    """One minus the channels' Pearson correlation: see :func:`pkd_loss`.
+
+    It takes (N, C, H, W) or (N, C), and needs at least 2 positions or rows.
+    """
 
     def forward(self, student: Tensor, teacher: Tensor, **_: Any) -> Tensor:
         """Return the loss of one pair, whatever its numbers are."""

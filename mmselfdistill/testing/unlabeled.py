@@ -60,9 +60,10 @@ def check_unlabeled(
 
     Args:
         model (nn.Module): The student. A copy of it is tried.
-        raw (dict): Images and data samples, as its preprocessor takes them. Their
-            annotations are taken away.
-        batch (dict): The keyword arguments of its ``forward`` in mode 'loss'.
+        raw (dict): ``inputs``, images (C, H, W), and ``data_samples``, as its
+            preprocessor takes them. Their annotations are taken away.
+        batch (dict): The keyword arguments of its ``forward`` in mode 'loss':
+            ``inputs`` (N, C, H, W) and ``data_samples``, as they leave it.
         confidence (float, optional): Of :class:`Unlabeled`. Random weights are sure of
             nothing, so it is 0 in the trial. Defaults to None.
         **settings: Of :func:`build_distiller`.
