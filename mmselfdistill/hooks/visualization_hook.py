@@ -69,6 +69,10 @@ class DistillVisualizationHook(Hook):
         self.draw = check_bool('draw', draw)
         self.interval = check_whole('interval', interval, 1)
         self.score_thr = check_number('score_thr', score_thr, 0.0, 1.0)
+        if not isinstance(backend_args, (dict, type(None))):
+            raise ValueError(
+                f'backend_args: expected a dict or None, but got {backend_args!r}'
+            )
         self.backend_args = backend_args
         self._warned = False
         self._names: Counter[str] = Counter()

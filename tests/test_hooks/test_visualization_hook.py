@@ -259,6 +259,7 @@ def test_images_of_one_name_have_pictures_of_their_own() -> None:
         (dict(score_thr=2), r'^score_thr: expected a number in \[0, 1\]'),
         (dict(draws=True), "has no argument 'draws'; did you mean 'draw'"),
         (dict(terms={}), "has no argument 'terms'"),
+        (dict(backend_args='local'), '^backend_args: expected a dict or None, but got'),
     ],
 )
 def test_wrong_settings(setting: dict[str, Any], message: str) -> None:

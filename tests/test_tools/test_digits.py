@@ -211,6 +211,25 @@ def test_images_of_someone_else_are_left_alone(tmp_path: Path) -> None:
     assert contents(tmp_path) == {'train/n01440764/1.JPEG': b''}
 
 
+@pytest.mark.parametrize(
+    ('flags', 'message'),
+    [
+        (['--unlabeled', '-5'], '--unlabeled and --seed must be at least 0'),
+        (['--seed', '-1'], '--unlabeled and --seed must be at least 0'),
+        ([], 'is a file: name a folder'),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(
+    flags: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / 'root'
+    root.write_text('mine')
+    monkeypatch.setattr(sys, 'argv', ['digits.py', str(root), *flags])
+    with pytest.raises(SystemExit, match=message):
+        digits_tool.main()
+    assert root.read_text() == 'mine'
+
+
 def test_every_class_has_an_image(tmp_path: Path) -> None:
     root = tmp_path / 'digits_imagenet'
     with pytest.raises(

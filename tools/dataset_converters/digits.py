@@ -297,6 +297,10 @@ def main() -> None:
     args = parser.parse_args()
     if min(args.train, args.val) < 1 or args.size < 32:
         sys.exit('--train and --val must be at least 1, --size at least 32 pixels.')
+    if min(args.unlabeled, args.seed) < 0:
+        sys.exit('--unlabeled and --seed must be at least 0.')
+    if args.root.is_file():
+        sys.exit(f'{args.root} is a file: name a folder.')
     drawn = write_digits(
         args.root, args.train, args.val, args.size, args.seed, args.unlabeled
     )
