@@ -78,12 +78,13 @@ def main(arguments: list[str] | None = None) -> None:
         warnings.filterwarnings('ignore', 'pkg_resources is deprecated', UserWarning)
         try:
             COMMANDS[args.command][0].run(args)
-        except BrokenPipeError:
-            # `| head` has read enough: nothing is left to be flushed to it
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         except (OSError, RuntimeError, ValueError) as error:
             if args.command == 'train':
                 raise
+            if isinstance(error, BrokenPipeError):
+                # `| head` has read enough: nothing is left to be flushed to it
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                return
             raise SystemExit(str(error)) from error
 
 

@@ -124,24 +124,29 @@ def _try_loss(term: Term, pairs: Sequence[Pair]) -> None:
             student returns.
     """
     site, loss = term.site.name, type(term.loss).__name__
+    trains = torch.is_grad_enabled()
     try:
         with torch.no_grad():
-            values = [
-                reduced(term.divergence(each), each.weight, each.norm) for each in pairs
-            ]
+            # a loss may work in place
+            tried = [replace(each, student=each.student.clone()) for each in pairs]
+            for each in tried:
+                reduced(term.divergence(each), each.weight, each.norm)
+            is_nan = any(_stays_nan(term, each) for each in pairs)
+            is_zero = all(_stays_zero(term, each) for each in pairs)
+        teaches = not trains or any(_has_gradient(term, each) for each in pairs)
     except (LookupError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(
             f'terms.{term.name}: {loss} fails at the site {site!r}: '
             f'{type(error).__name__}: {error}'
         ) from error
-    if any(bool(value.isnan()) for value in values):
+    if is_nan:
         raise ValueError(f'terms.{term.name}: {loss} is NaN at the site {site!r}')
-    if torch.is_grad_enabled() and not any(_has_gradient(term, p) for p in pairs):
+    if not teaches:
         raise ValueError(
             f'terms.{term.name}: what {loss} returns at the site {site!r} has no '
             'gradient: it trains nothing'
         )
-    if all(_stays_zero(term, each) for each in pairs):
+    if is_zero:
         shapes = [tuple(each.student.shape) for each in pairs]
         raise ValueError(
             f'terms.{term.name}: {loss} is 0 at the site {site!r}, whatever the '
@@ -178,22 +183,36 @@ def _warn_of_kind(term: Term, pairs: Sequence[Pair]) -> None:
         )
 
 
-def _has_gradient(term: Term, pair: Pair) -> bool:
-    student = pair.student.detach().requires_grad_()
-    return term.divergence(replace(pair, student=student)).requires_grad
+def _others(pair: Pair) -> tuple[Pair, Pair]:
+    """Return a pair whose student is another, and one whose teacher is sure besides.
 
-
-@torch.no_grad()
-def _stays_zero(term: Term, pair: Pair) -> bool:
-    """Say whether a loss does not see that the student is another.
-
-    Nor with a teacher that is sure of itself: it may become so.
+    It may become so: a loss may have nothing to say of one that is not.
     """
-    size = pair.student.numel()
+    student = pair.student.detach()
     # no random number: the student's stream is not moved
-    ramp = torch.linspace(-1, 1, size, device=pair.student.device).view_as(pair.student)
-    other = replace(pair, student=pair.student + ramp.to(pair.student))
+    ramp = torch.linspace(-1, 1, student.numel(), device=student.device)
+    other = replace(pair, student=student + ramp.view_as(student).to(student))
     decided = torch.full_like(pair.teacher, -100.0)
     decided[:, :1] = 100.0
-    sure = replace(other, teacher=decided)
-    return size > 0 and not any(term.divergence(each).any() for each in (other, sure))
+    return other, replace(other, teacher=decided)
+
+
+def _stays_nan(term: Term, pair: Pair) -> bool:
+    # it may be so where both sides are equal alone
+    given = replace(pair, student=pair.student.clone())
+    values = [term.divergence(each) for each in (given, *_others(pair))]
+    return all(bool(each.isnan().any()) for each in values)
+
+
+def _stays_zero(term: Term, pair: Pair) -> bool:
+    values = [term.divergence(each) for each in _others(pair)]
+    return pair.student.numel() > 0 and not any(bool(each.any()) for each in values)
+
+
+def _has_gradient(term: Term, pair: Pair) -> bool:
+    for each in (pair, *_others(pair)):
+        # no leaf, as in training
+        student = each.student.detach().requires_grad_().clone()
+        if term.divergence(replace(each, student=student)).requires_grad:
+            return True
+    return False

@@ -28,7 +28,7 @@ class SelfDistillHook(DistillHook):
     the file.
 
     Args:
-        teacher (str | PathLike): Path or URL of a checkpoint of the same model, of any
+        teacher (str): Path or URL of a checkpoint of the same model, of any
             form that MMEngine loads. It is loaded strictly, as the model itself does:
             old names are translated where the model knows how. Of a model that holds
             the detector that it trains, a checkpoint of that detector will do.
@@ -42,13 +42,13 @@ class SelfDistillHook(DistillHook):
 
     default_schedule = 'cosine'
 
-    def __init__(
-        self, teacher: str | os.PathLike[str] | None = None, **shared: Any
-    ) -> None:
+    def __init__(self, teacher: str | None = None, **shared: Any) -> None:
         super().__init__(**shared)
-        if not isinstance(teacher, (str, os.PathLike)) or not os.fspath(teacher):
-            raise ValueError(f'teacher: expected a path or URL, but got {teacher!r}')
-        self.teacher = os.path.expanduser(os.fspath(teacher))
+        if not isinstance(teacher, str) or not teacher:
+            raise ValueError(
+                f'teacher: expected a path or URL, as text, but got {teacher!r}'
+            )
+        self.teacher = os.path.expanduser(teacher)
 
     def init_teacher(self, runner: Runner, teacher: nn.Module) -> nn.Module:
         """Load the checkpoint."""

@@ -27,11 +27,16 @@ def check_arguments(hook: type, base: type, unknown: Mapping[str, Any]) -> None:
     signatures = [inspect.signature(each).parameters for each in (base, hook)]
     parameters = [p for each in signatures for p in each.values()]
     valid = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
+    # three kinds of teacher, each with arguments of its own
+    kinds: list[type] = base.__subclasses__()
+    owners = {
+        p.name: kind.__name__
+        for kind in kinds
+        for p in inspect.signature(kind).parameters.values()
+        if p.kind is not p.VAR_KEYWORD
+    }
     for name in unknown:
-        # three kinds of teacher, each with arguments of its own
-        kinds: list[type] = base.__subclasses__()
-        others = [k for k in kinds if name in inspect.signature(k).parameters]
-        hint = f'{others[0].__name__} has' if others else nearest(name, valid)
+        hint = f'{owners[name]} has' if name in owners else nearest(name, valid)
         raise ValueError(f'{hook.__name__} has no argument {name!r}; {hint}')
 
 

@@ -25,15 +25,15 @@ def find_images(data: object) -> list[str]:
     """Return the paths of images.
 
     Args:
-        data (str | PathLike | Mapping): A folder, which is searched with all that
-            is below it and does not begin with a dot; or the config of a dataset, whose
-            labels are not used, or of a wrapper.
+        data (str | Mapping): A folder, which is searched with all that is below it and
+            does not begin with a dot; or the config of a dataset, whose labels are not
+            used, or of a wrapper.
 
     Raises:
         ValueError: If there is none, or the dataset cannot be built.
     """
-    if isinstance(data, (str, os.PathLike)):
-        return _in_folder(osp.expanduser(os.fspath(data)))
+    if isinstance(data, str):
+        return _in_folder(osp.expanduser(data))
     if isinstance(data, Mapping) and 'type' in data:
         inner = _inside(data)
         if inner is None:
@@ -45,8 +45,8 @@ def find_images(data: object) -> list[str]:
             )
         return found
     raise ValueError(
-        'unlabeled.data: expected the path of a folder, or the config of a dataset '
-        f'with its type, but got {data!r}'
+        'unlabeled.data: expected the path of a folder, as text, or the config of a '
+        f'dataset with its type, but got {data!r}'
     )
 
 

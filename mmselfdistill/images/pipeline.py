@@ -68,6 +68,9 @@ def image_pipeline(
         if after is not None:
             kept.append(transform)
             results = after
+        elif own and 'img' not in results:
+            # it is the image's fault: another may be tried
+            raise ValueError(f'{name}: {reason}')
         elif own:
             raise PipelineError(
                 f'unlabeled.pipeline: {name} cannot be applied to one image without '

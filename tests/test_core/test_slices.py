@@ -92,6 +92,27 @@ def test_a_term_that_is_off_fails_in_the_first_iteration() -> None:
 
 
 @pytest.mark.parametrize(
+    'value',
+    [
+        # a confident teacher may come later; equal sides may give 0 / 0
+        lambda s, t: (s[t > 50] - t[t > 50]).sum() if t.max() > 50 else s.new_zeros(()),
+        lambda s, t: (s - t).abs().sum() / (s - t).abs().sum().detach(),
+        lambda s, t: torch.relu_(s).sub(torch.relu(t)).abs().sum(),
+    ],
+    ids=['unsure', 'balanced', 'in place'],
+)
+def test_a_loss_may_have_nothing_to_say_yet(value: Any) -> None:
+    class Own(Gap):
+        def forward(self, student: torch.Tensor, teacher: Any, **_: Any) -> Any:
+            return value(student, teacher)
+
+    late = dict(type='constant', begin=0.5)
+    terms = dict(TERMS, logits=dict(type=Own, site='bbox_head', schedule=late))
+    with distilled(Toy(), {}, terms=terms) as distiller:
+        assert step(distiller)['logits'] == 0
+
+
+@pytest.mark.parametrize(
     ('value', 'message'),
     [
         (

@@ -309,6 +309,11 @@ def test_nothing_of_an_own_pipeline_is_left_out(
     init_default_scope('mmdet')
     with pytest.raises(PipelineError, match=rf'^unlabeled\.pipeline: {message}'):
         image_pipeline([*LOAD, BOXES, step, PACK], wide, own=True)
+    # not of an image that cannot be read: another may be tried
+    empty = dict(type='LoadImageFromFile', ignore_empty=True)
+    with pytest.raises(ValueError, match=r'^LoadImageFromFile: it rejects') as error:
+        image_pipeline([empty, PACK], f'{wide}.missing', own=True)
+    assert not isinstance(error.value, PipelineError)
     kept, dropped = image_pipeline([*LOAD, BOXES, PACK], wide, own=True)
     assert len(kept) == 3 and dropped == []
 
