@@ -210,6 +210,9 @@ def _stays_zero(term: Term, pair: Pair) -> bool:
 
 
 def _has_gradient(term: Term, pair: Pair) -> bool:
+    # nothing is seen of it where there is nothing
+    if not pair.student.numel():
+        return True
     for each in (pair, *_others(pair)):
         # no leaf, as in training
         student = each.student.detach().requires_grad_().clone()

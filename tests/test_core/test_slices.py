@@ -99,7 +99,7 @@ def test_a_term_that_is_off_fails_in_the_first_iteration() -> None:
         lambda s, t: (s - t).abs().sum() / (s - t).abs().sum().detach(),
         lambda s, t: torch.relu_(s).sub(torch.relu(t)).abs().sum(),
     ],
-    ids=['unsure', 'balanced', 'in place'],
+    ids=['unsure', 'balanced', 'in_place'],
 )
 def test_a_loss_may_have_nothing_to_say_yet(value: Any) -> None:
     class Own(Gap):
