@@ -231,7 +231,8 @@ class Handed:
             self._take(held, name)
         elif given:
             copies = {id(t): t.detach().clone() for t in others}
-            _put_in(held, name, replaced(value, {**copies, **versions}))
+            own = {**copies, **_modules_in(mine, value), **versions}
+            _put_in(held, name, replaced(value, own))
         theirs, made = moment(held.get(name)), record.made and not given
         self._last[place] = _Record(now, record.end, theirs, made)
 
@@ -258,6 +259,14 @@ def _put_in(held: dict[str, Any], name: str, value: Any) -> None:
         mine.update(value)
     else:
         mine[:] = value
+
+
+def _modules_in(mine: Any, value: Any) -> dict[int, nn.Module]:
+    """Return a container's own modules, by the ``id`` of the student's."""
+    if type(mine) is not type(value) or not isinstance(value, dict):
+        return {}
+    pairs = [(value[key], mine[key]) for key in value.keys() & mine.keys()]
+    return {id(v): m for v, m in pairs if isinstance(m, nn.Module)}
 
 
 def _put_numbers(mine: Any, value: Any) -> None:
