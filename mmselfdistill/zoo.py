@@ -32,14 +32,18 @@ def read_config(name: str, options: dict[str, Any] | None) -> Config:
     return cfg
 
 
-def read_file(path: Path) -> Config:
+def read_file(path: Path, imports: bool = True) -> Config:
     """Read the file of a config.
+
+    Args:
+        path (Path): The file.
+        imports (bool): Whether its ``custom_imports`` are imported. Defaults to True.
 
     Raises:
         ValueError: If it, or what it inherits or imports, cannot be read.
     """
     try:
-        return Config.fromfile(path)
+        return Config.fromfile(path, import_custom_modules=imports)
     except Exception as error:
         # of what is no Python, MMEngine does not say in which file
         raise ValueError(

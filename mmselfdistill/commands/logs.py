@@ -13,7 +13,7 @@ from mmengine.config import Config
 from mmengine.runner.utils import calc_dynamic_intervals
 
 from mmselfdistill.commands import stretch
-from mmselfdistill.zoo import hooks_of
+from mmselfdistill.zoo import hooks_of, read_file
 
 Log = List[Dict[str, Any]]  # the entries of one start of a run
 
@@ -45,13 +45,8 @@ def config_at(path: Path) -> Config:
     """Return a config that MMEngine wrote; an empty one if there is no such file."""
     if not path.is_file():
         return Config()
-    try:
-        # what the run imported may need a machine, or a folder, that is not here
-        return Config.fromfile(path, import_custom_modules=False)
-    except Exception as error:
-        raise ValueError(
-            f'{path} cannot be read: {type(error).__name__}: {error}'
-        ) from error
+    # what the run imported may need a machine, or a folder, that is not here
+    return read_file(path, imports=False)
 
 
 def entries_of(path: Path) -> Log:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from mmselfdistill.core.streams import at_precision, autocast_to, precision
+from mmselfdistill.core.streams import at_precision, autocast_to
 from mmselfdistill.families.plan import Rows, Side, Site
 
 
@@ -54,8 +55,8 @@ def pair(
     Raises:
         RuntimeError: If the two sides differ in number or shape of tensors.
     """
-    as_theirs = autocast_to(dtype) if dtype else precision()
-    with torch.no_grad(), at_precision(as_theirs):
+    as_theirs = at_precision(autocast_to(dtype)) if dtype else nullcontext()
+    with torch.no_grad(), as_theirs:
         theirs = site.read(teacher)
         rows = site.weigh(teacher) if site.weigh else [Rows()] * len(theirs)
         targets = [each.at(r.index).detach() for each, r in zip(theirs, rows)]
