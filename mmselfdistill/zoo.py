@@ -16,6 +16,7 @@ import mmselfdistill.hooks  # also makes `mmseg::` resolve on either stack
 from mmselfdistill.errors import check_choice
 from mmselfdistill.hooks.base import DistillHook
 from mmselfdistill.hooks.run import check_one
+from mmselfdistill.names import name_of
 
 SCOPES = ('mmdet', 'mmseg', 'mmpretrain')
 
@@ -214,11 +215,6 @@ def _all_of_ours(cfg: Config) -> list[dict[str, Any]]:
     return [hook for where, hook in named if _is_ours(where, hook)]
 
 
-def name_of(kind: Any) -> str:
-    """Return the name of a ``type`` in a config, which may be the class itself."""
-    return kind if isinstance(kind, str) else str(kind.__name__)
-
-
 def _is_ours(where: str, hook: Any) -> bool:
     if hook is None:
         return False
@@ -237,7 +233,7 @@ def _is_ours(where: str, hook: Any) -> bool:
             found = HOOKS.get(name)
         names = mmselfdistill.hooks.__all__
         # less, and MMDetection's MeanTeacherHook and DetVisualizationHook are near
-        near = difflib.get_close_matches(name.rpartition('.')[2], names, cutoff=0.9)
+        near = difflib.get_close_matches(name_of(name), names, cutoff=0.9)
         if found is None and (near or name.startswith('mmselfdistill.')):
             ours = [f'mmselfdistill.{each}' for each in names]
             check_choice(f'{where}.type', name, ours)

@@ -45,7 +45,7 @@ def check(cfg: Config) -> Report:
     report = check_identity(model, batch, unlabeled=none, **settings)
     if unlabeled is not None and unlabeled['weight'] > 0:
         raw = builder.raw_unlabeled(model, size)
-        sure = unlabeled.get('confidence')
+        sure = unlabeled['confidence']
         report.unlabeled = check_unlabeled(model, raw, batch, sure, **settings)
     return report
 

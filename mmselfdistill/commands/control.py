@@ -17,11 +17,11 @@ from mmselfdistill.errors import check_number
 from mmselfdistill.hooks import DistillVisualizationHook, GenerationHook
 from mmselfdistill.hooks.base import DistillHook
 from mmselfdistill.hooks.validation import PREFIX
+from mmselfdistill.names import name_of
 from mmselfdistill.zoo import (
     find_config,
     find_self_distill,
     hooks_of,
-    name_of,
     pop_hooks,
     pop_self_distill,
     read_file,
@@ -144,8 +144,7 @@ def with_hook(cfg: Config, values: dict[str, Any]) -> Config:
 def _pop_pictures(cfg: Config) -> None:
     """Take the pictures of student and teacher out of a config: there is no teacher."""
     name = DistillVisualizationHook.__name__
-    kinds = [(hook, name_of(hook['type'])) for hook in hooks_of(cfg)]
-    pop_hooks(cfg, [hook for hook, kind in kinds if kind.rpartition('.')[2] == name])
+    pop_hooks(cfg, [hook for hook in hooks_of(cfg) if name_of(hook['type']) == name])
 
 
 def of_student(cfg: Config) -> Config:

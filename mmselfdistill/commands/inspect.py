@@ -27,6 +27,7 @@ from mmselfdistill.core.unlabeled import without_labels
 from mmselfdistill.errors import check_whole
 from mmselfdistill.hooks import EMATeacherHook, SelfDistillHook
 from mmselfdistill.hooks.base import DistillHook
+from mmselfdistill.hooks.unlabeled import arguments_of
 from mmselfdistill.testing.builder import Builder, step
 from mmselfdistill.testing.identity import always
 from mmselfdistill.testing.models import size_of
@@ -111,14 +112,7 @@ def distiller_of(hook: DistillHook, model: Any, bare: dict[str, Any]) -> Distill
         model (BaseModel): The model.
         bare (dict): Stands for a batch of the images without labels.
     """
-    source = hook.unlabeled
-    unlabeled = source and dict(
-        batches=Same(bare),
-        weight=source['weight'],
-        view=source['view'],
-        statistics=source.get('statistics', False),
-        confidence=source.get('confidence'),
-    )
+    unlabeled = hook.unlabeled and arguments_of(hook.unlabeled, Same(bare))
     distiller = hook.distiller_of(model, unlabeled)
     distiller.teacher = make_teacher(model)
     return distiller

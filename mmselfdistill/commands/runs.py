@@ -27,6 +27,7 @@ from mmselfdistill.commands.logs import (
 )
 from mmselfdistill.core.keys import LOSS, TASK_WEIGHT
 from mmselfdistill.hooks.validation import PREFIX
+from mmselfdistill.names import name_of
 from mmselfdistill.zoo import scope_of
 
 # MMDetection logs average precision and recall, and scores of tracking, as 0 to 1; its
@@ -255,8 +256,8 @@ def sorts_categories(folder: Path) -> bool:
 
     Others, as COCO's, go by their order in the file.
     """
-    kind: str = _validated(config_of(folder)).get('type', '')
-    return kind.rpartition('.')[2] == 'Objects365V1Dataset'
+    kind = _validated(config_of(folder)).get('type', '')
+    return name_of(kind) == 'Objects365V1Dataset'
 
 
 def _validated(cfg: Config) -> Any:

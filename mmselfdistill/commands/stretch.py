@@ -8,7 +8,8 @@ from typing import Any, Mapping
 from mmengine.config import Config
 from mmengine.optim.scheduler.param_scheduler import INF
 
-from mmselfdistill.zoo import hooks_of, name_of
+from mmselfdistill.names import name_of
+from mmselfdistill.zoo import hooks_of
 
 # positions and lengths of MMEngine's schedulers, and of hooks that act at a position
 POSITIONS = ('begin', 'end', 'T_max', 'step_size', 'total_steps')
@@ -34,7 +35,7 @@ def loop_of(train_cfg: Mapping[str, Any]) -> str:
     """Return the name of a training loop, without its package."""
     counts = train_cfg.get('by_epoch', True)
     default = 'EpochBasedTrainLoop' if counts else 'IterBasedTrainLoop'
-    return name_of(train_cfg.get('type', default)).rpartition('.')[2]
+    return name_of(train_cfg.get('type', default))
 
 
 def length_of(cfg: Config) -> tuple[int, str]:
@@ -107,7 +108,7 @@ def _schedulers(given: Any, factor: float) -> Any:
     for key in LISTS:
         if key in moved:
             moved[key] = [round(each * factor) for each in moved[key]]
-    name = name_of(given['type']).rpartition('.')[2]
+    name = name_of(given['type'])
     if name.startswith('Exponential') and 'gamma' in moved:
         # multiplied in each step: as far down in more of them
         moved['gamma'] = moved['gamma'] ** (1 / factor)

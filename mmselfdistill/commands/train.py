@@ -25,10 +25,10 @@ from mmselfdistill.commands.launching import (
 from mmselfdistill.commands.stretch import counts_epochs
 from mmselfdistill.errors import nearest
 from mmselfdistill.hooks.state import STATE_KEY
+from mmselfdistill.names import name_of
 from mmselfdistill.zoo import (
     find_self_distill,
     merge_options,
-    name_of,
     pop_self_distill,
 )
 
@@ -119,11 +119,10 @@ def self_distill_hook(args: argparse.Namespace, cfg: Config) -> dict[str, Any]:
 
 def use_amp(cfg: Config) -> None:
     """Turn mixed precision on in place, unless the config has it already."""
-    name = name_of(cfg.optim_wrapper.get('type', 'OptimWrapper'))
-    kind = name.rpartition('.')[2]
+    kind = name_of(cfg.optim_wrapper.get('type', 'OptimWrapper'))
     if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
         raise SystemExit(
-            f'--amp: needs optim_wrapper.type OptimWrapper, but the config has {name}.'
+            f'--amp: needs optim_wrapper.type OptimWrapper, but the config has {kind}.'
         )
     if kind == 'OptimWrapper':
         cfg.optim_wrapper.type = 'AmpOptimWrapper'

@@ -31,7 +31,7 @@ from mmselfdistill.core.streams import copied
 
 _KINDS = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
 _EXACT = frozenset(_KINDS)
-PLAIN = (*_KINDS, np.generic, Enum)
+SIMPLE = (*_KINDS, np.generic, Enum)
 GENERATORS = (
     *(torch.Generator, random.Random),
     *(np.random.Generator, np.random.RandomState),
@@ -44,7 +44,7 @@ _MOST = 256
 
 
 # an attribute of a module, which is named by its `id`
-Place = Tuple[int, str]
+Slot = Tuple[int, str]
 # some tensors at one moment: which they are, and how often each was changed
 Moment = Tuple[Tuple['weakref.ref[Tensor]', int], ...]
 
@@ -72,7 +72,7 @@ class Held:
     numbers: dict[str, Any]
     others: dict[str, Any]
     moments: dict[str, Moment]
-    shared: dict[str, Place]
+    shared: dict[str, Slot]
     gone: tuple[str, ...]
 
     def tensors(self) -> list[Tensor]:
@@ -100,8 +100,8 @@ class Attributes:
 
     def now(self) -> list[Held]:
         """Return numbers and text, and what may hold tensors or draws numbers."""
-        places: dict[int, Place] = {}
-        return [reader.now(places) for reader in self._readers]
+        slots: dict[int, Slot] = {}
+        return [reader.now(slots) for reader in self._readers]
 
 
 def _has_constants(module: nn.Module) -> bool:
@@ -152,11 +152,11 @@ class _Reader:
         self._values = self._read(self._held)
         self._last: Held | None = None
 
-    def now(self, places: dict[int, Place]) -> Held:
+    def now(self, slots: dict[int, Slot]) -> Held:
         """Return what the module holds.
 
         Args:
-            places (dict): Where each container was read, by its ``id``: of others,
+            slots (dict): Where each container was read, by its ``id``: of others,
                 and then of this module's too.
         """
         try:
@@ -172,12 +172,12 @@ class _Reader:
         others, shared = {}, {}
         for name in self._open:
             value = self._held[name]
-            if id(value) in places:
+            if id(value) in slots:
                 self._numbers.pop(name, None)
-                shared[name] = places[id(value)]
+                shared[name] = slots[id(value)]
                 continue
             if isinstance(value, CONTAINERS):
-                places[id(value)] = self._key, name
+                slots[id(value)] = self._key, name
             # a container of numbers is most often what it was
             if name in self._numbers and are_equal(self._numbers[name], value):
                 continue
@@ -212,7 +212,7 @@ def is_kept(value: Any) -> bool:
         return len(value) <= _MOST and not isinstance(value, ConfigDict)
     if isinstance(value, np.ndarray):
         return value.size <= _MOST and value.dtype != object
-    return isinstance(value, (*PLAIN, *GENERATORS, Tensor)) or holds_nothing(value)
+    return isinstance(value, (*SIMPLE, *GENERATORS, Tensor)) or holds_nothing(value)
 
 
 def holds_nothing(value: Any) -> bool:
@@ -244,7 +244,7 @@ def _is_plain(value: Any) -> bool:
     items = value.values() if isinstance(value, dict) else value
     if _EXACT.issuperset(map(type, items)):
         return True
-    return all(isinstance(each, PLAIN) for each in flat(value))
+    return all(isinstance(each, SIMPLE) for each in flat(value))
 
 
 def are_equal(numbers: Any, value: Any) -> bool:

@@ -19,10 +19,10 @@ from mmselfdistill.core.attributes import (
     BASE,
     CONTAINERS,
     GENERATORS,
-    PLAIN,
+    SIMPLE,
     Held,
     Moment,
-    Place,
+    Slot,
     are_equal,
     copy_of,
     is_kept,
@@ -33,7 +33,7 @@ from mmselfdistill.core.frozen import equal_tensors
 
 
 class _Record(NamedTuple):
-    """What both sides held at a place when it was last given, or after the calls.
+    """What both sides held at a slot when it was last given, or after the calls.
 
     Args:
         read (Moment): The student's, when its call began.
@@ -48,8 +48,8 @@ class _Record(NamedTuple):
     made: bool
 
 
-# whether it is saved, and by place: the record, whether it holds, and a copy
-Left = Tuple[bool, Dict[Place, Tuple[_Record, bool, Any]]]
+# whether it is saved, and by slot: the record, whether it holds, and a copy
+Left = Tuple[bool, Dict[Slot, Tuple[_Record, bool, Any]]]
 _ABSENT = object()
 _NONE = _Record((), (), (), made=False)
 
@@ -72,14 +72,14 @@ class Handed:
         self._rests = rests
         self._begins = True
         self._taken: set[str] = set()
-        self._shared: dict[int, dict[str, Place]] = {}
+        self._shared: dict[int, dict[str, Slot]] = {}
         self._last = {
             (key, name): _Record((), (), moment(self._held[key][name]), made=False)
             for key, name in self._containers()
             if moment(self._held[key][name])
         }
 
-    def _containers(self) -> Iterator[Place]:
+    def _containers(self) -> Iterator[Slot]:
         for key, held in self._held.items():
             for name, value in held.items():
                 if name not in BASE and isinstance(value, (Tensor, *CONTAINERS)):
@@ -87,10 +87,10 @@ class Handed:
 
     def follow(self, before: Handed) -> None:
         """Go on from what another noted of the same modules."""
-        for place, record in before._last.items():
-            key, _ = place
+        for slot, record in before._last.items():
+            key, _ = slot
             if self._held.get(key) is before._held[key]:
-                self._last[place] = record
+                self._last[slot] = record
 
     def left(self, again: bool) -> Left:
         """Return what the teacher's modules hold before its calls.
@@ -101,8 +101,8 @@ class Handed:
         found, copies = {}, _Copies()
         # what is empty yet, or not there, a call may fill
         small = (p for p in self._containers() if is_kept(self._held[p[0]][p[1]]))
-        places = dict.fromkeys(small, _NONE) if again else {}
-        for (key, name), record in {**places, **self._last}.items():
+        slots = dict.fromkeys(small, _NONE) if again else {}
+        for (key, name), record in {**slots, **self._last}.items():
             value = self._held[key].get(name, _ABSENT)
             holds = _is_same(moment(value), record.theirs)
             found[key, name] = record, holds, copies.of(value) if again else None
@@ -177,7 +177,7 @@ class Handed:
             if not are_equal(value, held.get(name)):
                 _put_in(held, name, copy_of(value))
         for name, value in each.others.items():
-            if isinstance(value, (*PLAIN, *GENERATORS)):
+            if isinstance(value, (*SIMPLE, *GENERATORS)):
                 held[name] = copy_of(value)
             else:
                 self._put_tensors(each, name, value, versions)
@@ -204,18 +204,18 @@ class Handed:
     def _put_tensors(
         self, each: Held, name: str, value: Any, versions: Mapping[int, Any]
     ) -> None:
-        held, place = self._held[each.key], (each.key, name)
+        held, slot = self._held[each.key], (each.key, name)
         mine, parts = held.get(name), [*flat(value)]
         known = any(id(part) in versions for part in parts)
         others = [t for t in tensors_at(parts) if id(t) not in versions]
-        simple = all(isinstance(part, (Tensor, *PLAIN)) for part in parts)
+        simple = all(isinstance(part, (Tensor, *SIMPLE)) for part in parts)
         if not known and not (others and simple):
             _put_numbers(mine, value)
             return
         if any(t.requires_grad and t.is_leaf for t in others):
             # it trains, though it is no parameter: the teacher has its copy
             return
-        now, record = each.moments[name], self._last.get(place, _NONE)
+        now, record = each.moments[name], self._last.get(slot, _NONE)
         # the call itself may have changed it in place since, as the teacher's will
         changed = not known and not _is_same(now, moment(value))
         # what a call of the teacher has left there is its own
@@ -234,7 +234,7 @@ class Handed:
             own = {**copies, **_modules_in(mine, value), **versions}
             _put_in(held, name, replaced(value, own))
         theirs, made = moment(held.get(name)), record.made and not given
-        self._last[place] = _Record(now, record.end, theirs, made)
+        self._last[slot] = _Record(now, record.end, theirs, made)
 
     def _is_news(self, each: Held, name: str, record: _Record, changed: bool) -> bool:
         """Say whether the student's tensors are others than those last given."""
@@ -275,7 +275,7 @@ def _put_numbers(mine: Any, value: Any) -> None:
         return
     keys = range(len(value)) if isinstance(value, list) else value
     for key in keys if len(mine) == len(value) else ():
-        if isinstance(value[key], PLAIN):
+        if isinstance(value[key], SIMPLE):
             mine[key] = value[key]
 
 

@@ -18,7 +18,7 @@ from mmselfdistill.core.parts import adopt_exchanged, adopt_parts, own_parts
 from mmselfdistill.core.unmoved import Unmoved
 
 # a module's path, and the name of a buffer of it
-Place = Tuple[str, str]
+BufferName = Tuple[str, str]
 
 
 class Twin:
@@ -85,19 +85,19 @@ class Twin:
         self._parts = [*self._now()]
         self._held = {path: module._buffers for path, module in parts.items()}
         self._shared = tuple(f'{path}.' for path in shared)
-        self._paired: dict[Place, list[tuple[Tensor, Tensor]]] = {}
+        self._paired: dict[BufferName, list[tuple[Tensor, Tensor]]] = {}
         # in how many of them a buffer is
         self._places: Counter[int] = Counter()
 
-    def pair(self, place: Place, ours: Tensor) -> None:
+    def pair(self, name: BufferName, ours: Tensor) -> None:
         """Pair a buffer again: a forward pass may put another into its place."""
-        path, name = place
-        theirs, pairs = self._held.get(path, {}).get(name), self._paired.get(place, [])
+        path, key = name
+        theirs, pairs = self._held.get(path, {}).get(key), self._paired.get(name, [])
         same = pairs and all(map(is_, pairs[-1], (ours, theirs)))
-        if same or theirs is None or f'{path}.{name}.'.startswith(self._shared):
+        if same or theirs is None or f'{path}.{key}.'.startswith(self._shared):
             return
         # a call may have been given the one before, which the forward pass exchanged
-        self._paired[place] = [*pairs[-1:], (ours, theirs)]
+        self._paired[name] = [*pairs[-1:], (ours, theirs)]
         # two modules may hold one buffer
         self._places[id(ours)] += 1
         for old, _ in pairs[:-1]:
@@ -137,7 +137,7 @@ class Twins:
         self._attributes: Attributes | None = None
         # the student's tables of buffers, and what was in them before its forward pass
         self._tables: list[tuple[str, dict[str, Tensor | None]]] = []
-        self._given: list[tuple[Place, Tensor]] = []
+        self._given: list[tuple[BufferName, Tensor]] = []
 
     def attributes(self) -> Attributes:
         """Return what reads the student, whose parts a hook may have exchanged."""
@@ -166,11 +166,11 @@ class Twins:
                 new.handed.follow(twin.handed)
                 self._attributes = None
             self._twin = twin = new
-        for place, buffer in (*self._given, *self._buffers()):
-            twin.pair(place, buffer)
+        for name, buffer in (*self._given, *self._buffers()):
+            twin.pair(name, buffer)
         return twin
 
-    def _buffers(self) -> Iterator[tuple[Place, Tensor]]:
+    def _buffers(self) -> Iterator[tuple[BufferName, Tensor]]:
         for path, table in self._tables:
             for name, buffer in table.items():
                 if buffer is not None:

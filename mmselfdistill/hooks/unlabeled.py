@@ -26,21 +26,20 @@ from .run import bare_model
 # nothing that changes what an object is
 DEFAULT_VIEW = dict(brightness=0.5, contrast=0.5, color=0.5, blur=1.0, erase=0.1)
 _FOLDERS = 4  # that are named in the log
-_KEYS = (
-    'data',
-    'batch_size',
-    'weight',
-    'view',
-    'pipeline',
-    'num_workers',
-    'skip_broken',
-    'statistics',
-    'confidence',
+_DEFAULTS: dict[str, Any] = dict(
+    batch_size=None,
+    weight=1.0,
+    view={},
+    pipeline=None,
+    num_workers=None,
+    skip_broken=False,
+    statistics=False,
+    confidence=None,
 )
 
 
 def check_unlabeled(cfg: object) -> dict[str, Any] | None:
-    """Check the setting as far as it can be without a run.
+    """Check the setting as far as it can be without a run, and complete it.
 
     Raises:
         ValueError: If a key or a value is wrong.
@@ -53,28 +52,28 @@ def check_unlabeled(cfg: object) -> dict[str, Any] | None:
             f'None, but got {cfg!r}'
         )
     for key in cfg:
-        check_choice('unlabeled', key, _KEYS)
+        check_choice('unlabeled', key, ('data', *_DEFAULTS))
+    checked = {**_DEFAULTS, **cfg}
     for key, low in (('batch_size', 1), ('num_workers', 0)):
-        if cfg.get(key) is not None:
-            check_whole(f'unlabeled.{key}', cfg[key], low)
+        if checked[key] is not None:
+            check_whole(f'unlabeled.{key}', checked[key], low)
     for key in ('skip_broken', 'statistics'):
-        check_bool(f'unlabeled.{key}', cfg.get(key, False))
-    pipeline = cfg.get('pipeline')
+        check_bool(f'unlabeled.{key}', checked[key])
+    pipeline = checked['pipeline']
     if not isinstance(pipeline, (list, tuple, type(None))):
         raise ValueError(
             f'unlabeled.pipeline: expected a list of transforms, but got {pipeline!r}'
         )
-    checked = dict(cfg)
-    checked['weight'] = check_number('unlabeled.weight', cfg.get('weight', 1.0), 0.0)
-    if cfg.get('confidence') is not None:
-        sure = check_number('unlabeled.confidence', cfg['confidence'], 0.0, 1.0)
+    checked['weight'] = check_number('unlabeled.weight', checked['weight'], 0.0)
+    if checked['confidence'] is not None:
+        sure = check_number('unlabeled.confidence', checked['confidence'], 0.0, 1.0)
         if sure == 1:
             raise ValueError(
                 'unlabeled.confidence: expected a number in [0, 1), but got '
-                f'{cfg["confidence"]!r}: no probability is above 1'
+                f'{checked["confidence"]!r}: no probability is above 1'
             )
         checked['confidence'] = sure
-    view = _over_default(cfg.get('view', {}))
+    view = _over_default(checked['view'])
     checked['view'] = build_view(view, 'unlabeled.view', labels=False)
     return checked
 
@@ -112,34 +111,40 @@ def load_unlabeled(cfg: Mapping[str, Any], runner: Runner) -> dict[str, Any]:
     labeled: Any = runner.train_loop.dataloader
     images = find_images(cfg['data'])
     pipeline, dropped = _tried(cfg, labeled.dataset, images)
-    size = cfg.get('batch_size') or batch_size_of(labeled)
+    size = cfg['batch_size'] or batch_size_of(labeled)
     view = cfg['view']
     if view is not None and view.cutmix and size == 1:
         raise ValueError(
             'unlabeled.view.cutmix: it mixes the images of a batch, and batch_size is 1'
         )
-    workers = cfg.get('num_workers')
+    workers = cfg['num_workers']
     left_out = f' Left out of the pipeline: {", ".join(dropped)}.' if dropped else ''
     runner.logger.info(
         f'Self-distillation on {len(images)} images without labels, {size} an '
         f'iteration and process. They are in {_folders(images)}.{left_out}'
     )
     _warn_of_validated(runner, images)
-    return dict(
-        batches=Batches(
-            images,
-            pipeline,
-            size,
-            # that of a resumed run is known later, and set then
-            seed=0,
-            num_workers=labeled.num_workers if workers is None else workers,
-            skip_broken=cfg.get('skip_broken', False),
-        ),
-        weight=cfg['weight'],
-        view=view,
-        statistics=cfg.get('statistics', False),
-        confidence=cfg.get('confidence'),
+    batches = Batches(
+        images,
+        pipeline,
+        size,
+        # that of a resumed run is known later, and set then
+        seed=0,
+        num_workers=labeled.num_workers if workers is None else workers,
+        skip_broken=cfg['skip_broken'],
     )
+    return arguments_of(cfg, batches)
+
+
+def arguments_of(cfg: Mapping[str, Any], batches: Any) -> dict[str, Any]:
+    """Return the arguments of :class:`Unlabeled`, model and plan left out.
+
+    Args:
+        cfg (Mapping): What :func:`check_unlabeled` returned.
+        batches (Batches): The images.
+    """
+    keys = ('weight', 'view', 'statistics', 'confidence')
+    return dict(batches=batches, **{key: cfg[key] for key in keys})
 
 
 def _folders(images: Sequence[str]) -> str:
@@ -210,9 +215,9 @@ def _tried(
     cfg: Mapping[str, Any], dataset: Any, images: list[str]
 ) -> tuple[list[Any], Any]:
     """Return the pipeline that loads an image, and what was left out of it."""
-    own = cfg.get('pipeline') is not None
+    own = cfg['pipeline'] is not None
     transforms = cfg['pipeline'] if own else transforms_of(dataset)
-    for image in images if cfg.get('skip_broken', False) else images[:1]:
+    for image in images if cfg['skip_broken'] else images[:1]:
         try:
             return image_pipeline(copy.deepcopy(transforms), image, own)
         except PipelineError:

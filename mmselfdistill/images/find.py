@@ -11,6 +11,8 @@ from mmengine.fileio import isdir, join_path, list_dir_or_file
 from mmengine.logging import print_log
 from mmengine.registry import DATASETS
 
+from mmselfdistill.names import name_of
+
 # they repeat, join or mix the images of others
 _WRAPPERS = (
     'ClassBalancedDataset',
@@ -40,9 +42,7 @@ def find_images(data: object) -> list[str]:
             return _of_dataset(dict(data))
         found = [image for each in inner for image in find_images(each)]
         if not found:
-            raise ValueError(
-                f'unlabeled.data: {_name_of(data["type"])} has no datasets'
-            )
+            raise ValueError(f'unlabeled.data: {name_of(data["type"])} has no datasets')
         return found
     raise ValueError(
         'unlabeled.data: expected the path of a folder, as text, or the config of a '
@@ -117,7 +117,7 @@ def _skip(error: OSError) -> None:
 
 def _inside(cfg: Mapping[str, Any]) -> Sequence[Any] | None:
     """Return the configs in a wrapper that keeps all images, or None: it is none."""
-    name = _name_of(cfg['type'])
+    name = name_of(cfg['type'])
     if name not in _WRAPPERS:
         return None
     inner = cfg.get('datasets') if name == 'ConcatDataset' else [cfg.get('dataset')]
@@ -126,11 +126,6 @@ def _inside(cfg: Mapping[str, Any]) -> Sequence[Any] | None:
             f'unlabeled.data: expected a list of datasets in {name}, but got {inner!r}'
         )
     return inner
-
-
-def _name_of(kind: Any) -> str:
-    """Return the name of a class or a string, without its module or scope."""
-    return str(getattr(kind, '__name__', kind)).rpartition('.')[2]
 
 
 def _of_dataset(cfg: dict[str, Any]) -> list[str]:
