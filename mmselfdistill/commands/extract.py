@@ -71,6 +71,12 @@ def run(args: argparse.Namespace) -> None:
     teacher = read_teacher(args.checkpoint)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     partial = args.out.with_name(f'{args.out.name}.partial')
-    torch.save(teacher, partial)
-    partial.replace(args.out)
+    try:
+        torch.save(teacher, partial)
+        partial.replace(args.out)
+    except (OSError, RuntimeError) as error:
+        partial.unlink(missing_ok=True)
+        raise SystemExit(
+            f'OUT: {str(args.out)!r} cannot be written: {error}'
+        ) from error
     print(f'{args.out}: {len(teacher["state_dict"])} tensors of the teacher')

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,19 @@ def test_it_writes_a_file_of_its_own(tmp_path: Path) -> None:
     extract.run(argparse.Namespace(checkpoint=run, out=new))
     assert [each.name for each in new.parent.iterdir()] == ['teacher.pth']
     assert torch.equal(torch.load(new)['state_dict']['weight'], torch.ones(2))
+
+
+def test_nothing_is_left_of_what_a_full_disk_does_not_take(tmp_path: Path) -> None:
+    run, new = tmp_path / 'epoch_1.pth', tmp_path / 'folder/teacher.pth'
+    torch.save(checkpoint(dict(weight=torch.ones(10_000))), run)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+        with pytest.raises(SystemExit, match=r'^OUT: .*pth. cannot be written'):
+            extract.run(argparse.Namespace(checkpoint=run, out=new))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not [*new.parent.iterdir()]
 
 
 def test_says_what_is_wrong(tmp_path: Path) -> None:
