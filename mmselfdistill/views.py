@@ -120,7 +120,7 @@ class View:
             grey = seen.mean(1, keepdim=True)
             seen = grey + (1 + draw.uniform(-self.color, self.color)) * (seen - grey)
         if self.blur > 0:
-            seen = blurred(seen, draw.uniform(0, self.blur), self.blur)
+            seen = self._blurred(seen, draw.uniform(0, self.blur), sizes)
         if self.noise > 0:
             seen = seen + draw.uniform(0, self.noise) * std * draw.normal()
         if self.erase > 0:
@@ -129,6 +129,18 @@ class View:
         if self.mask > 0:
             seen = torch.where(draw.blocks(self.mask, self.mask_size), mean, seen)
         return seen, clean
+
+    def _blurred(
+        self, images: Tensor, widths: Tensor, sizes: Sequence[Size] | None
+    ) -> Tensor:
+        if sizes is None or _whole(images, sizes):
+            return blurred(images, widths, self.blur)
+        found = images.clone()
+        # each by itself: what its padding holds is not mixed into it
+        for i, (height, width) in enumerate(sizes):
+            inside = (slice(i, i + 1), slice(None), slice(height), slice(width))
+            found[inside] = blurred(images[inside], widths[i : i + 1], self.blur)
+        return found
 
     def _mixed(self, images: Tensor, draw: _Draw, made_up: Tensor | None) -> Tensor:
         mixes = draw.uniform(0, 1) < self.cutmix

@@ -46,7 +46,7 @@ def views_of(
     for number, (each, own) in enumerate(_images(inputs, samples)):
         flat = each.flatten(0, -4)
         draw = generator_of(each.device, *seed, get_rank(), number)
-        sizes = _sizes(own, len(flat))
+        sizes = _sizes(own, flat)
         seen, clean = view(flat, draw, sizes, _made_up(metas, flat))
         seen = _padded(seen, clean, sizes).view_as(each).contiguous()
         shown[id(each)] = seen
@@ -73,18 +73,22 @@ def _images(inputs: Any, samples: Any) -> Iterator[tuple[Tensor, Any]]:
             yield each, samples
 
 
-def _sizes(samples: Any, count: int) -> list[Size] | None:
+def _sizes(samples: Any, images: Tensor) -> list[Size] | None:
     """Return height and width of each image or frame, if it is known."""
     # a mapping is of several tensors, a tensor of labels alone
     listed = samples if isinstance(samples, (list, tuple)) else ()
     frames = [f for each in listed for f in getattr(each, 'video_data_samples', [each])]
-    # who pads notes it; elsewhere a transform may not have noted how it has resized
-    padded = [
-        f for f in frames if hasattr(f, 'batch_input_shape') or hasattr(f, 'pad_shape')
-    ]
-    shapes = [getattr(frame, 'img_shape', None) for frame in padded]
+    shapes = [getattr(frame, 'img_shape', None) for frame in frames]
     found = [(int(shape[0]), int(shape[1])) for shape in shapes if shape is not None]
-    return found if len(found) == count else None
+    if len(found) != len(images):
+        return None
+    # a transform may not have noted how it has resized: either who pads has noted it,
+    # or the largest just fill the batch
+    noted = all(
+        hasattr(f, 'batch_input_shape') or hasattr(f, 'pad_shape') for f in frames
+    )
+    filled = tuple(map(max, zip(*found))) == images.shape[-2:]
+    return found if noted or filled else None
 
 
 def _made_up(metas: Sequence[Mapping[str, Any]], images: Tensor) -> Tensor | None:

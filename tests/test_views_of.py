@@ -55,10 +55,30 @@ def test_padding_stays_as_it_was() -> None:
     # what has no shape is perturbed as a whole
     others: list[Any] = [None, [], samples[:1], [samples[0], SimpleNamespace()], {}, x]
     # nor where nobody has padded: a transform may have left the shape of the file
-    others.append([SimpleNamespace(img_shape=each.img_shape) for each in samples])
+    others.append([SimpleNamespace(img_shape=shape) for shape in ((24, 12), (14, 20))])
     for other in others:
         (seen,) = show(x, other, 4, noise=1.0)[0].values()
         assert bool((seen != x).all())
+
+
+def test_padding_is_known_where_the_largest_images_fill_the_batch() -> None:
+    # MMPretrain's preprocessor pads, and notes no shape
+    x, samples = padded()
+    bare = [SimpleNamespace(img_shape=each.img_shape) for each in samples]
+    ((one, _),), ((other, _),) = (
+        show(x, each, 4, **ALL)[1] for each in (samples, bare)
+    )
+    assert torch.equal(one, other)
+
+
+def test_padding_is_not_blurred_into_an_image() -> None:
+    x = images(1, 3, 12, 10)
+    whole = x[:, :, :7, :6].clone()
+    x[:, :, 7:] = x[:, :, :, 6:] = 1e3
+    (_, ((seen, _),)) = show(x, [sample(7, 6)], 4, blur=2.0)
+    (_, ((alone, _),)) = show(whole, None, 4, blur=2.0)
+    torch.testing.assert_close(seen[:, :, :7, :6], alone)
+    assert float((alone - whole).abs().max()) > 0.1
 
 
 def test_padding_is_no_part_of_mean_and_deviation() -> None:

@@ -199,7 +199,8 @@ def _not_here(hook: DistillHook) -> list[str]:
     data = (hook.unlabeled or {}).get('data')
     teacher = hook.teacher if isinstance(hook, SelfDistillHook) else None
     lines = []
-    if isinstance(data, str) and '://' not in data and not Path(data).is_dir():
+    folder = data if isinstance(data, str) and '://' not in data else None
+    if folder and not Path(folder).expanduser().is_dir():
         lines.append(f'Not on this machine: the folder {data!r} (unlabeled.data).')
     if teacher and '://' not in teacher and not Path(teacher).expanduser().is_file():
         lines.append(f'Not on this machine: the file {teacher!r} (teacher).')

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 from contextlib import contextmanager
 from typing import Any, Callable, Iterator, Sequence
 
 import torch
 from mmengine.dist import get_rank
-from mmengine.model import BaseDataPreprocessor
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from mmselfdistill.compat import DEVICE_ERRORS
 from mmselfdistill.containers import tensors_in
 from mmselfdistill.core.comparison import Comparison
+from mmselfdistill.core.preprocessor import preprocessor_of
 from mmselfdistill.core.streams import forked_rng
 from mmselfdistill.core.terms import Term
 from mmselfdistill.core.unmoved import Spare
@@ -126,7 +125,7 @@ class Unlabeled:
         return held
 
     def _preprocessed(self, batch: Any) -> Any:
-        preprocess = _preprocessor(self.comparison.student, self._model)
+        preprocess = preprocessor_of(self.comparison.student, self._model)
         # before it changes them
         sizes = [tuple(getattr(each, 'shape', ())) for each in batch['inputs']]
         try:
@@ -217,22 +216,6 @@ def check_confidence(student: nn.Module, plan: Plan, terms: Sequence[Term]) -> N
             'unlabeled.confidence: no term on images without labels uses it; add one '
             f'at the site {" or ".join(map(repr, using))}, or remove it'
         )
-
-
-def _preprocessor(student: Any, model: Any) -> Any:
-    """Return a model's preprocessor, without what mixes or resizes whole batches.
-
-    That draws random numbers, and may keep them for the next batch with labels.
-    """
-    own = model.data_preprocessor
-    # of a tracker's detector it does nothing: the tracker's takes images too
-    found = student.data_preprocessor if type(own) is BaseDataPreprocessor else own
-    preprocessor = copy.copy(found)
-    if getattr(preprocessor, 'batch_augments', None) is not None:
-        # a copy shares its modules with the student's, and these may be one
-        preprocessor._modules = found._modules.copy()
-        preprocessor.batch_augments = None
-    return preprocessor
 
 
 def _is_filled(sample: Any) -> bool:

@@ -11,12 +11,14 @@ from typing import Any, Mapping, Sequence
 from mmengine.runner import Runner
 from torch.nn.parallel import DistributedDataParallel
 
+from mmselfdistill.core.preprocessor import random_augments
 from mmselfdistill.core.unlabeled import check_takes_images
 from mmselfdistill.errors import check_bool, check_choice, check_number, check_whole
 from mmselfdistill.images import (
     Batches,
     PipelineError,
     find_images,
+    frames_of,
     image_pipeline,
 )
 from mmselfdistill.views import build_view
@@ -111,6 +113,7 @@ def load_unlabeled(cfg: Mapping[str, Any], runner: Runner) -> dict[str, Any]:
     labeled: Any = runner.train_loop.dataloader
     images = find_images(cfg['data'])
     pipeline, dropped = _tried(cfg, labeled.dataset, images)
+    dropped = [*dropped, *random_augments(bare_model(runner))]
     size = cfg['batch_size'] or batch_size_of(labeled)
     view = cfg['view']
     if view is not None and view.cutmix and size == 1:
@@ -162,8 +165,7 @@ def _warn_of_validated(runner: Runner, images: Sequence[str]) -> None:
     dataset: Any = getattr(loader, 'dataset', None)
     if not hasattr(dataset, 'get_data_info'):
         return
-    infos = [dataset.get_data_info(index) for index in range(len(dataset))]
-    paths = [path for path in (info.get('img_path') for info in infos) if path]
+    paths = [path for path in (x.get('img_path') for x in frames_of(dataset)) if path]
     # folders are few
     real = functools.lru_cache(None)(osp.realpath)
 
@@ -176,7 +178,7 @@ def _warn_of_validated(runner: Runner, images: Sequence[str]) -> None:
     found = sum(file(path) in ours for path in paths)
     if found:
         runner.logger.warning(
-            f'unlabeled.data: {found} of the {len(infos)} validation images are among '
+            f'unlabeled.data: {found} of the {len(paths)} validation images are among '
             'these. The student learns from them, so their score says less of images '
             'that it has not seen.'
         )

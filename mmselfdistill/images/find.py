@@ -128,6 +128,12 @@ def _inside(cfg: Mapping[str, Any]) -> Sequence[Any] | None:
     return inner
 
 
+def frames_of(dataset: Any) -> list[dict[str, Any]]:
+    """Return what a dataset says of each image, or of each frame of its videos."""
+    infos = [dataset.get_data_info(index) for index in range(len(dataset))]
+    return [frame for info in infos for frame in info.get('images', [info])]
+
+
 def _of_dataset(cfg: dict[str, Any]) -> list[str]:
     found: list[str] | None = None
     reasons: list[Exception] = []
@@ -135,8 +141,7 @@ def _of_dataset(cfg: dict[str, Any]) -> list[str]:
     for more in (dict(test_mode=True), dict(filter_cfg=None)):
         try:
             dataset: Any = DATASETS.build({**cfg, 'pipeline': [], **more})
-            infos = [dataset.get_data_info(i) for i in range(len(dataset))]
-            found = [osp.expanduser(info['img_path']) for info in infos]
+            found = [osp.expanduser(info['img_path']) for info in frames_of(dataset)]
             break
         except Exception as error:
             reasons.append(error)

@@ -13,7 +13,7 @@ from mmengine.dist import get_rank, get_world_size
 from mmengine.logging import print_log
 from torch.utils.data import DataLoader, Dataset
 
-from mmselfdistill.images.pipeline import Transform
+from mmselfdistill.images.pipeline import Transform, seed_parts
 from mmselfdistill.seeds import seed_of, seeded
 
 SKIPPED = 'sd_skipped'
@@ -171,8 +171,10 @@ class _Items(Dataset[Any]):
 
     def _loaded(self, path: str, number: int) -> dict[str, Any]:
         item: Any = dict(img_path=path, img_id=number)
-        with seeded(seed_of(self.seed, number)):
+        seed = seed_of(self.seed, number)
+        with seeded(seed):
             for transform in self._pipeline:
+                seed_parts(transform, seed)
                 item = transform(item)
                 if item is None:
                     raise ValueError(f'{type(transform).__name__} turns it down')

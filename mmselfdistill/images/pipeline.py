@@ -50,15 +50,16 @@ def image_pipeline(
     results: Any = dict(img_path=image, img_id=0)
     kept: list[Transform] = []
     dropped: list[str] = []
-    mixed = False
-    for transform in _built(configs):
+    loaded = mixed = False
+    for transform in _with_labels([*_built(configs)]):
         name = type(transform).__name__
-        if 'Annotations' in name and name.startswith('Load'):
+        if _loads_labels(transform):
             transform = _NoObjects(transform)
         parts = _parts(transform)
         mixes = any(hasattr(part, each) for part in parts for each in _MIXES)
         # it cuts a mosaic back to the size of one image
-        cuts = mixed and min(getattr(transform, 'border', None) or (0,)) < 0
+        border = getattr(transform, 'border', None)
+        cuts = mixed and isinstance(border, (tuple, list)) and min(border) < 0
         mixed = mixed or mixes
         _take_without_objects(parts)
         if mixes or cuts:
@@ -68,6 +69,7 @@ def image_pipeline(
         if after is not None:
             kept.append(transform)
             results = after
+            loaded = loaded or 'img' in results
         elif own and 'img' not in results:
             # it is the image's fault: another may be tried
             raise ValueError(f'{name}: {reason}')
@@ -78,6 +80,8 @@ def image_pipeline(
             )
         else:
             dropped.append(name)
+    if not (loaded or own):
+        raise ValueError('no transform of it loads an image')
     packed = isinstance(results, dict) and isinstance(results.get('inputs'), Tensor)
     if not packed or 'data_samples' not in results:
         raise PipelineError(
@@ -85,6 +89,23 @@ def image_pipeline(
             f'PackDetInputs and PackSegInputs do; left out were {dropped}'
         )
     return kept, dropped
+
+
+def _loads_labels(transform: Any) -> bool:
+    name = type(transform).__name__
+    return name.startswith('Load') and 'Annotation' in name
+
+
+def _with_labels(transforms: list[Any]) -> list[Any]:
+    """Return transforms of a segmentor with a map of labels, if it loads none we know.
+
+    What a transform makes up, it marks there.
+    """
+    names = [type(each).__name__ for each in transforms]
+    if 'PackSegInputs' not in names or any(map(_loads_labels, transforms)):
+        return transforms
+    begin = next((i for i, name in enumerate(names, 1) if name[:4] == 'Load'), 0)
+    return [*transforms[:begin], *[_NoObjects()] * bool(begin), *transforms[begin:]]
 
 
 def _built(configs: Sequence[Any]) -> Iterator[Any]:
@@ -126,6 +147,15 @@ def _parts(transform: Any) -> list[Any]:
     return [transform, *_parts(getattr(transform, 'transforms', ()))]
 
 
+def seed_parts(transform: Any, seed: int) -> None:
+    """Seed the parts of a transform that draw from a generator of their own."""
+    for part in _parts(transform):
+        # mmdet's, mmseg's and mmpretrain's Albu hold it as `aug`
+        own = getattr(getattr(part, 'aug', None), 'set_random_seed', None)
+        if callable(own):
+            own(seed % 2**32)
+
+
 def _tried(transform: Transform, results: Any) -> tuple[Any, str]:
     """Return what a transform makes of an image, or None and why it fails."""
     after = None
@@ -146,10 +176,11 @@ class _NoObjects:
     """Stands for the loading of annotations: there are none.
 
     Args:
-        loader (Callable): The transform that loads them.
+        loader (Callable, optional): The transform that loads them. Defaults to None: it
+            is one of MMSegmentation.
     """
 
-    def __init__(self, loader: Any) -> None:
+    def __init__(self, loader: Any = None) -> None:
         self._bbox = getattr(loader, 'with_bbox', False)
         self._mask = getattr(loader, 'with_mask', False)
         self._seg = getattr(loader, 'with_seg', None)

@@ -112,7 +112,7 @@ def test_shows_the_hook_of_a_config(inspect: Inspect) -> None:
 
 
 def test_shows_views_and_where_images_without_labels_come_from(
-    inspect: Inspect,
+    inspect: Inspect, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hook = 'default_hooks.self_distill'
     options = [
@@ -134,6 +134,12 @@ def test_shows_views_and_where_images_without_labels_come_from(
     assert missing == [
         "Not on this machine: the folder 'data/many' (unlabeled.data).",
     ]
+    (tmp_path / 'many').mkdir()
+    monkeypatch.setenv('HOME', str(tmp_path))
+    options[2] = f'{hook}.unlabeled.data=~/many'
+    shown = inspect(RETINANET, '--size', '64', '--cfg-options', *options)
+    assert 'Images without labels come from: ~/many.' in shown
+    assert 'Not on this machine' not in shown
 
 
 @pytest.mark.parametrize(

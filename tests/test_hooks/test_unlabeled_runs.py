@@ -106,11 +106,17 @@ def test_weight_0_is_the_run_without(runs: Runs, folder: str) -> None:
     assert runs.differences(*found) == []
 
 
-def test_the_students_own_augmentations_stay(runs: Runs, folder: str) -> None:
+@pytest.mark.parametrize('fixed', [True, False])
+def test_batch_augmentations_that_draw_are_the_students_alone(
+    runs: Runs, folder: str, fixed: bool
+) -> None:
+    resize = dict(
+        type='BatchSyncRandomResize', random_size_range=(128, 128), interval=1
+    )
     pad = dict(type='BatchFixedSizePad', size=(96, 96))
     hook = dict(EMA, unlabeled=dict(data=folder, batch_size=1))
     cfg = runs.config('retinanet', hook, iters=2)
-    cfg.model.data_preprocessor.batch_augments = [pad]
+    cfg.model.data_preprocessor.batch_augments = [pad] if fixed else [resize]
     shapes: list[tuple[int, ...]] = []
 
     def note(runner: Runner) -> None:
@@ -122,9 +128,13 @@ def test_the_students_own_augmentations_stay(runs: Runs, folder: str) -> None:
             shapes.append(())
 
     runner = runs.train(cfg, before=note)
-    assert shapes[1:] == [(2, 3, 96, 96), (1, 3, 64, 64)] * 2
+    sides = [96] * 4 if fixed else [64, 64, 128, 64]
+    assert shapes[1:] == [(2 - i % 2, 3, s, s) for i, s in enumerate(sides)]
     student: Any = runner.model
     assert len(student.data_preprocessor.batch_augments) == 1
+    (log,) = Path(runner.log_dir).glob('*.log')
+    named = log.read_text().count('Left out of the pipeline: BatchSyncRandomResize.')
+    assert named == (not fixed)
 
 
 def test_checkpointed_activations_in_ddp_are_refused(

@@ -212,6 +212,36 @@ def test_a_segmentation_dataset_needs_no_maps(tmp_path: Path) -> None:
     assert find_images(cfg) == found
 
 
+def test_the_frames_of_videos(tmp_path: Path) -> None:
+    touch(tmp_path, 'a/1.png', 'a/2.png', 'b/1.png')
+    frames = [('a', 1), ('a', 2), ('b', 1)]
+    labels = dict(
+        videos=[dict(id=1, name='a'), dict(id=2, name='b')],
+        images=[
+            dict(
+                id=number,
+                video_id='ab'.index(video) + 1,
+                frame_id=frame - 1,
+                file_name=f'{video}/{frame}.png',
+                height=8,
+                width=8,
+            )
+            for number, (video, frame) in enumerate(frames)
+        ],
+        annotations=[],
+        categories=[dict(id=1, name='person')],
+    )
+    (tmp_path / 'labels.json').write_text(json.dumps(labels))
+    cfg = dict(
+        type='mmdet.BaseVideoDataset',
+        ann_file=str(tmp_path / 'labels.json'),
+        data_prefix=dict(img_path=str(tmp_path)),
+        metainfo=dict(classes=['person']),
+    )
+    expected = [str(tmp_path / f'{video}/{frame}.png') for video, frame in frames]
+    assert find_images(cfg) == expected
+
+
 def test_the_home_folder_is_known(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -59,6 +59,21 @@ class Draws:
         return results
 
 
+class OwnGenerator:
+    """Draws as albumentations does since 2.0: from a generator that the OS seeds."""
+
+    def __init__(self) -> None:
+        self.aug = self
+        self._draw = np.random.default_rng()
+
+    def set_random_seed(self, seed: int) -> None:
+        self._draw = np.random.default_rng(seed)
+
+    def __call__(self, results: Any) -> Any:
+        results['img'] = np.full_like(results['img'], self._draw.integers(256))
+        return results
+
+
 class Refuses:
     """Turns images of some names down, or those after the trial fail."""
 
@@ -165,6 +180,19 @@ def test_all_generators_are_seeded_by_the_number(folder: Path) -> None:
     assert len({value for each in drawn[0] for value in each}) == 63
     other = draw(batches(folder, seed=1, steps=steps), 7)
     assert not {image[0][0][0] for _, _, image in other} & {x[0] for x in drawn[0]}
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_a_generator_of_a_transform_is_seeded_by_the_number(
+    folder: Path, workers: int
+) -> None:
+    steps = [STEPS[0], OwnGenerator(), STEPS[-1]]
+    one = draw(batches(folder, steps=steps), 5)
+    source = batches(folder, steps=steps, num_workers=workers)
+    source.drawn = 2
+    assert draw(source, 3) == one[2 * 3 :]
+    source.close()
+    assert len({image[0][0][0] for _, _, image in one}) > 10
 
 
 def test_transforms_draw_again_for_each_item(tmp_path: Path, picture: Any) -> None:

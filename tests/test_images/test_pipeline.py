@@ -205,6 +205,47 @@ def test_a_border_is_cut_off_where_there_was_no_mosaic(folder: Path, wide: str) 
         assert image.shape == ((3, 48, 96) if mosaic else (3, 36, 88))
 
 
+def test_a_number_is_no_border_that_cuts(folder: Path, wide: str) -> None:
+    crop = dict(
+        type='RandomCenterCropPad',
+        crop_size=(32, 32),
+        ratios=(1.0,),
+        mean=[0, 0, 0],
+        std=[1, 1, 1],
+        to_rgb=True,
+        border=8,
+        test_pad_mode=None,
+    )
+    given = [*LOAD, BOXES, dict(type='Mosaic'), dict(type='Resize', scale=(32, 32))]
+    _, dropped = image_pipeline([*given, crop, PACK], wide)
+    # this one needs objects
+    assert dropped == ['Mosaic', 'RandomCenterCropPad']
+
+
+class LoadOwnMap:
+    """Needs a file of labels, and its name says not that it loads annotations."""
+
+    def __call__(self, results: Any) -> Any:
+        results['gt_seg_map'] = cv2.imread(results['seg_map_path'])
+        return results
+
+
+@pytest.mark.parametrize('loader', [None, LoadOwnMap(), 'LoadAnnotations'])
+def test_what_a_segmentors_transforms_make_up_is_marked(
+    loader: Any, folder: Path, wide: str
+) -> None:
+    init_default_scope('mmseg')
+    own = [dict(type=loader)] if isinstance(loader, str) else [loader] * bool(loader)
+    pad = dict(type='Pad', size=(128, 64), pad_val=dict(img=0, seg=255))
+    given = [*LOAD, *own, pad, dict(type='PackSegInputs')]
+    pipeline, dropped = image_pipeline(given, wide, own=loader is None)
+    assert dropped == (['LoadOwnMap'] if isinstance(loader, LoadOwnMap) else [])
+    ((_, packed),) = items(pipeline, folder, 1)
+    made_up = packed.gt_sem_seg.data[0] == 255
+    assert not made_up[:48, :96].any()
+    assert int(made_up.sum()) == 64 * 128 - 48 * 96
+
+
 class Fails:
     """Needs objects, in one of some calls."""
 
@@ -277,6 +318,15 @@ def test_an_image_that_cannot_be_read(folder: Path) -> None:
         image_pipeline([*LOAD, BOXES, PACK], str(broken))
     with pytest.raises(FileNotFoundError, match=r'missing\.png'):
         image_pipeline([*LOAD, BOXES, PACK], str(folder / 'missing.png'))
+
+
+def test_a_pipeline_that_loads_no_image(wide: str) -> None:
+    # MNIST's dataset gives arrays
+    with pytest.raises(
+        ValueError, match=r'^no transform of it loads an image$'
+    ) as error:
+        image_pipeline([lambda results: dict(results, step=1)], wide)
+    assert not isinstance(error.value, PipelineError)
 
 
 def test_a_pipeline_must_end_in_what_a_model_takes(wide: str) -> None:
