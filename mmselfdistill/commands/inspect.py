@@ -68,24 +68,31 @@ def subject_of(cfg: Config, size: int | None) -> Subject:
     hook = HOOKS.build(hook_cfg) if hook_cfg else EMATeacherHook()
     raw = builder.raw_batch(model, size)
     labeled = (cfg.get('train_dataloader') or {}).get('batch_size')
-    raw, bare = batches_of(raw, labeled, (hook.unlabeled or {}).get('batch_size'))
+    bare: dict[str, Any] = {}
+    if hook.unlabeled:
+        bare = builder.raw_unlabeled(model, size)
+        bare['data_samples'] = without_labels(bare['data_samples'])
+        raw, bare = in_ratio(raw, bare, labeled, hook.unlabeled['batch_size'])
     distiller = distiller_of(hook, model, bare)
     model.train()
     batch = model.data_preprocessor(raw, True)
     return Subject(model, distiller, hook, not hook_cfg, batch, size)
 
 
-def batches_of(
-    raw: dict[str, Any], labeled: int | None, unlabeled: int | None
+def in_ratio(
+    raw: dict[str, Any],
+    bare: dict[str, Any],
+    labeled: int | None,
+    unlabeled: int | None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return batches with and without labels, in the ratio of the run's.
 
     Args:
         raw (dict): Two images with labels.
+        bare (dict): Two without.
         labeled (int, optional): Images with labels of the run's batch.
         unlabeled (int, optional): Those without.
     """
-    bare = {**raw, 'data_samples': without_labels(raw['data_samples'])}
     if not labeled or not unlabeled or not isinstance(raw['inputs'], list):
         return raw, bare
     shared = gcd(labeled, unlabeled)

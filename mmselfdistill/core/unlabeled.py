@@ -247,7 +247,11 @@ def without_labels(samples: Sequence[Any], inputs: Any = None) -> list[Any]:
     size = {} if whole is None else dict(batch_input_shape=whole)
     found = []
     for sample in samples:
-        bare = type(sample)(metainfo={**sample.metainfo, **size})
+        metainfo = {**sample.metainfo, **size}
+        if metainfo.get('flip'):
+            # a cascade of masks, run as in inference, would flip its masks back
+            metainfo.update(flip=False, flip_direction=None)
+        bare = type(sample)(metainfo=metainfo)
         if hasattr(sample, 'gt_instances'):
             device = next(
                 (t.device for t in tensors_in(sample.gt_instances)), torch.device('cpu')

@@ -91,6 +91,8 @@ def _detection(size: int, classes: int, masks: bool, channels: int) -> dict[str,
         sample.gt_sem_seg.sem_seg %= classes
         sample.proposals = InstanceData(bboxes=sample.gt_instances.bboxes.clone())
         sample.homography_matrix = np.eye(3, dtype=np.float32)
+        # as half of the images are that a pipeline makes
+        sample.set_metainfo(dict(flip=True, flip_direction='horizontal'))
     return data
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from mmdet.structures import DetDataSample
 from torch import nn
 
 from mmselfdistill.cli import main
-from mmselfdistill.commands.inspect import batches_of, operations
+from mmselfdistill.commands.inspect import in_ratio, operations
 
 ROOT = Path(__file__).parents[2]
 RETINANET = str(ROOT / 'configs/digits/retinanet_r18_fpn_50e_digits.py')
@@ -152,7 +153,7 @@ def test_batches_have_the_ratio_of_the_runs(
 ) -> None:
     samples = [DetDataSample(metainfo=dict(img_id=i)) for i in range(2)]
     raw = dict(inputs=[torch.zeros(1), torch.ones(1)], data_samples=samples)
-    found = batches_of(raw, *sizes)
+    found = in_ratio(raw, copy.deepcopy(raw), *sizes)
     assert tuple(len(each['inputs']) for each in found) == counts
     for each in found:
         numbers = [float(image) for image in each['inputs']]
@@ -160,6 +161,20 @@ def test_batches_have_the_ratio_of_the_runs(
         assert [sample.img_id for sample in each['data_samples']] == numbers
         # each is written into by itself
         assert len({id(sample) for sample in each['data_samples']}) == len(numbers)
+
+
+def test_a_semi_supervised_detector_is_shown(inspect: Inspect) -> None:
+    family, hook = 'mmdet::soft_teacher/', 'default_hooks.self_distill'
+    name = f'{family}soft-teacher_faster-rcnn_r50-caffe_fpn_180k_semi-0.1-coco'
+    options = [
+        f'{hook}.type=mmselfdistill.EMATeacherHook',
+        f'{hook}.unlabeled.data=data/many',
+    ]
+    assert {*rows(inspect(name, '--size', '64'))} > {'features', 'logits', 'boxes'}
+    shown = inspect(name, '--size', '64', '--cfg-options', *options)
+    # with labels none, without one for each of 3 anchors at 341 places of two images
+    assert re.search(r'\| proposals +\|.*\| - +\| 2046x1 ', shown)
+    assert "its weights are not the student's" not in shown
 
 
 def test_names_a_teacher_that_is_not_here(inspect: Inspect, tmp_path: Path) -> None:

@@ -442,8 +442,12 @@ def test_what_is_kept_of_a_data_sample() -> None:
     (sample,) = demo_mm_inputs(1, [[3, 32, 48]], num_items=[4], with_mask=True)[
         'data_samples'
     ]
+    sample.set_metainfo(dict(flip=True, flip_direction='horizontal'))
     (bare,) = without_labels([sample])
     assert bare.metainfo.keys() == sample.metainfo.keys()
+    # what runs as in inference does not flip its predictions back
+    assert (bare.flip, bare.flip_direction) == (False, None)
+    assert (sample.flip, sample.flip_direction) == (True, 'horizontal')
     assert [*bare.img_shape] == [32, 48]
     assert {*bare.keys()} == {'gt_instances'}
     assert bare.gt_instances.bboxes.shape == (0, 4)
