@@ -7,7 +7,7 @@ from typing import Any, Mapping, Sequence
 from torch import nn
 
 from mmselfdistill.core.distiller import Distiller
-from mmselfdistill.core.parts import with_named_seams
+from mmselfdistill.core.parts import check_sites, with_named_seams
 from mmselfdistill.core.terms import ScheduleConfig, TermConfigs, resolve_terms
 from mmselfdistill.core.unlabeled import Unlabeled, check_confidence
 from mmselfdistill.families import find_plan
@@ -49,6 +49,7 @@ def build_distiller(
     if not unlabeled or unlabeled.get('weight') == 0:
         built, unlabeled = [term for term in built if term.on != 'unlabeled'], None
     sites = [term.site.on(labeled) for term in built for labeled in (True, False)]
+    check_sites(model, sites)
     paths = [path for site in sites for path in site.seams]
     plan = plan.with_seams(*map(Seam, paths))
     if unlabeled is not None:

@@ -17,7 +17,7 @@ from mmselfdistill.core.foreign import Foreign
 from mmselfdistill.core.freeze import add_hooks, check_same_weights
 from mmselfdistill.core.given import check_given, of_the_loss
 from mmselfdistill.core.handed import Left
-from mmselfdistill.core.pairs import Pair, pair
+from mmselfdistill.core.pairs import Pair, first_pair, pair
 from mmselfdistill.core.parts import lend
 from mmselfdistill.core.recorder import Recording, record, slice_back
 from mmselfdistill.core.replay import replay
@@ -168,18 +168,38 @@ class Comparison:
             add_hooks(teacher, self.student, self.acting)
             with uncalled(self.student):
                 sides = self.sides(teacher, due, calls, batch)
-        pairs = {
-            term.name: pair(batch.site(term), *sides, self.dtype)
-            if term in due and sides is not alone
-            else pair(batch.site(term), *alone)
-            for term in terms
-        }
+        pairs = {}
+        for term in terms:
+            active = term in due and sides is not alone
+            given = (*sides, self.dtype) if active else alone
+            pairs[term.name] = first_pair(term.name, batch.site(term), *given)
+            self._check_alone(term, len(pairs[term.name]), calls, batch)
         self.shapes = {
             name: ['x'.join(str(size) for size in each.student.shape) for each in found]
             for name, found in pairs.items()
         }
         self._agree()
         return pairs
+
+    def _check_alone(
+        self, term: Term, count: int, calls: list[Call], batch: Batch
+    ) -> None:
+        """See that a term finds as much where it is the only active one.
+
+        Raises:
+            ValueError: If its site reads more calls than it names.
+        """
+        site = batch.site(term)
+        groups = slice_back(calls, frozenset(site.seams), self.mutating)
+        kept = [call for group in groups for call in group]
+        with torch.no_grad():
+            found = len(site.read(batch.side(self.student, kept)))
+        if found != count:
+            raise ValueError(
+                f'terms.{term.name}: the site {site.name!r} reads calls of other seams '
+                f'than it names, {site.seams}: without other terms it would have '
+                f'{found} tensors, not {count}. Name them in Site.seams'
+            )
 
     def _agree(self) -> None:
         """Let all ranks have a place for each pair that any of them has."""

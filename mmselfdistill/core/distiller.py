@@ -14,6 +14,7 @@ from mmselfdistill.core.added import joined, weighted_terms
 from mmselfdistill.core.attached import Attachment
 from mmselfdistill.core.comparison import Batch, Comparison
 from mmselfdistill.core.keys import SKIPPED, UNLABELED
+from mmselfdistill.core.minimised import Minimised
 from mmselfdistill.core.modes import use_batch_statistics
 from mmselfdistill.core.report import describe
 from mmselfdistill.core.terms import Term
@@ -60,6 +61,7 @@ class Distiller:
 
     Attributes:
         attachment (Attachment): Of it to the student.
+        minimised (Minimised): Sees that the terms are a part of what is minimised.
         labeled (Comparison): Of batches with labels.
         teacher (nn.Module | None): The teacher; without one, no term is active.
         trial (nn.Module | None): A teacher for the checks of the first iteration,
@@ -108,6 +110,7 @@ class Distiller:
         self.forwards = 0
         self.computed = 0
         self.attachment = Attachment(student)
+        self.minimised = Minimised()
 
     def _reads(self, labeled: bool) -> set[str]:
         """Return the seams that are read of images with labels, or without."""
@@ -127,6 +130,7 @@ class Distiller:
         """Check the next iteration as the first."""
         for each in self.comparisons():
             each.checked = False
+        self.minimised.forget()
 
     def comparisons(self) -> list[Comparison]:
         """Return the comparison of each kind of batch."""
@@ -203,6 +207,7 @@ class Distiller:
         if first and all(each.checked for each in self.comparisons()):
             self.trial = None
             print_log(describe(self), logger='current')
+        added = self.minimised.watched(losses, added)
         task = self.task_weight
         factor = None if task is None else task.clamped(self.run_progress)
         return joined(type(self.student).__name__, losses, added, factor)

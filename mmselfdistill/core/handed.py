@@ -242,7 +242,7 @@ class Handed:
         if before or record.end:
             return not _is_same(each.moments[name], before)
         mine = self._held[each.key].get(name)
-        return not (changed or _are_alike(each.others[name], mine))
+        return not (changed or are_alike(each.others[name], mine))
 
     def _take(self, held: dict[str, Any], name: str) -> None:
         held.pop(name, None)
@@ -297,7 +297,7 @@ def _is_same(one: Moment, other: Moment) -> bool:
     )
 
 
-def _are_alike(one: Any, other: Any) -> bool:
+def are_alike(one: Any, other: Any) -> bool:
     """Say whether two containers hold equal numbers."""
     pairs = [*flat(one)], [*flat(other)]
     return len(pairs[0]) == len(pairs[1]) and all(map(_are_equal, *pairs))

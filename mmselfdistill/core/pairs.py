@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mmselfdistill.compat import DEVICE_ERRORS
 from mmselfdistill.core.streams import at_precision, autocast_to
 from mmselfdistill.families.plan import Rows, Side, Site
 
@@ -38,6 +39,37 @@ class Pair:
         if self.weight is not None:
             return self.weight.float().sum()
         return torch.full((), divergence.numel(), device=divergence.device)
+
+
+def first_pair(
+    name: str,
+    site: Site,
+    student: Side,
+    teacher: Side,
+    dtype: torch.dtype | None = None,
+) -> list[Pair]:
+    """Make the pairs of a term for the first time: see :func:`pair`.
+
+    Raises:
+        ValueError: If what the model returned is not what the site reads.
+    """
+    try:
+        return pair(site, student, teacher, dtype)
+    except DEVICE_ERRORS:
+        raise
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        outputs = {
+            path: type(call.output).__name__
+            for path in site.seams
+            for call in student.of(path)
+        }
+        returned = ', '.join(f'{path} ({kind})' for path, kind in outputs.items())
+        raise ValueError(
+            f'terms.{name}: the site {site.name!r} cannot be read of what '
+            f'{returned or "the model"} returned: {type(error).__name__}: {error}. '
+            f'Leave the term out, terms=dict({name}=None), or say in a family of your '
+            'own how the model is read'
+        ) from error
 
 
 def pair(

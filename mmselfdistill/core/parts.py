@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import Any, Iterator, Sequence
+from typing import Any, Iterable, Iterator, Mapping, Sequence
 
 from torch import Tensor, nn
 
 from mmselfdistill.core.teacher import make_teacher, tensors_of
-from mmselfdistill.families.plan import Plan, Seam
+from mmselfdistill.families.plan import Plan, Seam, Site
 from mmselfdistill.wrapping import resolve
 
 
@@ -114,6 +114,27 @@ def _parameters_at(model: nn.Module, path: str) -> tuple[nn.Module, dict[str, An
     return owner, {name: part}
 
 
+def check_sites(model: nn.Module, sites: Iterable[Site]) -> None:
+    """See that a model has the seams that some sites read.
+
+    Raises:
+        ValueError: If it has not.
+    """
+    modules = dict(model.named_modules())
+    for site in sites:
+        for path in site.seams:
+            if not _is_method(modules, path):
+                raise ValueError(
+                    f'terms: the site {site.name!r} reads {path!r}, and '
+                    f'{type(model).__name__} has no such method'
+                )
+
+
+def _is_method(modules: Mapping[str, nn.Module], path: str) -> bool:
+    prefix, _, name = path.rpartition('.')
+    return callable(getattr(modules.get(prefix), name, None))
+
+
 def with_named_seams(model: nn.Module, plan: Plan, seams: Sequence[str]) -> Plan:
     """Add the seams that a user names.
 
@@ -123,12 +144,11 @@ def with_named_seams(model: nn.Module, plan: Plan, seams: Sequence[str]) -> Plan
     modules = dict(model.named_modules())
     found = []
     for path in seams:
-        prefix, _, name = path.rpartition('.')
         if path == 'forward':
             raise ValueError('seams: forward is the whole model: name a part of it')
         if path and path in modules:
             found.append(Seam(f'{path}.forward'))
-        elif callable(getattr(modules.get(prefix), name, None)):
+        elif _is_method(modules, path):
             found.append(Seam(path))
         else:
             raise ValueError(

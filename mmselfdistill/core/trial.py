@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import logging
 from dataclasses import replace
 from typing import Any, Callable, Mapping, Sequence
 
+import numpy as np
 import torch
 from mmengine.logging import print_log
 from torch import nn
+from torch.nn.parameter import is_lazy
 
+from mmselfdistill.core.attributes import BASE, GENERATORS, are_equal, is_kept
 from mmselfdistill.core.comparison import Batch, Comparison
+from mmselfdistill.core.handed import are_alike
 from mmselfdistill.core.pairs import Pair
 from mmselfdistill.core.streams import forked_rng
+from mmselfdistill.core.teacher import tensors_of
 from mmselfdistill.core.terms import Term
 from mmselfdistill.core.unmoved import Spare
 from mmselfdistill.families.plan import Call, Plan
@@ -73,9 +79,12 @@ def _try_terms(
         elsewhere = not pairs[term.name] and comparison.shapes[term.name]
         wanted = labeled or pairs[term.name] or term.on == 'unlabeled'
         if wanted and not elsewhere:
-            # a loss may draw numbers, or keep what it has seen
-            with forked_rng(), Spare().held(term.loss.modules()):
-                _try_term(term, pairs[term.name], comparison.plan)
+            tried = _with_own_loss(term)
+            # a loss may draw numbers
+            with forked_rng(), Spare().held(tried.loss.modules()):
+                _try_term(tried, pairs[term.name], comparison.plan)
+            if tried is not term:
+                _check_kept(term, tried.loss)
             _check_unchanged(term, comparison)
             # once, where a term is on both kinds of images
             if labeled or term.on == 'unlabeled':
@@ -85,6 +94,59 @@ def _try_terms(
             f'unlabeled: no term can be computed on images without labels: '
             f'{", ".join(pairs) or "all have on=labeled"}'
         )
+
+
+def _with_own_loss(term: Term) -> Term:
+    """Return a term with a copy of its loss, where that can be copied.
+
+    A loss may keep what it has seen, and the numbers of a trial are made up.
+    """
+    if any(map(is_lazy, term.loss.parameters())):
+        # the trial gives it its shape
+        return term
+    try:
+        return replace(term, loss=copy.deepcopy(term.loss))
+    except Exception:
+        return term
+
+
+def _check_kept(term: Term, tried: nn.Module) -> None:
+    """See that a checkpoint will hold what a loss keeps; a warning, if it will not.
+
+    Raises:
+        ValueError: If its first call made a weight or a buffer.
+    """
+    name = type(term.loss).__name__
+    made = sorted(tensors_of(tried).keys() - tensors_of(term.loss).keys())
+    if made:
+        raise ValueError(
+            f'terms.{term.name}: {name} makes {made[0]!r} in its first call: no '
+            'optimizer would train it, and no resumed run would have it. Make it in '
+            '__init__; nn.LazyLinear and nn.LazyConv2d learn their sizes later'
+        )
+    kept = {
+        attribute
+        for module, after in zip(term.loss.modules(), tried.modules())
+        for attribute, value in vars(after).items()
+        if attribute not in BASE and _is_changed(vars(module).get(attribute), value)
+    }
+    if kept:
+        print_log(
+            f'terms.{term.name}: {name} changes {", ".join(sorted(kept))} when it is '
+            'called, which no checkpoint holds: in a resumed run it starts again. A '
+            'buffer (register_buffer) is saved',
+            logger='current',
+            level=logging.WARNING,
+        )
+
+
+def _is_changed(before: Any, now: Any) -> bool:
+    """Say whether a module holds something else, as far as that can be seen."""
+    if isinstance(now, GENERATORS) or not is_kept(now):
+        return False
+    if isinstance(now, np.ndarray) or type(before) is not type(now):
+        return not are_equal(before, now)
+    return not are_alike(before, now)
 
 
 def _try_term(term: Term, pairs: Sequence[Pair], plan: Plan) -> None:
@@ -127,10 +189,13 @@ def _try_loss(term: Term, pairs: Sequence[Pair]) -> None:
     trains = torch.is_grad_enabled()
     try:
         with torch.no_grad():
-            # a loss may work in place
-            tried = [replace(each, student=each.student.clone()) for each in pairs]
+            tried = [
+                replace(p, student=p.student.clone(), teacher=p.teacher.clone())
+                for p in pairs
+            ]
             for each in tried:
                 reduced(term.divergence(each), each.weight, each.norm)
+            changes = any(p.student._version or p.teacher._version for p in tried)
             is_nan = any(_stays_nan(term, each) for each in pairs)
             is_zero = all(_stays_zero(term, each) for each in pairs)
         teaches = not trains or any(_has_gradient(term, each) for each in pairs)
@@ -139,6 +204,11 @@ def _try_loss(term: Term, pairs: Sequence[Pair]) -> None:
             f'terms.{term.name}: {loss} fails at the site {site!r}: '
             f'{type(error).__name__}: {error}'
         ) from error
+    if changes:
+        raise ValueError(
+            f'terms.{term.name}: {loss} changes the tensors that it is given in place: '
+            'other terms, and the backward pass, need them as they were'
+        )
     if is_nan:
         raise ValueError(f'terms.{term.name}: {loss} is NaN at the site {site!r}')
     if not teaches:

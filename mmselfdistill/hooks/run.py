@@ -116,14 +116,15 @@ def bare_model(runner: Runner) -> nn.Module:
 
 
 def check_called(distiller: Distiller, since: int) -> None:
-    """See that the student's loss went through its extended ``forward``.
+    """See that the student's loss went through its extended ``forward``, and is used.
 
     Args:
         distiller (Distiller): After an iteration.
         since (int): How often it had computed the loss before that.
 
     Raises:
-        RuntimeError: If it did not: nothing would be distilled.
+        RuntimeError: If it did not, or a term is no part of what is minimised: nothing
+            would be distilled.
     """
     name = type(distiller.student).__name__
     if distiller.forwards == 0:
@@ -136,6 +137,13 @@ def check_called(distiller: Distiller, since: int) -> None:
         raise RuntimeError(
             f'self_distill: the forward of {name} was replaced during the run, and '
             'nothing would be distilled any more. Replace it before training begins'
+        )
+    left_out = distiller.minimised.left_out()
+    if left_out:
+        raise RuntimeError(
+            f'self_distill: {name} does not minimise {", ".join(left_out)}: no '
+            'gradient has reached them. Its train_step or parse_losses chooses losses '
+            "by their names; it has to add all of those with 'loss' in their names"
         )
 
 

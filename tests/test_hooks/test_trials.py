@@ -159,6 +159,35 @@ def test_a_loss_that_goes_around_forward_ends_the_run(runs: Runs, models: Any) -
         runs.train(cfg)
 
 
+@pytest.mark.parametrize('how', ['step', 'parse'])
+@pytest.mark.parametrize('begin', [0.0, 0.5])
+def test_a_model_that_chooses_losses_by_name_is_refused_in_the_first_iteration(
+    how: str, begin: float, runs: Runs, models: Any
+) -> None:
+    @models.register_module()
+    class Choosing(RetinaNet):
+        def train_step(self, data: Any, optim_wrapper: Any) -> Any:
+            if how == 'parse':
+                return super().train_step(data, optim_wrapper)
+            losses = self(**self.data_preprocessor(data, True), mode='loss')
+            total = sum(losses['loss_cls']) + sum(losses['loss_bbox'])
+            optim_wrapper.update_params(total)
+            return dict(loss=total.detach())
+
+        def parse_losses(self, losses: Any) -> Any:
+            chosen = {key: losses[key] for key in ('loss_cls', 'loss_bbox')}
+            return super().parse_losses(chosen if how == 'parse' else losses)
+
+    hook = dict(EMA, schedule=dict(type='constant', begin=begin))
+    cfg = runs.config('retinanet', hook, iters=4)
+    cfg.model.type = 'Choosing'
+    steps: list[int] = []
+    names = 'loss_sd_boxes, loss_sd_features, loss_sd_logits'
+    with pytest.raises(RuntimeError, match=f'Choosing does not minimise {names}: no'):
+        runs.train(cfg, after=lambda runner: steps.append(runner.iter))
+    assert steps == []
+
+
 def test_a_forward_that_is_replaced_during_a_run_ends_it(runs: Runs) -> None:
     def replace(runner: Runner) -> None:
         runner.model.forward = type(runner.model).forward.__get__(runner.model)

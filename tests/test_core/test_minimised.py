@@ -1,0 +1,58 @@
+"""Whether a backward pass has reached the terms."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmselfdistill.core.minimised import Minimised
+
+
+def added(late: float) -> dict[str, Tensor]:
+    """Return two terms of which one is 0 as yet, and what is logged of one."""
+    term = torch.full((), 2.0, requires_grad=True) * 3
+    return {
+        'loss_sd_a': term,
+        'sd_a': term.detach(),
+        'loss_sd_b': torch.tensor(late),
+    }
+
+
+def watched(minimised: Minimised, own: Any) -> dict[str, Tensor]:
+    return minimised.watched(dict(loss=[own]), added(0.0))
+
+
+def test_terms_that_are_added_are_reached_once() -> None:
+    minimised, own = Minimised(), torch.ones((), requires_grad=True) * 2
+    found = watched(minimised, own)
+    assert {name: float(value) for name, value in found.items()} == {
+        'loss_sd_a': 6.0,
+        'sd_a': 6.0,
+        'loss_sd_b': 0.0,
+    }
+    (own + found['loss_sd_a'] + found['loss_sd_b']).backward()
+    assert minimised.left_out() == []
+    # they are known: nothing is tied to a gradient any more
+    assert not watched(minimised, own)['loss_sd_b'].requires_grad
+    minimised.forget()
+    assert watched(minimised, own)['loss_sd_b'].requires_grad
+
+
+def test_those_that_are_left_out_are_named_once_there_was_a_gradient() -> None:
+    minimised, own = Minimised(), torch.ones((), requires_grad=True) * 2
+    found = watched(minimised, own)
+    # an iteration whose loss is skipped says nothing
+    assert minimised.left_out() == []
+    found = watched(minimised, own)
+    (own + found['loss_sd_b']).backward()
+    assert minimised.left_out() == ['loss_sd_a']
+
+
+def test_without_gradient_nothing_is_watched() -> None:
+    minimised = Minimised()
+    with torch.no_grad():
+        found = watched(minimised, torch.ones(()))
+    assert not found['loss_sd_b'].requires_grad
+    assert minimised.left_out() == []

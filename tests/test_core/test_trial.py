@@ -1,0 +1,178 @@
+"""The first iteration: what would go wrong later is refused, and no loss sees it."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import replace
+from typing import Any, Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from toys import OTHERS, TERMS, Gap, Toy, distilled, step
+
+from mmselfdistill.families import FAMILIES, AnyModel, Plan, Reading, Site, find_plan
+
+
+class Remembers(Gap):
+    """Keeps what it has seen in all ways that a module may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer('mean', torch.zeros(()))
+        self.count = 0
+        self.last: Any = None
+        self.queue: deque[float] = deque(maxlen=9)
+
+    def forward(self, student: Tensor, teacher: Tensor, **_: Any) -> Tensor:
+        value = super().forward(student, teacher)
+        self.mean += value.detach()
+        self.count += 1
+        self.last = value.detach()
+        self.queue.append(float(value))
+        return value
+
+
+def test_a_loss_has_seen_the_numbers_of_the_run_alone(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    terms = dict(TERMS, logits=dict(type=Remembers, site='bbox_head'))
+    with distilled(Toy(), OTHERS, terms=terms) as distiller:
+        loss: Any = next(t.loss for t in distiller.terms if t.name == 'logits')
+        for number in (1, 2, 3):
+            assert step(distiller)['logits'] == 29
+            assert (loss.count, float(loss.mean)) == (number, 29.0 * number)
+            assert (float(loss.last), [*loss.queue]) == (29.0, [29.0] * number)
+    # of what a checkpoint does not hold
+    said = 'terms.logits: Remembers changes count, last, queue when it is called'
+    assert capsys.readouterr().out.count(said) == 1
+
+
+class Late(Gap):
+    """Makes a weight, or a buffer, when it sees how many channels there are."""
+
+    kind = 'weight'
+
+    def forward(self, student: Tensor, teacher: Tensor, **_: Any) -> Tensor:
+        if not hasattr(self, 'made'):
+            made = torch.ones(student.shape[1])
+            if self.kind == 'weight':
+                self.made = nn.Parameter(made)
+            else:
+                self.register_buffer('made', made)
+        return ((student - teacher) * self.made).abs().mean()
+
+
+class LateBuffer(Late):
+    kind = 'buffer'
+
+
+class Lazy(Gap):
+    """Learns its size in its first call, as PyTorch does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.LazyLinear(2)
+
+    def forward(self, student: Tensor, teacher: Tensor, **_: Any) -> Tensor:
+        return (self.layer(student) - self.layer(teacher)).abs().mean()
+
+
+@pytest.mark.parametrize('kind', [Late, LateBuffer])
+def test_what_a_loss_makes_in_its_first_call_is_refused(kind: Any) -> None:
+    terms = dict(TERMS, logits=dict(type=kind, site='bbox_head'))
+    message = rf"^terms\.logits: {kind.__name__} makes 'made' in its first call"
+    with distilled(Toy(), OTHERS, terms=terms) as distiller:
+        with pytest.raises(ValueError, match=message):
+            step(distiller)
+        loss = next(t.loss for t in distiller.terms if t.name == 'logits')
+        assert not hasattr(loss, 'made')
+
+
+def test_a_lazy_layer_has_its_size_after_the_first_iteration() -> None:
+    late = dict(type='constant', begin=0.5)
+    logits = dict(type=Lazy, site='bbox_head', schedule=late)
+    with distilled(Toy(), OTHERS, terms=dict(TERMS, logits=logits)) as distiller:
+        loss: Any = next(t.loss for t in distiller.terms if t.name == 'logits')
+        step(distiller)
+        assert loss.layer.weight.shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    'value',
+    [
+        lambda s, t: torch.relu_(s).sub(torch.relu(t)).abs().sum(),
+        lambda s, t: t.sub_(t.mean()).sub(s).abs().sum(),
+    ],
+    ids=['student', 'teacher'],
+)
+def test_a_loss_that_changes_what_it_is_given_is_refused(
+    value: Callable[..., Any],
+) -> None:
+    class InPlace(Gap):
+        def forward(self, student: Tensor, teacher: Tensor, **_: Any) -> Any:
+            return value(student, teacher)
+
+    terms = dict(TERMS, logits=dict(type=InPlace, site='bbox_head'))
+    message = r'^terms\.logits: InPlace changes the tensors that it is given in place'
+    with distilled(Toy(), OTHERS, terms=terms) as distiller, pytest.raises(
+        ValueError, match=message
+    ):
+        step(distiller)
+
+
+def head(side: Any) -> Any:
+    return [Reading(call.output) for call in side.of('bbox_head.forward')]
+
+
+def structure(side: Any) -> Any:
+    return side.of('bbox_head.forward')[0].output['logits']
+
+
+def generator(side: Any) -> Any:
+    return (each for each in head(side))
+
+
+@pytest.mark.parametrize(
+    ('read', 'seams', 'message'),
+    [
+        (
+            head,
+            ('extract_feat',),
+            r"^terms\.mine: the site 'mine' reads calls of other seams than it names, "
+            r"\('extract_feat',\): without other terms it would have 0 tensors, not 1",
+        ),
+        (
+            structure,
+            ('bbox_head.forward',),
+            r"^terms\.mine: the site 'mine' cannot be read of what bbox_head\.forward "
+            r'\(Tensor\) returned: IndexError: .*terms=dict\(mine=None\)',
+        ),
+        (
+            generator,
+            ('bbox_head.forward',),
+            r"^terms\.mine: the site 'mine' cannot be read .*TypeError: .*generator",
+        ),
+        (
+            head,
+            ('bbox_hed.forward',),
+            r"^terms: the site 'mine' reads 'bbox_hed\.forward', and Toy has no such",
+        ),
+    ],
+    ids=['other seams', 'structure', 'generator', 'misspelt'],
+)
+def test_a_site_that_cannot_be_read_is_named(
+    read: Any, seams: Any, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class OwnSite(AnyModel):
+        @classmethod
+        def plan(cls, model: nn.Module) -> Plan:
+            plan = AnyModel.plan(model)
+            return replace(plan, sites=(*plan.sites, Site('mine', seams, read)))
+
+    monkeypatch.setattr(f'{find_plan.__module__}.FAMILIES', [OwnSite, *FAMILIES])
+    terms = dict(TERMS, mine=dict(type=Gap, site='mine'))
+    with pytest.raises(ValueError, match=message), distilled(
+        Toy(), OTHERS, terms=terms
+    ) as distiller:
+        step(distiller)
