@@ -243,19 +243,23 @@ def test_delete_in_a_derived_config_reaches_only_the_base(
 
 def test_what_a_checkpoint_holds(gfl: tuple[Any, Plan]) -> None:
     table = rows(HOW, 'Checkpoints')
-    only = [key for key, meaning in table if 'GenerationHook` only' in meaning]
+    only = [key for key, meaning in table if 'Hook` only' in meaning]
     listed = {
         code(name) for key, _ in table if key not in only for name in key.split(', ')
     }
-    hook = mmselfdistill.EMATeacherHook()
-    hook.distiller = Distiller(*gfl, resolve_terms(*gfl, None, None))
-    checkpoint: dict[str, Any] = {}
-    unused: Any = None
-    hook.before_save_checkpoint(unused, checkpoint)
-    assert checkpoint['mmselfdistill'].keys() == listed
+    fixed = mmselfdistill.SelfDistillHook(teacher='a.pth')
+    for hook, more in (
+        (mmselfdistill.EMATeacherHook(), set[str]()),
+        (fixed, {'source'}),
+    ):
+        hook.distiller = Distiller(*gfl, resolve_terms(*gfl, None, None))
+        checkpoint: dict[str, Any] = {}
+        unused: Any = None
+        hook.before_save_checkpoint(unused, checkpoint)
+        assert checkpoint['mmselfdistill'].keys() == listed | more
     ours = mmselfdistill.GenerationHook(generations=2).identity().keys()
     generation = {code(name) for key in only for name in key.split(', ')}
-    assert generation - {'beginning'} == ours - listed
+    assert generation - {'beginning', 'source'} == ours - listed
 
 
 def outside_code(text: str) -> str:

@@ -147,10 +147,12 @@ def prepare(args: argparse.Namespace) -> Config:
         pop_self_distill(cfg)
         cfg.setdefault('default_hooks', {})
         cfg.default_hooks.self_distill = hook
-        if args.work_dir is None:
+        kind = args.self_distill if args.self_distill in SCHEMES else 'teacher'
+        work_dir = cfg.work_dir.rstrip('/')
+        # the config that such a run has written has it already
+        if args.work_dir is None and not work_dir.endswith(f'_{kind}'):
             # A plain run of the same config must not be resumed or overwritten.
-            kind = args.self_distill if args.self_distill in SCHEMES else 'teacher'
-            cfg.work_dir = f'{cfg.work_dir.rstrip("/")}_{kind}'
+            cfg.work_dir = f'{work_dir}_{kind}'
     elif any(x is not None for x in (args.interval, args.generations, args.student)):
         raise SystemExit(
             '--interval, --generations, --student: only together with '

@@ -248,6 +248,9 @@ def _plain(value: Any) -> Any:
         return [_plain(each) for each in value]
     if isinstance(value, (numbers.Number, str)) or value is None:
         return value
+    if isinstance(value, type):
+        # as MMEngine writes it into a config that it dumps
+        return f'{value.__module__}.{value.__name__}'
     # an object's address is another one in each process
     return re.sub(r' at 0x[0-9a-fA-F]+', '', repr(value))
 

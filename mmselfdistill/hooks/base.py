@@ -33,6 +33,7 @@ from .settings import build_dtype, build_task_weight, check_arguments, check_pat
 from .state import (
     STATE_KEY,
     STATE_VERSION,
+    check_same_run,
     loaded_part,
     restore,
     resumed_state,
@@ -302,7 +303,11 @@ class DistillHook(Hook):
         """Keep our state until the teacher is built, for a run that is resumed."""
         # not one that a test loads, or that is loaded during the run
         begins = self.distiller is not None and not self._begun
-        self._loaded = loaded_part(checkpoint, runner._resume and begins)
+        resumes = runner._resume and begins
+        self._loaded = loaded_part(checkpoint, resumes)
+        if resumes and self.distiller is not None:
+            # before the optimizer is loaded, which would not say what is wrong
+            check_same_run(self.distiller, self._loaded[STATE_KEY], self.identity())
 
     def _restore(self, state: dict[str, Any], teacher: nn.Module) -> None:
         assert self.distiller is not None

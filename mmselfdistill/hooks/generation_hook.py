@@ -91,6 +91,8 @@ class GenerationHook(DistillHook):
         self._beginning: Beginning | None = None
         # the last generation whose teacher is ready
         self._taught = 0
+        # iterations, where boundaries are counted in these within epochs
+        self._per_epoch: int | None = None
 
     def set_up(self, runner: Runner) -> None:
         """Lengthen the run, and remember how its schedules begin."""
@@ -110,6 +112,8 @@ class GenerationHook(DistillHook):
             self.interval = loop.max_epochs if epochs else loop.max_iters
             loop._max_epochs *= self.generations if epochs else 1
             loop._max_iters *= self.generations
+        if epochs and not self.by_epoch:
+            self._per_epoch = len(loop.dataloader)
         assert self.distiller is not None
         self._beginning = Beginning(runner, losses_of(self.distiller))
         self._warn(runner, loop.max_epochs if self.by_epoch else loop.max_iters)
@@ -139,6 +143,7 @@ class GenerationHook(DistillHook):
             by_epoch=self.by_epoch,
             student=self.student,
             restart=self._restarts(),
+            iterations_per_epoch=self._per_epoch,
         )
 
     def _restarts(self) -> bool:
@@ -157,8 +162,12 @@ class GenerationHook(DistillHook):
         self._taught = self.generation
         assert self._beginning is not None
         # images without labels may be new, and a loss with them
-        losses = {**self._beginning.state['losses'], **state['beginning']['losses']}
-        self._beginning.state.update(state['beginning'], losses=losses)
+        own, saved = self._beginning.state, state['beginning']
+        losses = {**own['losses'], **saved['losses']}
+        # and so may schedulers be
+        added = own['schedulers'][len(saved['schedulers']) :]
+        schedulers = [*saved['schedulers'], *added]
+        own.update(saved, losses=losses, schedulers=schedulers)
 
     def before_train(self, runner: Runner) -> None:
         """Try what the boundary will do, before a step is made."""

@@ -29,6 +29,15 @@ def losses_of(distiller: Distiller) -> dict[str, nn.Module]:
     return {term.name: term.loss for term in distiller.terms if tensors_of(term.loss)}
 
 
+def trained_losses(distiller: Distiller) -> list[str]:
+    """Return the names of the terms whose losses have parameters that are trained."""
+    return sorted(
+        term.name
+        for term in distiller.terms
+        if any(p.requires_grad for p in term.loss.parameters())
+    )
+
+
 def train_losses(runner: Runner, distiller: Distiller) -> None:
     """Put the parameters of the losses on the student's device and into the optimizer.
 
@@ -42,7 +51,8 @@ def train_losses(runner: Runner, distiller: Distiller) -> None:
     for loss in losses.values():
         loss.to(device)
         broadcast_from_rank_0(tensors_of(loss).values())
-    every = [p for loss in losses.values() for p in loss.parameters()]
+    # an optimizer's state goes by position, and a config that was dumped is sorted
+    every = [p for name in sorted(losses) for p in losses[name].parameters()]
     parameters = [each for each in every if each.requires_grad]
     if not parameters:
         return

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import re
 from collections import OrderedDict
 from typing import Any, Mapping
 
+from mmengine.logging import print_log
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from mmengine.runner.checkpoint import _load_checkpoint
@@ -18,6 +20,7 @@ from mmselfdistill.core.teacher import broadcast_from_rank_0, mismatches, tensor
 
 from .base import DistillHook
 from .run import metainfo_of
+from .state import STATE_KEY
 
 
 @HOOKS.register_module()
@@ -49,6 +52,8 @@ class SelfDistillHook(DistillHook):
                 f'teacher: expected a path or URL, as text, but got {teacher!r}'
             )
         self.teacher = os.path.expanduser(teacher)
+        # of a resumed run, it is that of the run before
+        self._source: str | None = None
 
     def init_teacher(self, runner: Runner, teacher: nn.Module) -> nn.Module:
         """Load the checkpoint."""
@@ -63,6 +68,26 @@ class SelfDistillHook(DistillHook):
         if other:
             runner.logger.warning(f'teacher: {self.teacher}: {other}')
         return teacher
+
+    def before_save_checkpoint(
+        self, runner: Runner, checkpoint: dict[str, Any]
+    ) -> None:
+        """Add where the teacher comes from."""
+        super().before_save_checkpoint(runner, checkpoint)
+        if STATE_KEY in checkpoint:
+            checkpoint[STATE_KEY]['source'] = self._source or self.teacher
+
+    def _restore(self, state: dict[str, Any], teacher: nn.Module) -> None:
+        super()._restore(state, teacher)
+        self._source = state.get('source')
+        said = f'The teacher is that of the checkpoint, {self._source}.'
+        other = self._source not in (None, self.teacher)
+        if other:
+            said += (
+                f' The config names another one, {self.teacher}, which is not used: to '
+                'be taught by it, begin a run of its own'
+            )
+        print_log(said, 'current', logging.WARNING if other else logging.INFO)
 
 
 def load_strictly(teacher: nn.Module, path: str, inner: str) -> tuple[str, list[str]]:

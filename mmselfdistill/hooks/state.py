@@ -13,14 +13,20 @@ from mmselfdistill.core.teacher import mismatches
 from mmselfdistill.core.terms import differences
 
 from .buffers import put_buffers, unsaved_buffers
-from .learned import losses_of
+from .learned import losses_of, trained_losses
 
 STATE_KEY = 'mmselfdistill'
 STATE_VERSION = 1
 _PARTS = {
     *('generation', 'updates', 'teacher', 'buffers', 'losses', 'terms'),
-    *('unlabeled', 'skipped'),
+    *('trained', 'unlabeled', 'skipped'),
 }
+# what a user did not write under this name
+_NAMES = dict(
+    interval='interval (with generations: the length that the config gives)',
+    restart="restart (by generations, or student='reinit')",
+    trained='terms whose losses have parameters, which the optimizer trains',
+)
 
 
 def state_of(distiller: Distiller) -> dict[str, Any]:
@@ -35,6 +41,7 @@ def state_of(distiller: Distiller) -> dict[str, Any]:
             for name, loss in losses_of(distiller).items()
         },
         terms={term.name: term.config for term in distiller.terms},
+        trained=trained_losses(distiller),
         unlabeled=0 if unlabeled is None else unlabeled.used,
         skipped=0 if unlabeled is None else unlabeled.skipped,
     )
@@ -68,7 +75,7 @@ def resumed_state(
     """
     if loaded is None:
         return None
-    at = loaded.get('meta', {}).get('iter')
+    at = (loaded.get('meta') or {}).get('iter')
     flag = runner._resume and not begun
     resumes = flag or (runner.iter > 0 and runner.iter == at)
     return read_state(loaded) if resumes else None
@@ -99,6 +106,48 @@ def _of_labels(terms: dict[str, Any]) -> dict[str, Any]:
     return {name: cfg for name, cfg in terms.items() if cfg.get('on') != 'unlabeled'}
 
 
+def check_same_run(
+    distiller: Distiller,
+    state: dict[str, Any],
+    identity: dict[str, Any],
+    teacher: nn.Module | None = None,
+) -> None:
+    """See that a state is of this run.
+
+    Args:
+        distiller (Distiller): Of this run.
+        state (dict): What the checkpoint holds.
+        identity (dict): What has to be the same, besides the terms.
+        teacher (nn.Module, optional): What is to have the teacher's weights. Defaults
+            to None: it is not built yet.
+
+    Raises:
+        ValueError: If it is of another run.
+    """
+    trained = trained_losses(distiller)
+    identity = {**identity, 'trained': trained}
+    wrong = [
+        f'{_NAMES.get(key, key)}: {state.get(key)!r} in the checkpoint, {value!r} now'
+        for key, value in identity.items()
+        if state.get(key) != value
+    ]
+    terms = {term.name: term.config for term in distiller.terms}
+    saved = state['terms']
+    if distiller.unlabeled is None or not state['unlabeled']:
+        # images without labels may be added or left out, as loss_weight may change
+        terms, saved = _of_labels(terms), _of_labels(saved)
+    wrong += differences(terms, saved)
+    if teacher is not None and state['teacher'] is not None:
+        put_buffers(teacher, state['teacher'], state['buffers'])
+        differing = mismatches(teacher.state_dict(), state['teacher'])
+        wrong += [f'teacher: {each}' for each in differing]
+    if wrong:
+        raise ValueError(
+            'resume: the run in the checkpoint was another one:\n  '
+            + '\n  '.join(wrong)
+        )
+
+
 def restore(
     distiller: Distiller,
     state: dict[str, Any],
@@ -116,26 +165,7 @@ def restore(
     Raises:
         ValueError: If it is of another run.
     """
-    wrong = [
-        f'{key}: {state.get(key)!r} in the checkpoint, {value!r} now'
-        for key, value in identity.items()
-        if state.get(key) != value
-    ]
-    terms = {term.name: term.config for term in distiller.terms}
-    saved = state['terms']
-    if distiller.unlabeled is None or not state['unlabeled']:
-        # images without labels may be added or left out, as loss_weight may change
-        terms, saved = _of_labels(terms), _of_labels(saved)
-    wrong += differences(terms, saved)
-    if state['teacher'] is not None:
-        put_buffers(teacher, state['teacher'], state['buffers'])
-        differing = mismatches(teacher.state_dict(), state['teacher'])
-        wrong += [f'teacher: {each}' for each in differing]
-    if wrong:
-        raise ValueError(
-            'resume: the run in the checkpoint was another one:\n  '
-            + '\n  '.join(wrong)
-        )
+    check_same_run(distiller, state, identity, teacher)
     if distiller.unlabeled is not None:
         # the first process's: the others may have skipped other numbers
         distiller.unlabeled.skipped = state['skipped']

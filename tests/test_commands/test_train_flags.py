@@ -48,6 +48,18 @@ def test_flags_become_the_hook(data: Path, tmp_path: Path) -> None:
     assert hook_of(*ours, 'ema') == dict(type='mmselfdistill.EMATeacherHook')
 
 
+def test_the_work_dir_of_a_run_that_is_resumed_by_its_own_config(
+    data: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / 'dumped.py'
+    for kind, expected in (('ema', 'a_ema'), ('generation', 'a_ema_generation')):
+        path.write_text(
+            f"_base_ = {str(data / 'mmdet.py')!r}\nwork_dir = 'work_dirs/a_ema/'\n"
+        )
+        cfg = prepare(path, '--self-distill', kind, '--resume')
+        assert cfg.work_dir.rstrip('/') == f'work_dirs/{expected}'
+
+
 def test_the_flag_replaces_the_hook_whatever_its_key(
     data: Path, tmp_path: Path
 ) -> None:

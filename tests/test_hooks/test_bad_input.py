@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 GENERATION = 'mmselfdistill.GenerationHook'
 EMA = 'mmselfdistill.EMATeacherHook'
 FIXED = 'mmselfdistill.SelfDistillHook'
+PROJECTED = dict(type='FeatureMSELoss', projector=32)
 PKD = dict(type='PKDLoss')
 EVERY_2 = dict(type=GENERATION, interval=2, by_epoch=False)
 ONLY_FEATURES = dict(logits=None, boxes=None)
@@ -309,7 +310,7 @@ def test_reinit_needs_a_fresh_model(runs: Runs) -> None:
         (
             EVERY_2,
             {**EVERY_2, 'interval': 3},
-            ['interval: 2 in the checkpoint, 3 now'],
+            ['that the config gives): 2 in the checkpoint, 3 now'],
         ),
         (
             EVERY_2,
@@ -319,7 +320,7 @@ def test_reinit_needs_a_fresh_model(runs: Runs) -> None:
         (
             EVERY_2,
             dict(type=GENERATION, generations=2),
-            ['restart: False in the checkpoint, True now'],
+            ["student='reinit'): False in the checkpoint, True now"],
         ),
         (
             EVERY_2,
@@ -340,6 +341,14 @@ def test_reinit_needs_a_fresh_model(runs: Runs) -> None:
             ["terms.logits.type: None in the checkpoint, 'SoftTargetLoss' now"],
         ),
         (
+            dict(type=EMA, terms=dict(features=PROJECTED)),
+            dict(type=EMA, terms=dict(features=dict(PROJECTED, projector=None))),
+            [
+                'terms.features.projector: 32 in the checkpoint, None now',
+                "which the optimizer trains: ['features'] in the checkpoint, [] now",
+            ],
+        ),
+        (
             dict(type=EMA),
             dict(type=EMA, schedule='linear'),
             ["terms.features.schedule: {'type': 'constant'", "'linear' now"],
@@ -353,9 +362,8 @@ def test_resume_of_another_run(
     runs.train(cfg)
     cfg.train_cfg.max_iters = 6
     cfg.default_hooks.self_distill = then
-    # that no state is there is seen before anything else is read
-    resumed_at = 3 if first else 0
-    message = refused(runs, Config({**cfg, 'resume': True}), resumed_at)
+    # before the optimizer is loaded, whose message would say less
+    message = refused(runs, Config({**cfg, 'resume': True}))
     assert message.startswith('resume: ')
     assert [word for word in words if word not in message] == []
 
@@ -378,9 +386,22 @@ def test_images_without_labels_may_change(
     # the other terms are still compared
     cfg.train_cfg.max_iters = 6
     cfg.default_hooks.self_distill = dict(hooks[first], terms=dict(logits=None))
-    message = refused(runs, Config({**cfg, 'resume': True}), 4)
+    message = refused(runs, Config({**cfg, 'resume': True}))
     assert "terms.logits.type: 'SoftTargetLoss' in the checkpoint, None now" in message
     assert 'proposals' not in message
+
+
+def test_another_batch_size_where_boundaries_are_counted_within_epochs(
+    runs: Runs,
+) -> None:
+    hook = dict(EVERY_2, interval=3)
+    cfg = runs.config('gfl', hook, epochs=2)
+    runs.train(cfg)
+    cfg.train_cfg.max_epochs, cfg.train_dataloader.batch_size = 4, 1
+    message = refused(runs, Config({**cfg, 'resume': True}))
+    steps = runs.steps_an_epoch
+    said = f'iterations_per_epoch: {steps} in the checkpoint, {2 * steps} now'
+    assert said in message
 
 
 def test_resume_of_another_model_or_a_broken_state(runs: Runs) -> None:

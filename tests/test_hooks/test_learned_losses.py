@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from mmengine.config import Config
 from torch import nn
 
 if TYPE_CHECKING:
@@ -198,6 +199,24 @@ def test_it_is_resumed(runs: Runs) -> None:
     runner = runs.train(cfg)
     assert torch.equal(projector(runs, runner), projector(runs, whole))
     assert runs.differences(runs.state(whole.model), runs.state(runner.model)) == []
+
+
+@pytest.mark.usefixtures('stock_resumes_in_iterations')
+def test_the_order_of_the_terms_is_of_no_account(runs: Runs) -> None:
+    mine = dict(type='FeatureMSELoss', projector=32, weight=1.0, site='features')
+    terms = dict(upper=mine, lower=dict(mine, weight=3.0), features=None)
+    states = []
+    for names in (['upper', 'lower'], ['lower', 'upper']):
+        hook = {**PROJECTED, 'terms': dict({n: terms[n] for n in names}, features=None)}
+        cfg = runs.config('retinanet', {**PROJECTED, 'terms': terms}, iters=4)
+        cfg.optim_wrapper.optimizer = ADAM
+        cfg.default_hooks.checkpoint.interval = 2
+        runs.train(cfg, stop_at=2)
+        cfg.default_hooks.self_distill = hook
+        runner = runs.train(Config({**cfg, 'resume': True}))
+        assert runner.iter == 4
+        states.append(runs.state(runner.model))
+    assert runs.differences(*states) == []
 
 
 def test_one_for_images_without_labels_is_left_out_with_them(

@@ -282,6 +282,57 @@ def test_fixed_teacher_whose_file_is_gone(runs: Runs, tmp_path: Path) -> None:
     assert runs.differences(weights, expected['mmselfdistill']['teacher']) == []
 
 
+def test_another_fixed_teacher_is_not_taken_in_silence(
+    runs: Runs, tmp_path: Path
+) -> None:
+    stock = runs.config('retinanet', iters=1)
+    runs.train(stock)
+    first, second = tmp_path / 'first.pth', tmp_path / 'second.pth'
+    for path in (first, second):
+        torch.save(runs.checkpoint(stock)['state_dict'], path)
+    cfg = runs.config('retinanet', {**FIXED, 'teacher': str(first)}, iters=2)
+    runs.train(cfg)
+    cfg.resume = True
+    # a run that is resumed again has it of the first one
+    for length, path in ((4, first), (6, second), (8, second)):
+        cfg.train_cfg.max_iters = length
+        cfg.default_hooks.self_distill.teacher = str(path)
+        runner = runs.train(cfg)
+        (log,) = Path(runner.log_dir).glob('*.log')
+        text = log.read_text()
+        assert f'The teacher is that of the checkpoint, {first}.' in text
+        other = f'WARNING - The teacher is that of the checkpoint, {first}. The config'
+        assert text.count(other) == (path == second)
+
+
+def test_schedulers_that_are_added_restart_with_the_others(runs: Runs) -> None:
+    cfg = runs.config('retinanet', dict(TWO, generations=3), iters=3)
+    warm_up, cosine = cfg.param_scheduler
+    cfg.param_scheduler = [warm_up]
+    cfg.default_hooks.checkpoint.interval = 2
+    runs.train(cfg, stop_at=2)
+    rates: list[float] = []
+
+    def before(runner: Runner) -> None:
+        rates.append(runner.optim_wrapper.param_groups[0]['lr'])
+
+    cfg.param_scheduler = [warm_up, cosine]
+    runs.train(Config({**cfg, 'resume': True}), before)
+    # of iterations 2 to 8, the second and third generation are 3 to 5 and 6 to 8
+    assert rates[1:4] == pytest.approx(rates[4:7])
+    assert rates[1] != pytest.approx(rates[3])
+
+
+def test_weights_of_a_file_without_meta(runs: Runs, tmp_path: Path) -> None:
+    cfg = runs.config('retinanet', iters=1)
+    runs.train(cfg)
+    path = tmp_path / 'bare.pth'
+    torch.save(dict(meta=None, state_dict=runs.checkpoint(cfg)['state_dict']), path)
+    cfg = runs.config('retinanet', EMA, iters=2)
+    cfg.load_from = str(path)
+    assert runs.train(cfg).iter == 2
+
+
 @pytest.mark.usefixtures('stock_resumes_in_iterations')
 @pytest.mark.parametrize('hook', [EMA, BY_ITERS], ids=['ema', 'generation'])
 def test_beside_the_stock_ema_hook(hook: dict[str, Any], runs: Runs) -> None:
