@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers import assert_bitwise, detection_batch, values_of
@@ -63,6 +64,14 @@ class Drawn(Toy):
     def extract_feat(self, inputs: Tensor) -> Tensor:
         x = self.backbone(inputs)
         return x + torch.rand(()) * x.roll(1, 2)
+
+
+class DrawnOnTheHost(Toy):
+    """Its images are scaled by numbers of NumPy's generator, and of Python's."""
+
+    def forward(self, inputs: Tensor, data_samples: Any, mode: str) -> Any:
+        scale = 1 + np.random.rand() + random.random()
+        return super().forward(inputs * scale, data_samples, mode)
 
 
 class Counting(Toy):
@@ -165,7 +174,8 @@ def test_what_is_random_in_another_way_is_a_problem() -> None:
         assert 'it is not 0 where it has to be' in problem
         assert check.equal > 1e-3
     # and with the generators that a replay sets there is none
-    assert check_identity(Drawn(), batch(), terms=TERMS).problems == []
+    for model in (Drawn(), DrawnOnTheHost()):
+        assert check_identity(model, batch(), terms=TERMS).problems == []
 
 
 def test_a_teacher_that_changes_is_a_problem() -> None:

@@ -14,6 +14,7 @@ from mmengine.logging import print_log
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from mmselfdistill.containers import tensors_in
 from mmselfdistill.core.attributes import BASE, GENERATORS, are_equal, is_kept
 from mmselfdistill.core.comparison import Batch, Comparison
 from mmselfdistill.core.handed import are_alike
@@ -22,7 +23,7 @@ from mmselfdistill.core.streams import forked_rng
 from mmselfdistill.core.teacher import tensors_of
 from mmselfdistill.core.terms import Term
 from mmselfdistill.core.unmoved import Spare
-from mmselfdistill.families.plan import Call, Plan
+from mmselfdistill.families.plan import Call, Plan, Site
 from mmselfdistill.losses.common import reduced
 
 
@@ -53,7 +54,7 @@ def first_iteration(
     """
     output, calls = comparison.watch(forward, batch)
     pairs = comparison.first_pairs(teacher, terms, due, calls, batch)
-    _try_terms(terms, pairs, comparison, batch)
+    _try_terms(terms, pairs, comparison, batch, calls)
     # without gradient it is not seen what depends on weights
     comparison.checked = torch.is_grad_enabled()
     return output, calls
@@ -64,6 +65,7 @@ def _try_terms(
     pairs: Mapping[str, list[Pair]],
     comparison: Comparison,
     batch: Batch,
+    calls: Sequence[Call],
 ) -> None:
     """Compute each term once.
 
@@ -79,6 +81,8 @@ def _try_terms(
         elsewhere = not pairs[term.name] and comparison.shapes[term.name]
         wanted = labeled or pairs[term.name] or term.on == 'unlabeled'
         if wanted and not elsewhere:
+            if not pairs[term.name]:
+                raise ValueError(_nothing_there(term, batch.site(term), calls))
             tried = _with_own_loss(term)
             # a loss may draw numbers
             with forked_rng(), Spare().held(tried.loss.modules()):
@@ -94,6 +98,22 @@ def _try_terms(
             f'unlabeled: no term can be computed on images without labels: '
             f'{", ".join(pairs) or "all have on=labeled"}'
         )
+
+
+def _nothing_there(term: Term, site: Site, calls: Sequence[Call]) -> str:
+    found = {
+        f'{call.path} {[*each.shape]}'
+        for call in calls
+        if call.path in site.seams
+        for each in tensors_in(call.output)
+    }
+    returned = f'. What it reads returned: {", ".join(sorted(found))}' if found else ''
+    return (
+        f'terms.{term.name}: the site {site.name!r} gave no tensor in the first '
+        "iteration: the model's loss does not use it, or calls it without gradient "
+        '(as activation checkpointing with use_reentrant=True does), or it returns '
+        f'no (N, C), (N, L, C) or (N, C, H, W){returned}'
+    )
 
 
 def _with_own_loss(term: Term) -> Term:
@@ -156,17 +176,10 @@ def _try_term(term: Term, pairs: Sequence[Pair], plan: Plan) -> None:
     frozen the model in part.
 
     Raises:
-        ValueError: If the site gives no tensor, the loss is wrong there, or no gradient
-            reaches a module that a user named.
+        ValueError: If the loss is wrong there, or no gradient reaches a module that a
+            user named.
     """
     site = term.site.name
-    if not pairs:
-        raise ValueError(
-            f'terms.{term.name}: the site {site!r} gave no tensor in the first '
-            "iteration: the model's loss does not use it, or calls it without gradient "
-            '(as activation checkpointing with use_reentrant=True does), or it returns '
-            'no (N, C), (N, L, C) or (N, C, H, W)'
-        )
     _try_loss(term, pairs)
     if torch.is_grad_enabled() and not any(p.student.requires_grad for p in pairs):
         useless = (

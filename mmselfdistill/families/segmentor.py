@@ -38,10 +38,11 @@ class Segmentor(Family):
     ========== ================================================================
     features   stages of the backbone, or of the neck where there is one: PKD. Only
                on images with labels, as the logits
-    logits     (N, C, H, W) of each prediction that the heads train, at its own
-               resolution; (N * points, C) of a head that refines the student's
-               uncertain points. KL, where the head trains sigmoids the mean of
-               each class's; pixels and points with the ignored label do not count
+    logits     (N, C, H, W) of each output of a head with as many channels as there
+               are classes, at its own resolution; (N * points, C) of a head that
+               refines the student's uncertain points. KL, where the head trains
+               sigmoids the mean of each class's; pixels and points with the
+               ignored label do not count
     pseudo_    the same on images without labels, where all pixels and points
     labels     count: the teacher's class, where it is sure; a confidence weighs
                pixels, and no points

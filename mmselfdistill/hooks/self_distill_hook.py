@@ -136,6 +136,11 @@ def load_strictly(teacher: nn.Module, path: str, inner: str) -> tuple[str, list[
         except RuntimeError:
             pass
     wrong = mismatches(teacher.state_dict(), state) or [str(reason)]
+    if any(each.startswith('unexpected') for each in wrong):
+        wrong.append(
+            'A buffer that the model makes in its first forward is unexpected too: '
+            'register it in __init__'
+        )
     raise ValueError(
         f'teacher: {path} is of another model than this {type(teacher).__name__}:\n  '
         + '\n  '.join(wrong)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import random
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -13,7 +15,8 @@ from mmselfdistill.core.keys import LOSS, is_ours
 
 def loss_of(model: nn.Module, batch: dict[str, Any], seed: int = 0) -> dict[str, Any]:
     """Return the loss dict of a batch, which models may change: give a copy."""
-    torch.manual_seed(seed)
+    for draws in (torch.manual_seed, np.random.seed, random.seed):
+        draws(seed)
     return model(**copy.deepcopy(batch), mode='loss')
 
 
