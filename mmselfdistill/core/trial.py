@@ -83,7 +83,7 @@ def _try_terms(
         if wanted and not elsewhere:
             if not pairs[term.name]:
                 raise ValueError(_nothing_there(term, batch.site(term), calls))
-            tried = _with_own_loss(term)
+            tried = _with_copied_loss(term)
             # a loss may draw numbers
             with forked_rng(), Spare().held(tried.loss.modules()):
                 _try_term(tried, pairs[term.name], comparison.plan)
@@ -116,7 +116,7 @@ def _nothing_there(term: Term, site: Site, calls: Sequence[Call]) -> str:
     )
 
 
-def _with_own_loss(term: Term) -> Term:
+def _with_copied_loss(term: Term) -> Term:
     """Return a term with a copy of its loss, where that can be copied.
 
     A loss may keep what it has seen, and the numbers of a trial are made up.

@@ -146,6 +146,11 @@ def generator(side: Any) -> Any:
             r"\('extract_feat',\): without other terms it would have 0 tensors, not 1",
         ),
         (
+            lambda side: [Reading(side.of('bbox_head.forward')[0].output)],
+            ('extract_feat',),
+            r"^terms\.mine: the site 'mine' reads calls of other seams .* 0 tensors",
+        ),
+        (
             structure,
             ('bbox_head.forward',),
             r"^terms\.mine: the site 'mine' cannot be read of what bbox_head\.forward "
@@ -168,7 +173,14 @@ def generator(side: Any) -> Any:
             r"^terms: the site 'mine' reads 'bbox_hed\.forward', and Toy has no such",
         ),
     ],
-    ids=['other seams', 'structure', 'nothing', 'generator', 'misspelt'],
+    ids=[
+        'other seams',
+        'the first of others',
+        'structure',
+        'nothing',
+        'generator',
+        'misspelt',
+    ],
 )
 def test_a_site_that_cannot_be_read_is_named(
     read: Any, seams: Any, message: str, monkeypatch: pytest.MonkeyPatch
