@@ -136,7 +136,7 @@ def load_strictly(teacher: nn.Module, path: str, inner: str) -> tuple[str, list[
         except RuntimeError:
             pass
     wrong = mismatches(teacher.state_dict(), state) or [str(reason)]
-    if any(each.startswith('unexpected') for each in wrong):
+    if len(wrong) == 1 and wrong[0].startswith('unexpected'):
         wrong.append(
             'A buffer that the model makes in its first forward is unexpected too: '
             'register it in __init__'

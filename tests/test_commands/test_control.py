@@ -187,7 +187,7 @@ def test_controls_train_as_plain_runs_do(data: Path, tmp_path: Path) -> None:
          'boxes=dict(weight=0))))', 'terms all have weight=0'),
         ("default_hooks = dict(a=dict(type='mmselfdistill.EMATeacherHook'))\n"
          "custom_hooks = [dict(type='mmselfdistill.GenerationHook', interval=1)]",
-         r"one hook of mmselfdistill, but got \['mmselfdistill.EMA"),
+         r"one hook of mmselfdistill, but got \['EMATeacherHook', "),
         ("custom_hooks = dict(type='mmselfdistill.EMATeacherHook')",
          'custom_hooks: expected a list of hooks, but got'),
         ("custom_hooks = ['mmselfdistill.EMATeacherHook']",

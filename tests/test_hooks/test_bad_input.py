@@ -267,6 +267,11 @@ def test_teacher_file(runs: Runs, tmp_path: Path) -> None:
         '  unexpected: backbone.stem.weight',
         f'  another shape: bbox_head.gfl_cls.weight: (3, 2) in the file, {shape} here',
     ]
+    more = {**runs.build(runs.config('gfl', iters=4)).model.state_dict()}
+    more['backbone.grid'] = torch.zeros(1)
+    message = message_for(tmp_path / 'more.pth', dict(state_dict=more))
+    assert message.splitlines()[1] == '  unexpected: backbone.grid'
+    assert 'A buffer that the model makes in its first forward' in message
 
 
 def test_uncovered_model(runs: Runs) -> None:
