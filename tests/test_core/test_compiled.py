@@ -56,10 +56,12 @@ def test_what_is_compiled_stays_so_after_the_first_iteration() -> None:
     torch._dynamo.reset()
     student.backbone.compile(backend=backend)
     with distilled(student, OTHERS) as distiller:
-        for _ in range(4):
+        assert step(distiller)['logits'] == 5 * 7 - 2 * 3
+        # which watches every operation: newer PyTorch runs nothing compiled there
+        ran.clear()
+        for _ in range(3):
             assert step(distiller)['logits'] == 5 * 7 - 2 * 3
-    # the student's, in each but the first, which watches every operation; a copy is not
-    # compiled
+    # the student's, once in each; a copy is not compiled
     assert compiled and len(ran) == 3
 
 
