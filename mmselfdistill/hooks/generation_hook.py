@@ -112,8 +112,8 @@ class GenerationHook(DistillHook):
             self.interval = loop.max_epochs if epochs else loop.max_iters
             loop._max_epochs *= self.generations if epochs else 1
             loop._max_iters *= self.generations
-        if epochs and not self.by_epoch:
-            self._per_epoch = len(loop.dataloader)
+        counted = epochs and not self.by_epoch
+        self._per_epoch = len(loop.dataloader) if counted else None
         assert self.distiller is not None
         self._beginning = Beginning(runner, losses_of(self.distiller))
         self._warn(runner, loop.max_epochs if self.by_epoch else loop.max_iters)

@@ -32,9 +32,9 @@ def losses_of(distiller: Distiller) -> dict[str, nn.Module]:
 def trained_losses(distiller: Distiller) -> list[str]:
     """Return the names of the terms whose losses have parameters that are trained."""
     return sorted(
-        term.name
-        for term in distiller.terms
-        if any(p.requires_grad for p in term.loss.parameters())
+        name
+        for name, loss in losses_of(distiller).items()
+        if any(p.requires_grad for p in loss.parameters())
     )
 
 

@@ -52,11 +52,12 @@ class SelfDistillHook(DistillHook):
                 f'teacher: expected a path or URL, as text, but got {teacher!r}'
             )
         self.teacher = os.path.expanduser(teacher)
-        # of a resumed run, it is that of the run before
-        self._source: str | None = None
+        # where the teacher of this run comes from: of a resumed one, that of the first
+        self._source = self.teacher
 
     def init_teacher(self, runner: Runner, teacher: nn.Module) -> nn.Module:
         """Load the checkpoint."""
+        self._source = self.teacher
         assert self.distiller is not None
         inner = self.distiller.labeled.plan.inner
         part, classes = load_strictly(teacher, self.teacher, inner)
@@ -75,13 +76,13 @@ class SelfDistillHook(DistillHook):
         """Add where the teacher comes from."""
         super().before_save_checkpoint(runner, checkpoint)
         if STATE_KEY in checkpoint:
-            checkpoint[STATE_KEY]['source'] = self._source or self.teacher
+            checkpoint[STATE_KEY]['source'] = self._source
 
     def _restore(self, state: dict[str, Any], teacher: nn.Module) -> None:
         super()._restore(state, teacher)
-        self._source = state.get('source')
+        self._source = state['source']
         said = f'The teacher is that of the checkpoint, {self._source}.'
-        other = self._source not in (None, self.teacher)
+        other = self._source != self.teacher
         if other:
             said += (
                 f' The config names another one, {self.teacher}, which is not used: to '

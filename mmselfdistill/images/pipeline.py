@@ -102,10 +102,12 @@ def _with_labels(transforms: list[Any]) -> list[Any]:
     What a transform makes up, it marks there.
     """
     names = [type(each).__name__ for each in transforms]
-    if 'PackSegInputs' not in names or any(map(_loads_labels, transforms)):
+    loaders = [i for i, name in enumerate(names) if name.startswith('Load')]
+    known = any(map(_loads_labels, transforms))
+    if known or not loaders or 'PackSegInputs' not in names:
         return transforms
-    begin = next((i for i, name in enumerate(names, 1) if name[:4] == 'Load'), 0)
-    return [*transforms[:begin], *[_NoObjects()] * bool(begin), *transforms[begin:]]
+    after = loaders[0] + 1
+    return [*transforms[:after], _NoObjects(), *transforms[after:]]
 
 
 def _built(configs: Sequence[Any]) -> Iterator[Any]:
