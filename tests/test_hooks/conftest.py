@@ -207,6 +207,15 @@ class Runs:
         return ours
 
     @staticmethod
+    def log(runner: Runner) -> str:
+        """Return what a run logged.
+
+        Runs of one folder that begin within one second share a file.
+        """
+        (path,) = Path(runner.log_dir).glob('*.log')
+        return path.read_text().rpartition('System environment')[2]
+
+    @staticmethod
     def state(model: torch.nn.Module) -> dict[str, Tensor]:
         """Return a copy of parameters and buffers."""
         return {key: t.detach().clone() for key, t in model.state_dict().items()}

@@ -216,9 +216,8 @@ def test_the_teachers_metrics_are_those_of_its_weights(runs: Runs) -> None:
     assert best == 'best_teacher_mIoU_iter_4.pth'
     student: Any = runner.model
     student.load_state_dict(runs.hook(runner).distiller.teacher.state_dict())
-    (log,) = Path(runner.log_dir).glob('*.log')
     # two tables of metrics, and which is whose
-    parts = log.read_text().split('self_distill: the teacher is validated first')
+    parts = runs.log(runner).split('self_distill: the teacher is validated first')
     assert [part.count('per class results') for part in parts] == [0, 2]
     again = runner.val()
     assert again['aAcc'] == pytest.approx(found['teacher/aAcc'])

@@ -298,8 +298,7 @@ def test_another_fixed_teacher_is_not_taken_in_silence(
         cfg.train_cfg.max_iters = length
         cfg.default_hooks.self_distill.teacher = str(path)
         runner = runs.train(cfg)
-        (log,) = Path(runner.log_dir).glob('*.log')
-        text = log.read_text()
+        text = runs.log(runner)
         assert f'The teacher is that of the checkpoint, {first}.' in text
         other = f'WARNING - The teacher is that of the checkpoint, {first}. The config'
         assert text.count(other) == (path == second)

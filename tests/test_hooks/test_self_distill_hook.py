@@ -42,8 +42,7 @@ def test_forms_of_the_file(form: str, runs: Runs, tmp_path: Path) -> None:
     runner = runs.train(cfg)
     teacher = runs.hook(runner).distiller.teacher
     assert runs.differences(weights, runs.state(teacher)) == []
-    (log,) = Path(cfg.work_dir).glob('*/*.log')
-    assert log.read_text().count(f'The teacher is {tmp_path}/teacher.pth.') == 1
+    assert runs.log(runner).count(f'The teacher is {tmp_path}/teacher.pth.') == 1
 
 
 def test_checkpoint_of_a_distilled_run(runs: Runs) -> None:
@@ -104,9 +103,7 @@ def test_classes_in_another_order_are_named(runs: Runs, tmp_path: Path) -> None:
     for meta, warned in metas:
         torch.save(dict(state_dict=weights_of(runs, 'gfl', 5), meta=meta), path)
         cfg = runs.config('gfl', fixed(path), iters=1)
-        runs.train(cfg)
-        (log,) = Path(cfg.work_dir).glob('*/*.log')
-        text = log.read_text()
+        text = runs.log(runs.train(cfg))
         assert text.count('its classes are not those of this run') == warned
         there, here = ([*each[1:4]] for each in (swapped, classes))
         order = f'From number 1 on they are {there} there, and {here} here.'

@@ -132,8 +132,7 @@ def test_batch_augmentations_that_draw_are_the_students_alone(
     assert shapes[1:] == [(2 - i % 2, 3, s, s) for i, s in enumerate(sides)]
     student: Any = runner.model
     assert len(student.data_preprocessor.batch_augments) == 1
-    (log,) = Path(runner.log_dir).glob('*.log')
-    named = log.read_text().count('Left out of the pipeline: BatchSyncRandomResize.')
+    named = runs.log(runner).count('Left out of the pipeline: BatchSyncRandomResize.')
     assert named == (not fixed)
 
 
@@ -453,7 +452,6 @@ def test_the_folders_of_the_images_are_said(runs: Runs, folder: str) -> None:
     images = len([*Path(folder).rglob('*.jpg')])
     hook = dict(EMA, unlabeled=dict(data=folder, batch_size=1, num_workers=0))
     runner = runs.train(runs.config('gfl', hook, iters=1))
-    (log,) = Path(runner.log_dir).glob('*.log')
     named = {f'{folder}/many': 3, **{f'{folder}/{n}': 2 for n in 'bcd'}}
     named = dict(sorted({folder: inside, **named}.items(), key=lambda x: -x[1])[:4])
     listed = ', '.join(f'{name} ({count})' for name, count in named.items())
@@ -461,7 +459,7 @@ def test_the_folders_of_the_images_are_said(runs: Runs, folder: str) -> None:
     assert (
         f'Self-distillation on {images} images without labels, 1 an iteration and '
         f'process. They are in {listed} and 3 more ({rest}).'
-    ) in log.read_text()
+    ) in runs.log(runner)
 
 
 @pytest.mark.parametrize('name, images', [('gfl', 'val'), ('deeplabv3plus', 'images')])
@@ -482,10 +480,9 @@ def test_images_that_the_run_is_validated_by_are_said(
         if name == 'gfl':
             cfg.val_evaluator.ann_file = f'{scenes}/annotations/instances_val2017.json'
         runner = runs.train(cfg)
-        (log,) = Path(runner.log_dir).glob('*.log')
         said = f'unlabeled.data: {count} of the 2 validation images are among these.'
-        assert log.read_text().count(said) == (count > 0)
-        assert log.read_text().count('validation images') == (count > 0)
+        assert runs.log(runner).count(said) == (count > 0)
+        assert runs.log(runner).count('validation images') == (count > 0)
 
 
 if __name__ == '__main__':

@@ -209,9 +209,8 @@ def test_which_images_are_drawn(runs: Runs) -> None:
     assert name.startswith('student_teacher_') and name.endswith('1')
 
 
-def warnings_of(runner: Runner) -> list[str]:
-    (path,) = Path(runner.log_dir).glob('*.log')
-    lines = path.read_text().splitlines()
+def warnings_of(runs: Runs, runner: Runner) -> list[str]:
+    lines = runs.log(runner).splitlines()
     return [line for line in lines if 'DistillVisualizationHook' in line]
 
 
@@ -219,7 +218,7 @@ def test_says_why_nothing_is_drawn(runs: Runs) -> None:
     cfg = config_of(runs, 'deeplabv3plus', EMA, PICTURES)
     cfg.default_hooks.pop('self_distill')
     runner = runs.train(cfg)
-    (line,) = (x for x in warnings_of(runner) if 'WARNING' in x)
+    (line,) = (x for x in warnings_of(runs, runner) if 'WARNING' in x)
     assert line.endswith('nothing is drawn: the run has no hook of self-distillation.')
     assert pictures_of(runner) == {}
 
@@ -238,7 +237,7 @@ def test_a_picture_that_cannot_be_sent_ends_no_run(runs: Runs) -> None:
     runner = runs.train(cfg)
     # two validations of two images: the second of the first is not tried
     assert len(sent) == 3 and runner.iter == 4
-    (line,) = (x for x in warnings_of(runner) if 'WARNING' in x)
+    (line,) = (x for x in warnings_of(runs, runner) if 'WARNING' in x)
     assert line.endswith('nothing is drawn: OSError: the disk is full.')
 
 
