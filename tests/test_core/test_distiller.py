@@ -10,7 +10,7 @@ import torch
 from helpers import added
 from setting import Setting, Small
 
-from mmselfdistill.core import trial
+from mmselfdistill.core import loss_trial
 from mmselfdistill.core.teacher import make_teacher, still
 from mmselfdistill.losses import pkd_loss
 
@@ -266,7 +266,7 @@ def test_a_loss_that_has_to_assume_what_it_compares_says_so(
     loss: str, site: str, assumed: str, built: Small, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
-    monkeypatch.setattr(trial, 'print_log', lambda text, **_: said.append(text))
+    monkeypatch.setattr(loss_trial, 'print_log', lambda text, **_: said.append(text))
     terms: Any = dict(features=None, boxes=None, logits=None)
     terms['mine'] = dict(type=loss, site=site)
     with Setting(built, terms) as setting:

@@ -10,7 +10,7 @@ from images import ImageToy, Numbered, losses
 from setting import Setting, Small
 from toys import distilled
 
-from mmselfdistill.core import distiller, trial
+from mmselfdistill.core import distiller, loss_trial, trial
 from mmselfdistill.core.report import describe
 from mmselfdistill.core.teacher import tensors_of
 
@@ -50,7 +50,7 @@ def test_without_a_teacher_the_table_is_all_that_is_said(
     built: Small, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
-    for each in (distiller, trial):
+    for each in (distiller, loss_trial, trial):
         monkeypatch.setattr(each, 'print_log', lambda text, **_: said.append(text))
     with Setting(built) as setting:
         setting.distiller.teacher = None

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from toys import OTHERS, TERMS, Gap, Toy, distilled, step
 
-from mmselfdistill.core import trial
+from mmselfdistill.core import loss_trial
 from mmselfdistill.families import FAMILIES, AnyModel, Plan, Reading, Site, find_plan
 
 
@@ -38,7 +38,7 @@ def test_a_loss_has_seen_the_numbers_of_the_run_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     said: list[str] = []
-    monkeypatch.setattr(trial, 'print_log', lambda text, **_: said.append(text))
+    monkeypatch.setattr(loss_trial, 'print_log', lambda text, **_: said.append(text))
     terms = dict(TERMS, logits=dict(type=Remembers, site='bbox_head'))
     with distilled(Toy(), OTHERS, terms=terms) as distiller:
         loss: Any = next(t.loss for t in distiller.terms if t.name == 'logits')
