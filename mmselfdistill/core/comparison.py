@@ -18,7 +18,7 @@ from mmselfdistill.core.foreign import Foreign
 from mmselfdistill.core.freeze import add_hooks, check_same_weights
 from mmselfdistill.core.given import check_given, of_the_loss
 from mmselfdistill.core.handed import Left
-from mmselfdistill.core.pairs import Pair, first_pair, pair
+from mmselfdistill.core.pairs import READ_ERRORS, Pair, first_pair, pair
 from mmselfdistill.core.parts import lend
 from mmselfdistill.core.recorder import Recording, record, slice_back
 from mmselfdistill.core.replay import replay
@@ -198,7 +198,7 @@ class Comparison:
                 found = len(site.read(batch.side(self.student, kept)))
         except DEVICE_ERRORS:
             raise
-        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError):
+        except READ_ERRORS:
             # it asks for a call that is not there
             found = 0
         if found != count:

@@ -14,6 +14,7 @@ from mmengine.logging import print_log
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from mmselfdistill.compat import DEVICE_ERRORS
 from mmselfdistill.core.attributes import BASE, GENERATORS, are_equal, is_kept
 from mmselfdistill.core.handed import are_alike
 from mmselfdistill.core.pairs import Pair
@@ -78,6 +79,8 @@ def _compute(term: Term, pairs: Sequence[Pair]) -> None:
             is_nan = any(_stays_nan(term, each) for each in pairs)
             is_zero = all(_stays_zero(term, each) for each in pairs)
         teaches = not trains or any(_has_gradient(term, each) for each in pairs)
+    except DEVICE_ERRORS:
+        raise
     except (LookupError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(
             f'terms.{term.name}: {loss} fails at the site {site!r}: '

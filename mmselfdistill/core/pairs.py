@@ -12,6 +12,9 @@ from mmselfdistill.compat import DEVICE_ERRORS
 from mmselfdistill.core.streams import at_precision, autocast_to
 from mmselfdistill.families.plan import Rows, Side, Site
 
+# what reading a site raises if the model returned something else
+READ_ERRORS = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -57,7 +60,7 @@ def first_pair(
         return pair(site, student, teacher, dtype)
     except DEVICE_ERRORS:
         raise
-    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+    except READ_ERRORS as error:
         outputs = {
             path: type(call.output).__name__
             for path in site.seams

@@ -124,6 +124,18 @@ def test_a_loss_that_changes_what_it_is_given_is_refused(
         step(distiller)
 
 
+def test_a_loss_for_which_memory_is_too_small_is_not_called_wrong() -> None:
+    class Large(Gap):
+        def forward(self, student: Tensor, teacher: Tensor, **_: Any) -> Any:
+            raise torch.cuda.OutOfMemoryError('CUDA out of memory')
+
+    terms = dict(TERMS, logits=dict(type=Large, site='bbox_head'))
+    with distilled(Toy(), OTHERS, terms=terms) as distiller, pytest.raises(
+        torch.cuda.OutOfMemoryError, match='^CUDA out of memory$'
+    ):
+        step(distiller)
+
+
 def head(side: Any) -> Any:
     return [Reading(call.output) for call in side.of('bbox_head.forward')]
 
