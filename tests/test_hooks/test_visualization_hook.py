@@ -276,9 +276,9 @@ def work(config: str) -> None:
         with_kwargs=True,
     )
     runner.train()
+    dist.barrier()
     images = len(list(Path(runner.work_dir).rglob('vis_image/*')))
     seen = dict(predicted=sum(predicted), trained=len(predicted) - sum(predicted))
-    dist.barrier()
     Path(f'{config}.{dist.get_rank()}').write_text(
         json.dumps(dict(seen, images=images))
     )
@@ -304,9 +304,8 @@ def test_only_the_first_rank_draws(runs: Runs, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout[-5000:]
     seen = [json.loads(Path(f'{path}.{rank}').read_text()) for rank in (0, 1)]
     # each validates one of two images; the first asks the teacher too
-    assert [each['predicted'] for each in seen] == [2, 1]
-    assert [each['trained'] for each in seen] == [2, 2]
-    assert seen[0]['images'] == 1
+    expected = [dict(predicted=count, trained=2, images=1) for count in (2, 1)]
+    assert seen == expected, done.stdout[-5000:]
 
 
 if __name__ == '__main__':
