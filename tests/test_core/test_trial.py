@@ -131,7 +131,7 @@ def test_a_loss_for_which_memory_is_too_small_is_not_called_wrong() -> None:
 
     terms = dict(TERMS, logits=dict(type=Large, site='bbox_head'))
     with distilled(Toy(), OTHERS, terms=terms) as distiller, pytest.raises(
-        torch.cuda.OutOfMemoryError, match='^CUDA out of memory$'
+        torch.cuda.OutOfMemoryError, match=r'^CUDA out of memory$'
     ):
         step(distiller)
 
