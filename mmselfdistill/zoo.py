@@ -179,13 +179,18 @@ def find_self_distill(cfg: Config) -> dict[str, Any] | None:
     return found[0] if found else None
 
 
-def pop_self_distill(cfg: Config) -> None:
+def pop_self_distill(cfg: Config) -> list[str]:
     """Take every hook of self-distillation out of a config, whatever its key.
+
+    Returns:
+        list[str]: The names of their classes.
 
     Raises:
         ValueError: If one is misspelt or has no type, or ``custom_hooks`` is no list.
     """
-    pop_hooks(cfg, _all_of_ours(cfg))
+    found = _all_of_ours(cfg)
+    pop_hooks(cfg, found)
+    return [name_of(hook['type']) for hook in found]
 
 
 def hooks_of(cfg: Mapping[str, Any]) -> list[dict[str, Any]]:

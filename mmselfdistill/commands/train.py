@@ -144,13 +144,13 @@ def prepare(args: argparse.Namespace) -> Config:
     cfg = load_config(args)
     if args.self_distill is not None:
         hook = self_distill_hook(args, cfg)
-        pop_self_distill(cfg)
+        had = name_of(hook['type']) in pop_self_distill(cfg)
         cfg.setdefault('default_hooks', {})
         cfg.default_hooks.self_distill = hook
         kind = args.self_distill if args.self_distill in SCHEMES else 'teacher'
         work_dir = cfg.work_dir.rstrip('/')
-        # the config that such a run has written has it already
-        if args.work_dir is None and not work_dir.endswith(f'_{kind}'):
+        # the config that such a run has written names its work dir already
+        if args.work_dir is None and not (had and work_dir.endswith(f'_{kind}')):
             # A plain run of the same config must not be resumed or overwritten.
             cfg.work_dir = f'{work_dir}_{kind}'
     elif any(x is not None for x in (args.interval, args.generations, args.student)):

@@ -11,21 +11,26 @@ from torch import Tensor
 from mmselfdistill.containers import tensors_in
 from mmselfdistill.core.keys import LOSS
 
+# how many iterations may leave out losses of the model too, as if by turns
+TURNS = 10
+
 
 class Minimised:
-    """Sees by the first backward pass whether it reaches the loss of each term.
+    """Sees by the first backward passes whether they reach the loss of each term.
 
     A model may choose losses by their names in its ``train_step`` or ``parse_losses``.
     """
 
     def __init__(self) -> None:
-        self._reached: set[str] = set()
-        self._waiting: set[str] = set()
-        self._any = False
+        self.forget()
 
     def forget(self) -> None:
         """Look at the next iteration as the first."""
-        self._reached, self._waiting = set(), set()
+        self._reached: set[str] = set()
+        self._waiting: set[str] = set()
+        self._own: set[int] = set()
+        self._own_reached: set[int] = set()
+        self._turns = 0
 
     def watched(self, own: Any, added: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the terms of an iteration, with a gradient also where they are 0.
@@ -38,27 +43,43 @@ class Minimised:
         new = {name for name in found if name.startswith(LOSS)} - self._reached
         if not new or not torch.is_grad_enabled():
             return found
-        self._waiting, self._any = new, False
+        losses = [loss for loss in tensors_in(own) if loss.requires_grad]
+        if not losses:
+            # what has no gradient is not minimised: nothing can be seen
+            return found
+        self._waiting, self._own, self._own_reached = new, {*range(len(losses))}, set()
         for name in new:
             value = found[name]
             if not value.requires_grad:
                 # 0 at present: the term begins later
                 value = value + torch.zeros_like(value).requires_grad_()
-            value.register_hook(partial(self._note, name))  # type: ignore[no-untyped-call]
+            _watch(value, self._reached, name)
             found[name] = value
-        for loss in tensors_in(own):
-            if loss.requires_grad:
-                loss.register_hook(self._see)  # type: ignore[no-untyped-call]
+        for number, loss in enumerate(losses):
+            _watch(loss, self._own_reached, number)
         return found
 
     def left_out(self) -> list[str]:
-        """Return the losses that no gradient has reached, if there was any gradient."""
-        left = sorted(self._waiting - self._reached) if self._any else []
+        """Return the losses that the last backward pass should have reached.
+
+        A model may minimise its losses by turns, so a pass that did not reach all of
+        these says nothing, unless that is so in each of the first iterations.
+        """
+        left = sorted(self._waiting - self._reached)
         self._waiting = set()
-        return left
+        if not left or not self._own_reached:
+            return []
+        self._turns += 1
+        every = self._own_reached == self._own or self._turns >= TURNS
+        return left if every else []
 
-    def _note(self, name: str, _: Tensor) -> None:
-        self._reached.add(name)
 
-    def _see(self, _: Tensor) -> None:
-        self._any = True
+def _watch(value: Tensor, reached: set[Any], name: str | int) -> None:
+    """Add a name to a set once a gradient reaches a tensor."""
+    value.register_hook(partial(_note, reached, name))  # type: ignore[no-untyped-call]
+
+
+def _note(reached: set[Any], name: str | int, gradient: Tensor | None) -> None:
+    # DDP calls the hooks of what it has not seen in the pass too, without a gradient
+    if gradient is not None:
+        reached.add(name)

@@ -52,10 +52,15 @@ def test_the_work_dir_of_a_run_that_is_resumed_by_its_own_config(
     data: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / 'dumped.py'
-    for kind, expected in (('ema', 'a_ema'), ('generation', 'a_ema_generation')):
-        path.write_text(
-            f"_base_ = {str(data / 'mmdet.py')!r}\nwork_dir = 'work_dirs/a_ema/'\n"
-        )
+    ours = "default_hooks = dict(ours=dict(type='mmselfdistill.EMATeacherHook'))\n"
+    for kind, hook, expected in (
+        ('ema', ours, 'a_ema'),
+        ('generation', ours, 'a_ema_generation'),
+        # a plain run whose name ends so by chance
+        ('ema', '', 'a_ema_ema'),
+    ):
+        base = f'_base_ = {str(data / "mmdet.py")!r}\n'
+        path.write_text(f"{base}work_dir = 'work_dirs/a_ema/'\n{hook}")
         cfg = prepare(path, '--self-distill', kind, '--resume')
         assert cfg.work_dir.rstrip('/') == f'work_dirs/{expected}'
 
