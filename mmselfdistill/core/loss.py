@@ -8,6 +8,7 @@ from typing import Any, Mapping
 
 from mmengine.registry import MODELS
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 import mmselfdistill.losses
 from mmselfdistill.core.streams import forked_rng
@@ -52,6 +53,14 @@ def build_loss(where: str, cfg: Mapping[str, Any]) -> nn.Module:
     if '_modules' not in vars(loss):
         raise ValueError(
             f'{where}.type: the __init__ of {given} calls no super().__init__()'
+        )
+    tensors = [*loss.named_parameters(), *loss.named_buffers()]
+    lazy = next((name for name, tensor in tensors if is_lazy(tensor)), None)
+    if lazy is not None:
+        raise ValueError(
+            f'{where}.type: {lazy!r} of {given} has no size before the first call: no '
+            'other process, resumed run or next generation could be given it. Give '
+            'its size, as nn.Linear(256, 64) in place of nn.LazyLinear(64)'
         )
     takes = inspect.signature(loss.forward).parameters
     if 'kind' not in takes and not any(p.kind is p.VAR_KEYWORD for p in takes.values()):

@@ -6,16 +6,21 @@ import copy
 import inspect
 import logging
 from dataclasses import replace
-from typing import Any, Sequence
+from typing import Any, Collection, Sequence
 
 import numpy as np
 import torch
 from mmengine.logging import print_log
-from torch import nn
-from torch.nn.parameter import is_lazy
+from torch import Tensor, nn
 
 from mmselfdistill.compat import DEVICE_ERRORS
-from mmselfdistill.core.attributes import BASE, GENERATORS, are_equal, is_kept
+from mmselfdistill.core.attributes import (
+    BASE,
+    GENERATORS,
+    are_equal,
+    copy_of,
+    is_kept,
+)
 from mmselfdistill.core.handed import are_alike
 from mmselfdistill.core.pairs import Pair
 from mmselfdistill.core.streams import forked_rng
@@ -36,26 +41,41 @@ def try_loss(term: Term, pairs: Sequence[Pair]) -> None:
         ValueError: If the loss fails, is NaN, has no gradient, stays 0 whatever the
             student returns, works in place, or makes a weight or a buffer.
     """
-    tried = _with_copied_loss(term)
+    copied = _with_copied_loss(term)
+    tried = term if copied is None else copied
+    modules = [*term.loss.modules()]
+    before = [vars(m) if copied is not None else _as_it_is(m) for m in modules]
+    names = tensors_of(term.loss).keys()
     # a loss may draw numbers
     with forked_rng(), Spare().held(tried.loss.modules()):
         _compute(tried, pairs)
-    if tried is not term:
-        _check_kept(term, tried.loss)
+        _check_made(term, tensors_of(tried.loss).keys() - names)
+    _warn_of_kept(term, before, [vars(m) for m in tried.loss.modules()])
+    if copied is None:
+        for module, held in zip(modules, before):
+            vars(module).clear()
+            vars(module).update(held)
 
 
-def _with_copied_loss(term: Term) -> Term:
-    """Return a term with a copy of its loss, where that can be copied.
+def _with_copied_loss(term: Term) -> Term | None:
+    """Return a term with a copy of its loss; None, if that cannot be copied.
 
     A loss may keep what it has seen, and the numbers of a trial are made up.
     """
-    if any(map(is_lazy, term.loss.parameters())):
-        # the trial gives it its shape
-        return term
     try:
         return replace(term, loss=copy.deepcopy(term.loss))
     except Exception:
-        return term
+        return None
+
+
+def _as_it_is(module: nn.Module) -> dict[str, Any]:
+    """Return what a module holds, with copies of numbers and tensors."""
+    held = dict(vars(module))
+    for name, value in held.items():
+        if name not in BASE and is_kept(value):
+            is_tensor = isinstance(value, Tensor)
+            held[name] = value.detach().clone() if is_tensor else copy_of(value)
+    return held
 
 
 def _compute(term: Term, pairs: Sequence[Pair]) -> None:
@@ -144,31 +164,35 @@ def _has_gradient(term: Term, pair: Pair) -> bool:
     return False
 
 
-def _check_kept(term: Term, tried: nn.Module) -> None:
-    """See that a checkpoint will hold what a loss keeps; a warning, if it will not.
+def _check_made(term: Term, made: Collection[str]) -> None:
+    """See that a loss had its weights and buffers before its first call.
 
     Raises:
-        ValueError: If its first call made a weight or a buffer.
+        ValueError: If not.
     """
-    name = type(term.loss).__name__
-    made = sorted(tensors_of(tried).keys() - tensors_of(term.loss).keys())
     if made:
         raise ValueError(
-            f'terms.{term.name}: {name} makes {made[0]!r} in its first call: no '
-            'optimizer would train it, and no resumed run would have it. Make it in '
-            '__init__; nn.LazyLinear and nn.LazyConv2d learn their sizes later'
+            f'terms.{term.name}: {type(term.loss).__name__} makes {min(made)!r} in its '
+            'first call: no optimizer would train it, and no resumed run would have '
+            'it. Make it in __init__'
         )
+
+
+def _warn_of_kept(
+    term: Term, before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]
+) -> None:
+    """Say what a loss keeps that no checkpoint holds."""
     kept = {
-        attribute
-        for module, after in zip(term.loss.modules(), tried.modules())
-        for attribute, value in vars(after).items()
-        if attribute not in BASE and _is_changed(vars(module).get(attribute), value)
+        name
+        for old, new in zip(before, after)
+        for name, value in new.items()
+        if name not in BASE and _is_changed(old.get(name), value)
     }
     if kept:
         print_log(
-            f'terms.{term.name}: {name} changes {", ".join(sorted(kept))} when it is '
-            'called, which no checkpoint holds: in a resumed run it starts again. A '
-            'buffer (register_buffer) is saved',
+            f'terms.{term.name}: {type(term.loss).__name__} changes '
+            f'{", ".join(sorted(kept))} when it is called, which no checkpoint holds: '
+            'in a resumed run it starts again. A buffer (register_buffer) is saved',
             logger='current',
             level=logging.WARNING,
         )

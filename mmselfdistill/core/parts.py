@@ -120,7 +120,7 @@ def check_sites(model: nn.Module, sites: Iterable[Site]) -> None:
     Raises:
         ValueError: If it has not.
     """
-    modules = dict(model.named_modules())
+    modules = dict(model.named_modules(remove_duplicate=False))
     for site in sites:
         for path in site.seams:
             if not _is_method(modules, path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import replace
+from threading import Lock
 from typing import Any, Callable
 
 import pytest
@@ -12,7 +13,15 @@ from torch import Tensor, nn
 from toys import OTHERS, TERMS, Gap, Toy, distilled, step
 
 from mmselfdistill.core import loss_trial
-from mmselfdistill.families import FAMILIES, AnyModel, Plan, Reading, Site, find_plan
+from mmselfdistill.families import (
+    FAMILIES,
+    AnyModel,
+    Plan,
+    Reading,
+    Seam,
+    Site,
+    find_plan,
+)
 
 
 class Remembers(Gap):
@@ -34,12 +43,28 @@ class Remembers(Gap):
         return value
 
 
+class Locked(Remembers):
+    """Cannot be copied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = Lock()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        self.made = True
+        return super().forward(*args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ('kind', 'changes'),
+    [(Remembers, 'count, last, queue'), (Locked, 'count, last, made, queue')],
+)
 def test_a_loss_has_seen_the_numbers_of_the_run_alone(
-    monkeypatch: pytest.MonkeyPatch,
+    kind: Any, changes: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
     monkeypatch.setattr(loss_trial, 'print_log', lambda text, **_: said.append(text))
-    terms = dict(TERMS, logits=dict(type=Remembers, site='bbox_head'))
+    terms = dict(TERMS, logits=dict(type=kind, site='bbox_head'))
     with distilled(Toy(), OTHERS, terms=terms) as distiller:
         loss: Any = next(t.loss for t in distiller.terms if t.name == 'logits')
         for number in (1, 2, 3):
@@ -47,7 +72,7 @@ def test_a_loss_has_seen_the_numbers_of_the_run_alone(
             assert (loss.count, float(loss.mean)) == (number, 29.0 * number)
             assert (float(loss.last), [*loss.queue]) == (29.0, [29.0] * number)
     # of what a checkpoint does not hold
-    warned = 'terms.logits: Remembers changes count, last, queue when it is called'
+    warned = f'terms.logits: {kind.__name__} changes {changes} when it is called'
     assert [text[: len(warned)] for text in said] == [warned]
 
 
@@ -57,7 +82,7 @@ class Late(Gap):
     kind = 'weight'
 
     def forward(self, student: Tensor, teacher: Tensor, **_: Any) -> Tensor:
-        if not hasattr(self, 'made'):
+        if getattr(self, 'made', None) is None:
             made = torch.ones(student.shape[1])
             if self.kind == 'weight':
                 self.made = nn.Parameter(made)
@@ -68,6 +93,12 @@ class Late(Gap):
 
 class LateBuffer(Late):
     kind = 'buffer'
+
+
+class EmptyBuffer(LateBuffer):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer('made', None)
 
 
 class Lazy(Gap):
@@ -81,7 +112,7 @@ class Lazy(Gap):
         return (self.layer(student) - self.layer(teacher)).abs().mean()
 
 
-@pytest.mark.parametrize('kind', [Late, LateBuffer])
+@pytest.mark.parametrize('kind', [Late, LateBuffer, EmptyBuffer])
 def test_what_a_loss_makes_in_its_first_call_is_refused(kind: Any) -> None:
     terms = dict(TERMS, logits=dict(type=kind, site='bbox_head'))
     message = rf"^terms\.logits: {kind.__name__} makes 'made' in its first call"
@@ -89,16 +120,16 @@ def test_what_a_loss_makes_in_its_first_call_is_refused(kind: Any) -> None:
         with pytest.raises(ValueError, match=message):
             step(distiller)
         loss = next(t.loss for t in distiller.terms if t.name == 'logits')
-        assert not hasattr(loss, 'made')
+        assert getattr(loss, 'made', None) is None
 
 
-def test_a_lazy_layer_has_its_size_after_the_first_iteration() -> None:
-    late = dict(type='constant', begin=0.5)
-    logits = dict(type=Lazy, site='bbox_head', schedule=late)
-    with distilled(Toy(), OTHERS, terms=dict(TERMS, logits=logits)) as distiller:
-        loss: Any = next(t.loss for t in distiller.terms if t.name == 'logits')
-        step(distiller)
-        assert loss.layer.weight.shape == (2, 3)
+def test_a_lazy_layer_is_refused() -> None:
+    terms = dict(TERMS, logits=dict(type=Lazy, site='bbox_head'))
+    message = r"^terms\.logits\.type: 'layer.weight' of .*Lazy.* has no size before"
+    with pytest.raises(ValueError, match=message), distilled(
+        Toy(), OTHERS, terms=terms
+    ):
+        pass
 
 
 @pytest.mark.parametrize(
@@ -209,3 +240,29 @@ def test_a_site_that_cannot_be_read_is_named(
         Toy(), OTHERS, terms=terms
     ) as distiller:
         step(distiller)
+
+
+def test_a_site_may_read_a_module_by_its_second_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Twice(Toy):
+        def __init__(self) -> None:
+            super().__init__()
+            self.same = self.bbox_head
+
+    class OwnSite(AnyModel):
+        @classmethod
+        def plan(cls, model: nn.Module) -> Plan:
+            plan = AnyModel.plan(model)
+            path = 'same.forward'
+            site = Site(
+                'mine', (path,), lambda side: [Reading(c.output) for c in side.of(path)]
+            )
+            seams = *plan.seams, Seam(path)
+            return replace(plan, sites=(*plan.sites, site), seams=seams)
+
+    monkeypatch.setattr(f'{find_plan.__module__}.FAMILIES', [OwnSite, *FAMILIES])
+    terms = dict(features=TERMS['features'], mine=dict(type=Gap, site='mine'))
+    with distilled(Twice(), OTHERS, terms=terms) as distiller:
+        # features by 2 and 5, logits by 6 and 35
+        assert step(distiller)['mine'] == 29
