@@ -70,6 +70,8 @@ class Distiller:
         run_progress (float): Position in the run, in [0, 1].
         seed (int): The run's: what views draw by, with the iteration.
         iteration (int): Its number in the run: by it the teacher may rest.
+        trained (list[str]): Names of the terms whose losses the optimizer trains, as
+            they were built: a hook may freeze one later.
         predicts (bool): Whether the teacher makes the predictions of the student.
         forwards (int): How often the student's loss was computed.
         computed (int): How often a term was computed with a weight above 0.
@@ -90,6 +92,11 @@ class Distiller:
     ) -> None:
         self.student = student
         self.terms = terms
+        self.trained = sorted(
+            term.name
+            for term in terms
+            if any(p.requires_grad for p in term.loss.parameters())
+        )
         self.loss_weight = loss_weight
         self.task_weight = task_weight
         self.view = view

@@ -29,15 +29,6 @@ def losses_of(distiller: Distiller) -> dict[str, nn.Module]:
     return {term.name: term.loss for term in distiller.terms if tensors_of(term.loss)}
 
 
-def trained_losses(distiller: Distiller) -> list[str]:
-    """Return the names of the terms whose losses have parameters that are trained."""
-    return sorted(
-        name
-        for name, loss in losses_of(distiller).items()
-        if any(p.requires_grad for p in loss.parameters())
-    )
-
-
 def train_losses(runner: Runner, distiller: Distiller) -> None:
     """Put the parameters of the losses on the student's device and into the optimizer.
 

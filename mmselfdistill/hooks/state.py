@@ -13,7 +13,7 @@ from mmselfdistill.core.teacher import mismatches
 from mmselfdistill.core.terms import differences
 
 from .buffers import put_buffers, unsaved_buffers
-from .learned import losses_of, trained_losses
+from .learned import losses_of
 
 STATE_KEY = 'mmselfdistill'
 STATE_VERSION = 1
@@ -41,7 +41,7 @@ def state_of(distiller: Distiller) -> dict[str, Any]:
             for name, loss in losses_of(distiller).items()
         },
         terms={term.name: term.config for term in distiller.terms},
-        trained=trained_losses(distiller),
+        trained=distiller.trained,
         unlabeled=0 if unlabeled is None else unlabeled.used,
         skipped=0 if unlabeled is None else unlabeled.skipped,
     )
@@ -124,8 +124,7 @@ def check_same_run(
     Raises:
         ValueError: If it is of another run.
     """
-    trained = trained_losses(distiller)
-    identity = {**identity, 'trained': trained}
+    identity = {**identity, 'trained': distiller.trained}
     wrong = [
         f'{_NAMES.get(key, key)}: {state.get(key)!r} in the checkpoint, {value!r} now'
         for key, value in identity.items()

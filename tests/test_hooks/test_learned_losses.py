@@ -202,6 +202,22 @@ def test_it_is_resumed(runs: Runs) -> None:
 
 
 @pytest.mark.usefixtures('stock_resumes_in_iterations')
+def test_a_hook_may_freeze_it_during_a_run_that_is_resumed(runs: Runs) -> None:
+    def freeze(runner: Runner) -> None:
+        if runner.iter >= 1:
+            projector(runs, runner).requires_grad_(False)
+
+    cfg = runs.config('retinanet', PROJECTED, iters=4)
+    cfg.default_hooks.checkpoint.interval = 2
+    runs.train(cfg, freeze, stop_at=3)
+    (saved,) = runs.checkpoint(cfg)['mmselfdistill']['losses'].values()
+    cfg.resume = True
+    runner = runs.train(cfg, freeze)
+    assert runner.iter == 4
+    assert torch.equal(projector(runs, runner), saved['projector'])
+
+
+@pytest.mark.usefixtures('stock_resumes_in_iterations')
 def test_the_order_of_the_terms_is_of_no_account(runs: Runs) -> None:
     mine = dict(type='FeatureMSELoss', projector=32, weight=1.0, site='features')
     terms = dict(upper=mine, lower=dict(mine, weight=3.0), features=None)
