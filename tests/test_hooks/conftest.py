@@ -8,6 +8,7 @@ import itertools
 import sys
 from contextlib import suppress
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Callable
 
@@ -269,6 +270,9 @@ def runs(scenes: Path, tmp_path: Path) -> Runs:
 @pytest.fixture
 def models() -> Any:
     """Register models for one test."""
+    # what they register by being imported stays
+    import_module('mmdet.models')
+    import_module('mmseg.models')
     registered = set(MODELS.module_dict)
     yield MODELS
     for name in set(MODELS.module_dict) - registered:
