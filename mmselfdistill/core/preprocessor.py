@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import torch
 from mmengine.model import BaseDataPreprocessor
+from mmengine.structures import PixelData
 from torch import nn
 
 from mmselfdistill.families import find_plan
 
-# batch augmentations that draw nothing
+# MMDetection's batch augmentations that draw nothing
 _FIXED = ('BatchFixedSizePad', 'BatchResize')
 
 
@@ -29,6 +31,30 @@ def preprocessor_of(student: Any, model: Any) -> Any:
         preprocessor._modules = found._modules.copy()
         preprocessor.batch_augments = nn.ModuleList(fixed) if fixed else None
     return preprocessor
+
+
+def add_no_objects(preprocessor: Any, batch: Any) -> None:
+    """Add empty annotations where batch augmentations will change those too.
+
+    Args:
+        preprocessor (nn.Module): As :func:`preprocessor_of` returns it.
+        batch (dict): Images and their data samples, in whose pipeline may be no
+            ``LoadAnnotations``.
+    """
+    if not _augments(preprocessor)[0]:
+        return
+    from mmdet.structures.mask import BitmapMasks
+
+    for image, sample in zip(batch['inputs'], batch['data_samples']):
+        height, width = image.shape[-2:]
+        for objects in (sample.gt_instances, sample.ignored_instances):
+            if 'bboxes' not in objects:
+                objects.bboxes = torch.zeros(0, 4)
+        if 'masks' not in sample.gt_instances:
+            sample.gt_instances.masks = BitmapMasks([], height, width)
+        if 'gt_sem_seg' not in sample:
+            nothing = torch.zeros(1, height, width, dtype=torch.uint8)
+            sample.gt_sem_seg = PixelData(sem_seg=nothing)
 
 
 def random_augments(student: Any) -> list[str]:

@@ -131,7 +131,15 @@ def _inside(cfg: Mapping[str, Any]) -> Sequence[Any] | None:
 def frames_of(dataset: Any) -> list[dict[str, Any]]:
     """Return what a dataset says of each image, or of each frame of its videos."""
     infos = [dataset.get_data_info(index) for index in range(len(dataset))]
-    return [frame for info in infos for frame in info.get('images', [info])]
+    return [frame for info in infos for frame in _frames(info)]
+
+
+def _frames(info: dict[str, Any]) -> list[dict[str, Any]]:
+    frames = info.get('images')
+    # others may keep paths there
+    if isinstance(frames, list) and all(isinstance(each, dict) for each in frames):
+        return frames
+    return [info]
 
 
 def _of_dataset(cfg: dict[str, Any]) -> list[str]:

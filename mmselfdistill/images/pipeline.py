@@ -51,7 +51,9 @@ def image_pipeline(
     kept: list[Transform] = []
     dropped: list[str] = []
     loaded = mixed = False
-    for transform in _with_labels([*_built(configs)]):
+    transforms = [*_built(configs)]
+    marked = _takes_map(transforms)
+    for transform in transforms:
         name = type(transform).__name__
         if _loads_labels(transform):
             transform = _NoObjects(transform)
@@ -69,7 +71,10 @@ def image_pipeline(
         if after is not None:
             kept.append(transform)
             results = after
-            loaded = loaded or 'img' in results
+            if marked and not loaded and 'img' in results:
+                kept.append(_NoObjects())
+                results = kept[-1](results)
+            loaded = loaded or 'img' in results or 'inputs' in results
         elif own and 'img' not in results:
             # it is the image's fault: another may be tried
             raise ValueError(f'{name}: {reason}')
@@ -96,18 +101,13 @@ def _loads_labels(transform: Any) -> bool:
     return name.startswith('Load') and 'Annotation' in name
 
 
-def _with_labels(transforms: list[Any]) -> list[Any]:
-    """Return transforms of a segmentor with a map of labels, if it loads none we know.
+def _takes_map(transforms: Sequence[Any]) -> bool:
+    """Say whether they are a segmentor's, and load no map of labels that we know.
 
     What a transform makes up, it marks there.
     """
-    names = [type(each).__name__ for each in transforms]
-    loaders = [i for i, name in enumerate(names) if name.startswith('Load')]
-    known = any(map(_loads_labels, transforms))
-    if known or not loaders or 'PackSegInputs' not in names:
-        return transforms
-    after = loaders[0] + 1
-    return [*transforms[:after], _NoObjects(), *transforms[after:]]
+    packs = any(type(each).__name__ == 'PackSegInputs' for each in transforms)
+    return packs and not any(map(_loads_labels, transforms))
 
 
 def _built(configs: Sequence[Any]) -> Iterator[Any]:

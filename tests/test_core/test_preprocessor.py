@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+import pytest
 import torch
 from mmdet.models import DetDataPreprocessor
 from mmdet.structures import DetDataSample
 from mmengine.model import BaseDataPreprocessor
-from mmengine.registry import init_default_scope
+from mmengine.registry import TRANSFORMS, init_default_scope
 from torch import nn
 
-from mmselfdistill.core.preprocessor import preprocessor_of
+from mmselfdistill.core.preprocessor import add_no_objects, preprocessor_of
 
 
 class Outer(nn.Module):
@@ -56,3 +58,29 @@ def test_what_draws_is_left_out_of_a_copy() -> None:
     ]
     own: Any = student.detector.data_preprocessor
     assert len(own.batch_augments) == 2
+
+
+@pytest.mark.parametrize(
+    ('step', 'size'),
+    [
+        (dict(type='BatchFixedSizePad', size=(48, 64), pad_mask=True), (48, 64)),
+        (dict(type='BatchFixedSizePad', size=(48, 64), pad_seg=True), (48, 64)),
+        (dict(type='BatchResize', scale=(64, 64), pad_size_divisor=1), (32, 64)),
+    ],
+)
+def test_what_is_kept_is_given_annotations_without_objects(
+    step: Any, size: Any
+) -> None:
+    init_default_scope('mmdet')
+    pack: Any = TRANSFORMS.build(dict(type='PackDetInputs', meta_keys=()))
+    packed = pack(dict(img=np.zeros((24, 48, 3), np.uint8)))
+    packed['data_samples'].set_metainfo(dict(img_shape=(24, 48)))
+    own = DetDataPreprocessor(pad_mask=True, batch_augments=[step])
+    student = Outer(own, own)
+    found: Any = preprocessor_of(student, student.detector)
+    batch = {key: [value] for key, value in packed.items()}
+    add_no_objects(found, batch)
+    made = found(batch, True)
+    assert tuple(made['inputs'].shape[-2:]) == size
+    objects = made['data_samples'][0].gt_instances
+    assert objects.bboxes.shape == (0, 4) and len(objects.masks) == 0

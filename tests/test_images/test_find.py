@@ -242,6 +242,14 @@ def test_the_frames_of_videos(tmp_path: Path) -> None:
     assert find_images(cfg) == expected
 
 
+def test_what_else_a_dataset_calls_images_is_no_frame() -> None:
+    class Paths(BaseDataset):  # type: ignore[misc]
+        def load_data_list(self) -> Any:
+            return [dict(img_path='a.png', images=['a.png', 'depth.png'])]
+
+    assert find_images(dict(type=Paths)) == ['a.png']
+
+
 def test_the_home_folder_is_known(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -246,6 +246,38 @@ def test_what_a_segmentors_transforms_make_up_is_marked(
     assert int(made_up.sum()) == 64 * 128 - 48 * 96
 
 
+class LoadScale:
+    """Loads no image, though it is named as if."""
+
+    def __call__(self, results: Any) -> Any:
+        return dict(results, scale=2)
+
+
+def test_a_map_is_added_to_the_image_whatever_is_loaded_before(
+    folder: Path, wide: str
+) -> None:
+    init_default_scope('mmseg')
+    pad = dict(type='Pad', size=(128, 64), pad_val=dict(img=0, seg=255))
+    given = [LoadScale(), *LOAD, pad, dict(type='PackSegInputs')]
+    pipeline, dropped = image_pipeline(given, wide)
+    assert dropped == []
+    ((_, packed),) = items(pipeline, folder, 1)
+    assert int((packed.gt_sem_seg.data[0] == 255).sum()) == 64 * 128 - 48 * 96
+
+
+@pytest.mark.parametrize('own', [True, False])
+def test_one_transform_may_load_and_pack(own: bool, folder: Path, wide: str) -> None:
+    def load(results: Any) -> Any:
+        image = cv2.imread(results['img_path'])
+        return pack(dict(results, img=image))
+
+    init_default_scope('mmdet')
+    pack = TRANSFORMS.build(dict(PACK, meta_keys=('img_path',)))
+    pipeline, _ = image_pipeline([load], wide, own)
+    ((image, _),) = items(pipeline, folder, 1)
+    assert tuple(image.shape) == (3, 48, 96)
+
+
 class Fails:
     """Needs objects, in one of some calls."""
 
