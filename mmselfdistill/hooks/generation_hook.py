@@ -223,9 +223,10 @@ def _check_can_reinitialize(runner: Runner) -> None:
             "GenerationHook: student='reinit' builds a fresh model from "
             'runner.cfg.model, which is empty; make the runner by Runner.from_cfg'
         )
-    if runner.cfg.get('load_from') and not runner._resume:
+    # a Runner's own: its config may say less
+    if runner._load_from and not runner._resume:
         raise ValueError(
             "GenerationHook: student='reinit' starts each generation from the model's "
-            f'own init_cfg, so load_from={runner.cfg.load_from!r} would hold for the '
+            f'own init_cfg, so load_from={runner._load_from!r} would hold for the '
             "first only; use init_cfg=dict(type='Pretrained', ...), or 'continue'"
         )

@@ -82,7 +82,12 @@ class SelfDistillHook(DistillHook):
         super()._restore(state, teacher)
         self._source = state['source']
         said = f'The teacher is that of the checkpoint, {self._source}.'
-        other = self._source != self.teacher
+        # one file may be spelt in two ways; a URL is not changed by this but in form
+        here, there = (
+            os.path.realpath(os.path.expanduser(each))
+            for each in (self.teacher, self._source)
+        )
+        other = here != there
         if other:
             said += (
                 f' The config names another one, {self.teacher}, which is not used: to '

@@ -296,12 +296,16 @@ def test_uncovered_model(runs: Runs) -> None:
 def test_reinit_needs_a_fresh_model(runs: Runs) -> None:
     cfg = runs.config('gfl', {**EVERY_2, 'student': 'reinit'}, iters=4)
     cfg.load_from = 'pretrained.pth'
-    for whole, words in (
-        (False, ['Runner.from_cfg', 'empty']),
-        (True, ["load_from='pretrained.pth'", "'continue'"]),
+    loads = ["load_from='pretrained.pth'", "'continue'"]
+    for number, (build, words) in enumerate(
+        (
+            (lambda: Runner(**cfg), ['Runner.from_cfg', 'empty']),
+            (lambda: Runner(**cfg, cfg=dict(model=cfg.model)), loads),
+            (lambda: Runner.from_cfg(cfg), loads),
+        )
     ):
-        cfg.experiment_name = f'reinit-{whole}'
-        runner = Runner.from_cfg(cfg) if whole else Runner(**cfg)
+        cfg.experiment_name = f'reinit-{number}'
+        runner = build()
         with pytest.raises(ValueError, match="student='reinit'") as caught:
             runner.train()
         assert [word for word in words if word not in str(caught.value)] == []
