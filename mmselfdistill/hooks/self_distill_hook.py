@@ -82,18 +82,18 @@ class SelfDistillHook(DistillHook):
         super()._restore(state, teacher)
         self._source = state['source']
         said = f'The teacher is that of the checkpoint, {self._source}.'
-        # one file may be spelt in two ways; a URL is not changed by this but in form
-        here, there = (
-            os.path.realpath(os.path.expanduser(each))
-            for each in (self.teacher, self._source)
-        )
-        other = here != there
+        other = _place(self._source) != _place(self.teacher)
         if other:
             said += (
                 f' The config names another one, {self.teacher}, which is not used: to '
                 'be taught by it, begin a run of its own'
             )
         print_log(said, 'current', logging.WARNING if other else logging.INFO)
+
+
+def _place(path: str) -> str:
+    # one file may be spelt in several ways, and two URLs stay two
+    return os.path.realpath(os.path.expanduser(path))
 
 
 def load_strictly(teacher: nn.Module, path: str, inner: str) -> tuple[str, list[str]]:
