@@ -5,12 +5,11 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-import torch
 from mmengine.model import BaseDataPreprocessor
-from mmengine.structures import PixelData
 from torch import nn
 
 from mmselfdistill.families import find_plan
+from mmselfdistill.images.empty import add_nothing
 
 # MMDetection's batch augmentations that draw nothing
 _FIXED = ('BatchFixedSizePad', 'BatchResize')
@@ -33,7 +32,7 @@ def preprocessor_of(student: Any, model: Any) -> Any:
     return preprocessor
 
 
-def add_no_objects(preprocessor: Any, batch: Any) -> None:
+def complete(preprocessor: Any, batch: Any) -> None:
     """Add empty annotations where batch augmentations will change those too.
 
     Args:
@@ -41,20 +40,9 @@ def add_no_objects(preprocessor: Any, batch: Any) -> None:
         batch (dict): Images and their data samples, in whose pipeline may be no
             ``LoadAnnotations``.
     """
-    if not _augments(preprocessor)[0]:
-        return
-    from mmdet.structures.mask import BitmapMasks
-
-    for image, sample in zip(batch['inputs'], batch['data_samples']):
-        height, width = image.shape[-2:]
-        for objects in (sample.gt_instances, sample.ignored_instances):
-            if 'bboxes' not in objects:
-                objects.bboxes = torch.zeros(0, 4)
-        if 'masks' not in sample.gt_instances:
-            sample.gt_instances.masks = BitmapMasks([], height, width)
-        if 'gt_sem_seg' not in sample:
-            nothing = torch.zeros(1, height, width, dtype=torch.uint8)
-            sample.gt_sem_seg = PixelData(sem_seg=nothing)
+    if _augments(preprocessor)[0]:
+        for image, sample in zip(batch['inputs'], batch['data_samples']):
+            add_nothing(image, sample)
 
 
 def random_augments(student: Any) -> list[str]:

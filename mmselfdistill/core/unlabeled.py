@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mmselfdistill.compat import DEVICE_ERRORS
 from mmselfdistill.containers import tensors_in
 from mmselfdistill.core.comparison import Comparison
-from mmselfdistill.core.preprocessor import add_no_objects, preprocessor_of
+from mmselfdistill.core.preprocessor import complete, preprocessor_of
 from mmselfdistill.core.streams import forked_rng
 from mmselfdistill.core.terms import Term
 from mmselfdistill.core.unmoved import Spare
@@ -129,7 +129,7 @@ class Unlabeled:
         # before it changes them
         sizes = [tuple(getattr(each, 'shape', ())) for each in batch['inputs']]
         try:
-            add_no_objects(preprocess, batch)
+            complete(preprocess, batch)
             with forked_rng():
                 torch.manual_seed(seed_of(self.batches.drawn, get_rank()))
                 return preprocess(batch, True)

@@ -13,7 +13,7 @@ from mmengine.model import BaseDataPreprocessor
 from mmengine.registry import TRANSFORMS, init_default_scope
 from torch import nn
 
-from mmselfdistill.core.preprocessor import add_no_objects, preprocessor_of
+from mmselfdistill.core.preprocessor import complete, preprocessor_of
 
 
 class Outer(nn.Module):
@@ -79,7 +79,7 @@ def test_what_is_kept_is_given_annotations_without_objects(
     student = Outer(own, own)
     found: Any = preprocessor_of(student, student.detector)
     batch = {key: [value] for key, value in packed.items()}
-    add_no_objects(found, batch)
+    complete(found, batch)
     made = found(batch, True)
     assert tuple(made['inputs'].shape[-2:]) == size
     objects = made['data_samples'][0].gt_instances
