@@ -161,13 +161,7 @@ class GenerationHook(DistillHook):
         super()._restore(state, teacher)
         self._taught = self.generation
         assert self._beginning is not None
-        # images without labels may be new, and a loss with them
-        own, saved = self._beginning.state, state['beginning']
-        losses = {**own['losses'], **saved['losses']}
-        # and so may schedulers be
-        added = own['schedulers'][len(saved['schedulers']) :]
-        schedulers = [*saved['schedulers'], *added]
-        own.update(saved, losses=losses, schedulers=schedulers)
+        self._beginning.resume(state['beginning'])
 
     def before_train(self, runner: Runner) -> None:
         """Try what the boundary will do, before a step is made."""

@@ -65,7 +65,7 @@ def train_losses(runner: Runner, distiller: Distiller) -> None:
     optimizer.add_param_group(dict(params=parameters))
     optimizer.param_groups[-1]['lr'] *= _scale_of_lr(runner)
     # schedulers are built, and the warm-up of the first step has been applied
-    for scheduler in schedulers_of(runner):
+    for scheduler in schedulers_of(runner).values():
         _schedule(scheduler, optimizer.param_groups)
 
 

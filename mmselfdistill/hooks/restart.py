@@ -44,15 +44,26 @@ class Beginning:
                 [copy.deepcopy(_settings(group)) for group in wrapper.param_groups]
                 for wrapper in optim_wrappers(runner)
             ],
-            schedulers=[
-                copy.deepcopy(_data(scheduler.state_dict()))
-                for scheduler in schedulers_of(runner)
-            ],
+            schedulers={
+                name: copy.deepcopy(_data(scheduler.state_dict()))
+                for name, scheduler in schedulers_of(runner).items()
+            },
             losses={
                 name: {key: t.cpu().clone() for key, t in loss.state_dict().items()}
                 for name, loss in losses.items()
             },
         )
+
+    def resume(self, saved: Mapping[str, Any]) -> None:
+        """Take the state of the run that is resumed.
+
+        What was added since then keeps its own: schedulers, and the losses of images
+        without labels.
+        """
+        added = {
+            key: {**self.state[key], **saved[key]} for key in ('losses', 'schedulers')
+        }
+        self.state.update(saved, **added)
 
     def restore_losses(self, losses: Mapping[str, nn.Module]) -> None:
         """Put the weights of losses back to their beginning."""
@@ -65,8 +76,8 @@ class Beginning:
         for wrapper, groups in zip(optim_wrappers(runner), state['groups']):
             for group, settings in zip(wrapper.param_groups, groups):
                 group.update(settings)
-        for scheduler, each in zip(schedulers_of(runner), state['schedulers']):
-            scheduler.load_state_dict(each)
+        for name, scheduler in schedulers_of(runner).items():
+            scheduler.load_state_dict(state['schedulers'][name])
         for hook in runner.hooks:
             if isinstance(hook, EarlyStoppingHook):
                 # its patience is that of one schedule

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Iterator, Mapping, Sequence
+from typing import Any, Mapping, Sequence
 
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
@@ -183,14 +183,18 @@ def optim_wrappers(runner: Runner) -> list[OptimWrapper]:
     return list(wrapper.values()) if several else [wrapper]
 
 
-def schedulers_of(runner: Runner) -> Iterator[Any]:
-    """Yield the schedulers of a run, whose config may group them by optimizer."""
+def schedulers_of(runner: Runner) -> dict[str, Any]:
+    """Return the schedulers of a run by optimizer and number, as 'encoder.0'.
+
+    Of a run with one optimizer, the name of that is ''.
+    """
     schedulers = runner.param_schedulers or []
-    if isinstance(schedulers, dict):
-        for each in schedulers.values():
-            yield from each
-    else:
-        yield from schedulers
+    groups = schedulers if isinstance(schedulers, dict) else {'': schedulers}
+    return {
+        f'{name}.{number}': scheduler
+        for name, group in groups.items()
+        for number, scheduler in enumerate(group)
+    }
 
 
 def optimizer_steps(runner: Runner) -> float:

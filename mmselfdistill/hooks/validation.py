@@ -74,7 +74,7 @@ def metrics_needed(runner: Runner) -> Iterator[tuple[str, str]]:
                 yield 'save_best', key
         elif isinstance(each, EarlyStoppingHook):
             yield 'EarlyStoppingHook.monitor', each.monitor
-    for scheduler in schedulers_of(runner):
+    for scheduler in schedulers_of(runner).values():
         if isinstance(scheduler, ReduceOnPlateauParamScheduler):
             yield f'{type(scheduler).__name__}.monitor', scheduler.monitor
 

@@ -11,8 +11,12 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
+from mmengine.optim import OptimWrapper, OptimWrapperDict
+from mmengine.optim.scheduler import CosineAnnealingLR, LinearLR, MultiStepLR
+from torch import nn
 
 from mmselfdistill.compat import load_checkpoint
+from mmselfdistill.hooks.restart import Beginning
 
 if TYPE_CHECKING:
     from mmengine.runner import Runner
@@ -220,7 +224,7 @@ def test_a_schedule_that_keeps_a_function(runs: Runs) -> None:
         return cfg
 
     last = compare(runs, make, (4,))
-    (state,) = last['mmselfdistill']['beginning']['schedulers']
+    (state,) = last['mmselfdistill']['beginning']['schedulers'].values()
     assert 'total_steps' in state and not any(map(callable, state.values()))
 
 
@@ -408,3 +412,30 @@ def test_another_batch_size(hook: dict[str, Any], runs: Runs) -> None:
         0 if hook is EMA else each // 2 for each in done
     ]
     assert [progress for *_, progress in seen] == pytest.approx(parts)
+
+
+def test_each_optimizer_has_schedulers_of_its_own(runs: Runs) -> None:
+    runner = runs.build(runs.config('retinanet', iters=2))
+    layers = dict(a=nn.Linear(1, 1), b=nn.Linear(1, 1))
+    wrappers = {
+        name: OptimWrapper(torch.optim.SGD(layer.parameters(), lr=0.1))
+        for name, layer in layers.items()
+    }
+    runner.optim_wrapper = OptimWrapperDict(**wrappers)
+
+    def beginning(**schedulers: list[Any]) -> Any:
+        runner.param_schedulers = schedulers
+        return Beginning(runner, {})
+
+    first = MultiStepLR(wrappers['a'], milestones=[5])
+    second = CosineAnnealingLR(wrappers['b'], T_max=10)
+    saved = beginning(a=[first], b=[second])
+    # a resumed run has one more
+    added = LinearLR(wrappers['a'], start_factor=0.5, end=3)
+    resumed = beginning(a=[first, added], b=[second])
+    resumed.resume(saved.state)
+    expected = [each.state_dict() for each in (first, added, second)]
+    for scheduler in (first, added, second):
+        scheduler.step()
+    resumed.restore(runner)
+    assert [each.state_dict() for each in (first, added, second)] == expected
