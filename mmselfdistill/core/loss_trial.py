@@ -11,7 +11,7 @@ from typing import Any, Collection, Sequence
 import numpy as np
 import torch
 from mmengine.logging import print_log
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmselfdistill.compat import DEVICE_ERRORS
 from mmselfdistill.core.attributes import (
@@ -41,36 +41,35 @@ def try_loss(term: Term, pairs: Sequence[Pair]) -> None:
         ValueError: If the loss fails, is NaN, has no gradient, stays 0 whatever the
             student returns, works in place, or makes a weight or a buffer.
     """
-    copied = _with_copied_loss(term)
-    tried = term if copied is None else copied
-    modules = [*term.loss.modules()]
-    before = [vars(m) if copied is not None else _as_it_is(m) for m in modules]
+    tried = _with_copied_loss(term)
+    own = [vars(module) for module in term.loss.modules()]
+    before = own if tried is not term else [*map(_as_it_is, own)]
     names = tensors_of(term.loss).keys()
     # a loss may draw numbers
     with forked_rng(), Spare().held(tried.loss.modules()):
         _compute(tried, pairs)
         _check_made(term, tensors_of(tried.loss).keys() - names)
     _warn_of_kept(term, before, [vars(m) for m in tried.loss.modules()])
-    if copied is None:
-        for module, held in zip(modules, before):
-            vars(module).clear()
-            vars(module).update(held)
+    if tried is term:
+        for attributes, held in zip(own, before):
+            attributes.clear()
+            attributes.update(held)
 
 
-def _with_copied_loss(term: Term) -> Term | None:
-    """Return a term with a copy of its loss; None, if that cannot be copied.
+def _with_copied_loss(term: Term) -> Term:
+    """Return a term with a copy of its loss, or the term, if that cannot be copied.
 
     A loss may keep what it has seen, and the numbers of a trial are made up.
     """
     try:
         return replace(term, loss=copy.deepcopy(term.loss))
     except Exception:
-        return None
+        return term
 
 
-def _as_it_is(module: nn.Module) -> dict[str, Any]:
+def _as_it_is(attributes: dict[str, Any]) -> dict[str, Any]:
     """Return what a module holds, with copies of numbers and tensors."""
-    held = dict(vars(module))
+    held = dict(attributes)
     for name, value in held.items():
         if name not in BASE and is_kept(value):
             is_tensor = isinstance(value, Tensor)

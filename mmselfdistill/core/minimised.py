@@ -28,7 +28,7 @@ class Minimised:
         """Look at the next iteration as the first."""
         self._reached: set[str] = set()
         self._waiting: set[str] = set()
-        self._own: set[int] = set()
+        self._own = 0
         self._own_reached: set[int] = set()
         self._turns = 0
 
@@ -47,7 +47,7 @@ class Minimised:
         if not losses:
             # what has no gradient is not minimised: nothing can be seen
             return found
-        self._waiting, self._own, self._own_reached = new, {*range(len(losses))}, set()
+        self._waiting, self._own, self._own_reached = new, len(losses), set()
         for name in new:
             value = found[name]
             if not value.requires_grad:
@@ -70,7 +70,7 @@ class Minimised:
         if not left or not self._own_reached:
             return []
         self._turns += 1
-        every = self._own_reached == self._own or self._turns >= TURNS
+        every = len(self._own_reached) == self._own or self._turns >= TURNS
         return left if every else []
 
 

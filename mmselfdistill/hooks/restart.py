@@ -60,10 +60,10 @@ class Beginning:
         What was added since then keeps its own: schedulers, and the losses of images
         without labels.
         """
-        added = {
+        merged = {
             key: {**self.state[key], **saved[key]} for key in ('losses', 'schedulers')
         }
-        self.state.update(saved, **added)
+        self.state.update(saved, **merged)
 
     def restore_losses(self, losses: Mapping[str, nn.Module]) -> None:
         """Put the weights of losses back to their beginning."""

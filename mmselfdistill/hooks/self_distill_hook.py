@@ -82,18 +82,14 @@ class SelfDistillHook(DistillHook):
         super()._restore(state, teacher)
         self._source = state['source']
         said = f'The teacher is that of the checkpoint, {self._source}.'
-        other = _place(self._source) != _place(self.teacher)
+        # one file may be spelt in several ways, and two URLs stay two
+        other = os.path.realpath(self._source) != os.path.realpath(self.teacher)
         if other:
             said += (
                 f' The config names another one, {self.teacher}, which is not used: to '
                 'be taught by it, begin a run of its own'
             )
         print_log(said, 'current', logging.WARNING if other else logging.INFO)
-
-
-def _place(path: str) -> str:
-    # one file may be spelt in several ways, and two URLs stay two
-    return os.path.realpath(os.path.expanduser(path))
 
 
 def load_strictly(teacher: nn.Module, path: str, inner: str) -> tuple[str, list[str]]:
